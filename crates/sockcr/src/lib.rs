@@ -1,0 +1,2 @@
+//! sockcr
+pub mod kernel;
