@@ -1,1 +1,339 @@
-//! bpf(2).
+//! bpf(2): loading a program, running it once, and reading what an iterator program writes.
+//!
+//! Only the four commands that sockcr uses. Every descriptor the kernel returns here is
+//! close-on-exec already. The commands need CAP_BPF, and CAP_PERFMON for programs that read
+//! kernel memory; without them [`load`] gives `EPERM`.
+
+use std::ffi::{CString, c_void};
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+
+/// `enum bpf_cmd` of `linux/bpf.h`.
+mod command {
+    pub const PROG_LOAD: libc::c_long = 5;
+    pub const PROG_TEST_RUN: libc::c_long = 10;
+    pub const LINK_CREATE: libc::c_long = 28;
+    pub const ITER_CREATE: libc::c_long = 33;
+}
+
+const PROG_TYPE_TRACING: u32 = 26;
+const PROG_TYPE_SYSCALL: u32 = 31;
+const ATTACH_TYPE_TRACE_ITER: u32 = 28;
+/// `BPF_F_SLEEPABLE`: a SYSCALL program must be loaded with it.
+const FLAG_SLEEPABLE: u32 = 1 << 4;
+
+/// The licence told to the kernel: the helpers that read kernel memory want a GPL-compatible one.
+const LICENCE: &std::ffi::CStr = c"Dual MIT/GPL";
+
+/// The bytes of one instruction.
+pub const INSTRUCTION_SIZE: usize = 8;
+
+/// The bytes of a context that [`run`] accepts at most: the kernel's own limit.
+pub const CONTEXT_LIMIT: usize = u16::MAX as usize;
+
+/// Tries of a load that a signal interrupts, the number libbpf uses.
+const LOAD_ATTEMPTS: usize = 5;
+
+/// The type information of the running kernel, readable by everybody.
+pub const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
+
+/// The bytes of [`KERNEL_TYPES`], mapped (Linux 6.16): nothing is copied.
+#[derive(Debug)]
+pub struct KernelTypes {
+    start: *const u8,
+    size: usize,
+}
+
+// SAFETY: the memory is immutable and stays mapped as long as the value lives, on every thread.
+unsafe impl Send for KernelTypes {}
+// SAFETY: as above; there is no interior mutability.
+unsafe impl Sync for KernelTypes {}
+
+impl KernelTypes {
+    /// Maps the file. Kernels that cannot do this give `ENODEV`; it may then be read.
+    pub fn map() -> io::Result<Self> {
+        let file = File::open(KERNEL_TYPES)?;
+        let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        // SAFETY: a new private read-only mapping at a place of the kernel's choice disturbs no
+        // other memory.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                size,
+                libc::PROT_READ,
+                libc::MAP_PRIVATE,
+                file.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Self {
+            start: start.cast_const().cast(),
+            size,
+        })
+    }
+}
+
+impl Deref for KernelTypes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: `start` is the beginning of a mapping of `size` bytes that lives as long as
+        // `self`. The kernel refuses to map the file writable and never changes its contents.
+        unsafe { std::slice::from_raw_parts(self.start, self.size) }
+    }
+}
+
+impl Drop for KernelTypes {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `map`, and no borrow of it outlives `self`.
+        unsafe { libc::munmap(self.start.cast_mut().cast::<c_void>(), self.size) };
+    }
+}
+
+/// What a program is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `BPF_PROG_TYPE_SYSCALL`, sleepable, run by [`run`] (Linux 5.14).
+    Syscall,
+    /// `BPF_PROG_TYPE_TRACING` with `BPF_TRACE_ITER` (Linux 5.8).
+    Iterator {
+        /// The BTF id of the function `bpf_iter_...` in vmlinux.
+        function: u32,
+    },
+}
+
+/// `union bpf_attr` for `BPF_PROG_LOAD`, up to the last field used here.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttributes {
+    program_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    licence: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    expected_attach_type: u32,
+    btf: u32,
+    function_record_size: u32,
+    functions: u64,
+    function_count: u32,
+    line_record_size: u32,
+    lines: u64,
+    line_count: u32,
+    attach_btf_id: u32,
+    attach_program: u32,
+    /// `core_relo_cnt`, zero: it fills the structure up to its alignment.
+    relocation_count: u32,
+}
+
+/// `union bpf_attr` for `BPF_PROG_TEST_RUN`.
+#[repr(C)]
+#[derive(Default)]
+struct RunAttributes {
+    program: u32,
+    result: u32,
+    data_size_in: u32,
+    data_size_out: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration: u32,
+    context_size_in: u32,
+    context_size_out: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch_size: u32,
+    /// Zero: it fills the structure up to its alignment.
+    padding: u32,
+}
+
+/// `union bpf_attr` for `BPF_LINK_CREATE` of an iterator.
+#[repr(C)]
+#[derive(Default)]
+struct LinkAttributes {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    information: u64,
+    information_size: u32,
+    /// Zero: it fills the structure up to its alignment.
+    padding: u32,
+}
+
+/// `union bpf_iter_link_info`, its `task` part.
+#[repr(C)]
+#[derive(Default)]
+struct TaskInformation {
+    thread: u32,
+    process: u32,
+    process_descriptor: u32,
+}
+
+/// `union bpf_attr` for `BPF_ITER_CREATE`.
+#[repr(C)]
+#[derive(Default)]
+struct IteratorAttributes {
+    link: u32,
+    flags: u32,
+}
+
+/// A structure given to bpf(2): plain integers with no padding, laid out as the kernel wants.
+trait Attributes {}
+impl Attributes for LoadAttributes {}
+impl Attributes for RunAttributes {}
+impl Attributes for LinkAttributes {}
+impl Attributes for IteratorAttributes {}
+
+/// Loads a program. `log` receives the verifier's words (NUL-terminated) when it is not empty;
+/// an empty one is faster.
+///
+/// `EPERM`: no CAP_BPF or CAP_PERFMON. `EACCES`, `EINVAL`: the verifier refused the program, or
+/// the kernel does not know its type.
+pub fn load(kind: Kind, name: &str, instructions: &[u8], log: &mut [u8]) -> io::Result<OwnedFd> {
+    let mut attributes = LoadAttributes {
+        instruction_count: size(instructions.len() / INSTRUCTION_SIZE)?,
+        instructions: address(instructions.as_ptr()),
+        licence: address(LICENCE.as_ptr()),
+        name: object_name(name)?,
+        ..LoadAttributes::default()
+    };
+    match kind {
+        Kind::Syscall => {
+            attributes.program_type = PROG_TYPE_SYSCALL;
+            attributes.flags = FLAG_SLEEPABLE;
+        }
+        Kind::Iterator { function } => {
+            attributes.program_type = PROG_TYPE_TRACING;
+            attributes.expected_attach_type = ATTACH_TYPE_TRACE_ITER;
+            attributes.attach_btf_id = function;
+        }
+    }
+    if !log.is_empty() {
+        attributes.log_level = 1;
+        attributes.log_size = size(log.len())?;
+        attributes.log = address(log.as_mut_ptr());
+    }
+    for _ in 1..LOAD_ATTEMPTS {
+        // SAFETY: the addresses in `attributes` are those of `instructions`, `LICENCE` and `log`,
+        // which outlive the call, with their sizes; the kernel writes to `log` only, which is
+        // borrowed mutably.
+        let result = unsafe { call(command::PROG_LOAD, &mut attributes) };
+        match result {
+            Err(error) if error.raw_os_error() == Some(libc::EAGAIN) => {}
+            result => return result.and_then(owned),
+        }
+    }
+    // SAFETY: as above.
+    unsafe { call(command::PROG_LOAD, &mut attributes) }.and_then(owned)
+}
+
+/// Runs a [`Kind::Syscall`] program once on this thread, with `context` as the memory it reads
+/// and writes (at most [`CONTEXT_LIMIT`] bytes). Returns the program's own result (`R0`).
+pub fn run(program: BorrowedFd<'_>, context: &mut [u8]) -> io::Result<u32> {
+    let mut attributes = RunAttributes {
+        program: number(program),
+        context_size_in: size(context.len())?,
+        context_in: address(context.as_mut_ptr()),
+        ..RunAttributes::default()
+    };
+    // SAFETY: `context_in` and its size describe `context`, borrowed mutably for the whole call;
+    // the kernel copies it in, and out again to the same place.
+    unsafe { call(command::PROG_TEST_RUN, &mut attributes) }?;
+    Ok(attributes.result)
+}
+
+/// Makes a link of an iterator program over tasks, of one process (its number in the pid
+/// namespace of the caller) or of all.
+pub fn link_task_iterator(program: BorrowedFd<'_>, process: Option<u32>) -> io::Result<OwnedFd> {
+    let information = TaskInformation {
+        process: process.unwrap_or(0),
+        ..TaskInformation::default()
+    };
+    let mut attributes = LinkAttributes {
+        program: number(program),
+        attach_type: ATTACH_TYPE_TRACE_ITER,
+        ..LinkAttributes::default()
+    };
+    if process.is_some() {
+        attributes.information = address(&raw const information);
+        attributes.information_size = size(size_of::<TaskInformation>())?;
+    }
+    // SAFETY: `information`, when given, outlives the call and has the size told; the kernel only
+    // reads it.
+    unsafe { call(command::LINK_CREATE, &mut attributes) }.and_then(owned)
+}
+
+/// Starts one pass of an iterator: read(2) from the descriptor until it gives nothing more.
+pub fn create_iterator(link: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    let mut attributes = IteratorAttributes {
+        link: number(link),
+        flags: 0,
+    };
+    // SAFETY: the attributes of this command hold no address.
+    unsafe { call(command::ITER_CREATE, &mut attributes) }.and_then(owned)
+}
+
+/// bpf(2) itself.
+///
+/// # Safety
+/// Every address in `attributes` must be valid for what `command` reads and writes there.
+unsafe fn call<T: Attributes>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
+    // SAFETY: `attributes` is a live structure of plain integers with the size given, and the
+    // caller vouches for the addresses in it.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    RawFd::try_from(result)
+        .ok()
+        .filter(|result| *result >= 0)
+        .ok_or_else(io::Error::last_os_error)
+}
+
+/// Takes a descriptor that the kernel has just made.
+fn owned(descriptor: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: the result of a successful bpf(2) that makes an object is a new descriptor, which
+    // nothing else knows of.
+    Ok(unsafe { OwnedFd::from_raw_fd(descriptor) })
+}
+
+/// A descriptor as bpf(2) wants it. A `BorrowedFd` is never negative.
+fn number(descriptor: BorrowedFd<'_>) -> u32 {
+    descriptor.as_raw_fd().unsigned_abs()
+}
+
+fn address<T>(pointer: *const T) -> u64 {
+    pointer as usize as u64
+}
+
+fn size(length: usize) -> io::Result<u32> {
+    u32::try_from(length).map_err(|_| io::Error::from_raw_os_error(libc::E2BIG))
+}
+
+/// The name of a program in the kernel: at most 15 letters, digits, `_` and `.`.
+fn object_name(name: &str) -> io::Result<[u8; 16]> {
+    let name = CString::new(name)?.into_bytes_with_nul();
+    let mut field = [0; 16];
+    let place = field
+        .get_mut(..name.len())
+        .ok_or_else(|| io::Error::from_raw_os_error(libc::ENAMETOOLONG))?;
+    place.copy_from_slice(&name);
+    Ok(field)
+}

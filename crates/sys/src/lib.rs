@@ -4,3 +4,17 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod descriptor;
+pub mod interface;
+pub mod netns;
+pub mod ptrace;
+pub mod sockopt;
+
+/// Turns the `-1` of a system call into the error of this thread's `errno`.
+fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {
+    if result < 0 {
+        Err(std::io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}

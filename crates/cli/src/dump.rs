@@ -1,0 +1,65 @@
+//! `sockcr dump`: checkpoint live sockets into an image.
+
+use crate::{Outcome, output, source};
+use sockcr::find::{self, Found};
+use sockcr::{Checkpoint, Target, image, stop};
+
+/// Checkpoint live sockets into an image; their owner goes on running
+#[derive(clap::Args)]
+pub struct Arguments {
+    /// PID:FD, PID, inode:N, cookie:N or udp:ADDR:PORT
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<Target>,
+
+    /// The image; - is standard output
+    #[arg(short, long, value_name = "IMAGE")]
+    output: String,
+
+    /// Hold the owners still while their sockets are read
+    #[arg(long)]
+    stop: bool,
+
+    /// Leave out what names this host or this one socket (inode, descriptor number, assumptions),
+    /// so that equal sockets give equal bytes
+    #[arg(long)]
+    canonical: bool,
+}
+
+pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+    let mut checkpoints = dump(&arguments.targets, arguments.stop)?;
+    for checkpoint in &checkpoints {
+        for note in &checkpoint.report.not_carried {
+            output::remark(format_args!("{}: not carried: {note}", checkpoint.name()));
+        }
+    }
+    if arguments.canonical {
+        checkpoints = checkpoints.into_iter().map(Checkpoint::canonical).collect();
+    }
+    output::write(&arguments.output, &image::encode(&checkpoints)?)?;
+    Ok(Outcome::Done)
+}
+
+fn dump(targets: &[Target], stop: bool) -> anyhow::Result<Vec<Checkpoint>> {
+    let mut found: Vec<Found> = Vec::new();
+    for target in targets {
+        for socket in find::find(target)? {
+            if !found.iter().any(|have| have.inode == socket.inode) {
+                found.push(socket);
+            }
+        }
+    }
+    let stopped = match stop {
+        true => hold_still(&found)?,
+        false => Vec::new(),
+    };
+    let checkpoints = source::dump(&found);
+    drop(stopped);
+    checkpoints
+}
+
+fn hold_still(found: &[Found]) -> Result<Vec<stop::Stopped>, sockcr::Error> {
+    let mut owners: Vec<i32> = found.iter().flat_map(|s| s.owners.clone()).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    owners.into_iter().map(stop::stop).collect()
+}

@@ -1,0 +1,238 @@
+//! What was read of one socket.
+
+use crate::error::{Error, ErrorKind};
+use crate::kernel;
+use crate::kernel::Hidden;
+use crate::option::{self, Options};
+use crate::protocol::{self, Protocol};
+use crate::report::{Note, Report};
+use crate::state::descriptor::Descriptor;
+use crate::state::endpoint::Endpoint;
+use crate::state::filter::{self, Instruction};
+use crate::state::interfaces::Interfaces;
+use crate::state::locks::BufferLocks;
+use crate::state::membership::{self, Membership};
+use crate::state::shutdown::Shutdown;
+use crate::state::unread;
+use rustix::fd::AsFd;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// Everything read of one socket: to be shown, edited, compared, written to an image and restored.
+///
+/// ```
+/// use sockcr::{Checkpoint, RestoreOptions};
+/// use std::net::UdpSocket;
+///
+/// let socket = UdpSocket::bind("127.0.0.1:0")?;
+/// socket.set_broadcast(true)?;
+/// let local = socket.local_addr()?;
+///
+/// let image = Checkpoint::dump(&socket)?.to_bytes()?;
+/// drop(socket);
+///
+/// let restored = Checkpoint::from_bytes(&image)?.restore(&RestoreOptions::default())?;
+/// let socket = UdpSocket::from(restored.fd);
+/// assert_eq!(socket.local_addr()?, local);
+/// assert!(socket.broadcast()?);
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// The inode the socket had; it names this one socket, and is left out of canonical images.
+    pub inode: Option<u32>,
+    /// The number its descriptor had; left out of canonical images.
+    pub fd: Option<u32>,
+    /// Its kind.
+    pub protocol: &'static Protocol,
+    /// Its options.
+    pub options: Options,
+    /// SO_BUF_LOCK.
+    pub buffer_locks: BufferLocks,
+    /// Where it is bound and connected to.
+    pub endpoint: Endpoint,
+    /// Its multicast groups, oldest first.
+    pub memberships: Vec<Membership>,
+    /// Its classic filter, empty when it has none; `None` when it could not be read.
+    pub filter: Option<Vec<Instruction>>,
+    /// The flags of its descriptor; `None` when the image does not know.
+    pub descriptor: Option<Descriptor>,
+    /// What shutdown(2) closed; `None` when the image does not know.
+    pub shutdown: Option<Shutdown>,
+    /// The names of the device indexes in it.
+    pub interfaces: Interfaces,
+    /// Its place in its SO_REUSEPORT group, when that could be seen.
+    pub reuseport_index: Option<u32>,
+    /// What it had and this checkpoint has not, and what was assumed.
+    pub report: Report,
+    /// Attributes of an image that this version does not know: number, nested, payload.
+    pub unknown: Vec<UnknownAttribute>,
+}
+
+/// An attribute that this version does not know, kept as it came.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnknownAttribute {
+    /// Its number; from 0x2000 it is for information only.
+    pub number: u16,
+    /// Whether it says it holds attributes.
+    pub nested: bool,
+    /// Its payload.
+    pub payload: Vec<u8>,
+}
+
+/// How the process that owns a socket holds it.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Held {
+    pub pid: i32,
+    pub fd: u32,
+    pub close_on_exec: bool,
+}
+
+impl Checkpoint {
+    /// Reads everything of a socket of this process, and changes nothing in it.
+    ///
+    /// No privilege is needed. With CAP_BPF and CAP_PERFMON also what no option shows is read
+    /// ([`kernel`]); without, the report says what was assumed.
+    pub fn dump(socket: &impl AsFd) -> Result<Checkpoint, Error> {
+        use std::os::fd::AsRawFd;
+        let fd = socket.as_fd();
+        let held = Held {
+            pid: std::process::id() as i32,
+            fd: fd.as_raw_fd() as u32,
+            close_on_exec: sockcr_sys::descriptor::close_on_exec(fd)
+                .map_err(|error| Error::system("read the descriptor's flags", error))?,
+        };
+        Checkpoint::dump_held(fd, held)
+    }
+
+    /// Reads a socket through `fd`, our duplicate of a descriptor that another process holds.
+    pub(crate) fn dump_held(fd: BorrowedFd<'_>, held: Held) -> Result<Checkpoint, Error> {
+        let protocol = protocol::of(fd)?;
+        let mut report = Report::default();
+        let hidden = hidden(fd, &mut report);
+        read(fd, protocol, held, hidden.as_ref(), &mut report)
+            .map(|checkpoint| Checkpoint { report, ..checkpoint })
+            .map_err(|error| Error::system(format!("dump {} socket", protocol.name), error))
+    }
+
+    /// What a fresh socket of this kind has, in the network namespace of this thread.
+    pub fn fresh(protocol: &'static Protocol) -> Result<Checkpoint, Error> {
+        let socket = crate::restore::open(protocol)?;
+        Checkpoint::dump(&socket)
+    }
+
+    /// Leaves out what names this host or this one socket, so that equal sockets give equal bytes.
+    #[must_use]
+    pub fn canonical(mut self) -> Checkpoint {
+        self.inode = None;
+        self.fd = None;
+        self.reuseport_index = None;
+        self.report.assumed.clear();
+        self.unknown
+            .retain(|unknown| unknown.number < sockcr_image::number::INFORMATIONAL);
+        self
+    }
+
+    /// Gives an option the value that `text` says, as typed by a person.
+    pub fn edit(&mut self, name: &str, text: &str) -> Result<(), Error> {
+        let bad = |why: String| Error::new(ErrorKind::BadInput, format!("{name}={text}"), why);
+        let row = option::find(name)
+            .filter(|row| self.protocol.tables.iter().any(|table| table.contains(row)))
+            .ok_or_else(|| {
+                bad(format!("{} sockets have no such option", self.protocol.name))
+                    .help("`sockcr options` lists them")
+            })?;
+        if !row.carried() {
+            return Err(bad("a checkpoint does not carry this option".into())
+                .help(format!("`sockcr options {}` says why", row.name)));
+        }
+        let value = match text {
+            "default" if row.only_when_set() => None,
+            _ => Some(row.kind.parse(text, &mut self.interfaces).map_err(bad)?),
+        };
+        self.options.set(row, value);
+        self.forget_unused_interfaces();
+        Ok(())
+    }
+
+    fn forget_unused_interfaces(&mut self) {
+        let options = self.options.iter();
+        let mut used: Vec<u32> = options
+            .filter_map(|(row, value)| row.kind.interfaces(value))
+            .collect();
+        used.extend(self.memberships.iter().map(|m| m.interface));
+        self.interfaces.retain(&used);
+    }
+
+    /// How the socket is called in messages: protocol, addresses.
+    pub fn name(&self) -> String {
+        let protocol = self.protocol.name;
+        match self.endpoint.peer {
+            Some(peer) => format!("{protocol} {} -> {peer}", self.endpoint.local),
+            None => format!("{protocol} {}", self.endpoint.local),
+        }
+    }
+}
+
+/// Reads by BPF, or says what is assumed without.
+fn hidden(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Hidden> {
+    let read = kernel::reader()
+        .map_err(|unavailable| unavailable.to_string())
+        .and_then(|reader| reader.read(fd).map_err(|error| error.to_string()));
+    read.map_err(|why| {
+        let what = "ttl follows the system if it equals it, busy poll budget 0, device of \
+                    IP_MULTICAST_IF by its address, no SO_TXTIME of clock 0";
+        report.assume(what, format!("only BPF sees them ({why})"));
+    })
+    .ok()
+}
+
+fn read(
+    fd: BorrowedFd<'_>,
+    protocol: &'static Protocol,
+    held: Held,
+    hidden: Option<&Hidden>,
+    report: &mut Report,
+) -> io::Result<Checkpoint> {
+    let mut failed = Vec::new();
+    let options = option::dump(fd, protocol.tables, hidden, |row, error| {
+        failed.push(Note::new(row.name, unreadable(row.name, fd, &error)));
+    });
+    report.not_carried.append(&mut failed);
+    let memberships = membership::dump(fd, hidden, report)?;
+    let mut interfaces = Interfaces::default();
+    let used = options.iter().filter_map(|(row, value)| row.kind.interfaces(value));
+    for index in used.chain(memberships.iter().map(|m| m.interface)) {
+        interfaces.learn(fd, index, report);
+    }
+    let program = filter::dump(fd, report);
+    unread::report(fd, hidden, report)?;
+    let inode = rustix::fs::fstat(fd)?.st_ino;
+    Ok(Checkpoint {
+        inode: u32::try_from(inode).ok(),
+        fd: Some(held.fd),
+        protocol,
+        buffer_locks: BufferLocks::dump(fd, report),
+        endpoint: Endpoint::dump(fd, hidden, report)?,
+        memberships,
+        filter: program,
+        descriptor: Some(Descriptor::dump(fd, held.pid, held.close_on_exec)?),
+        shutdown: Some(Shutdown::dump(fd, hidden)?),
+        interfaces,
+        options,
+        reuseport_index: hidden.and_then(|hidden| hidden.reuseport_index),
+        report: Report::default(),
+        unknown: Vec::new(),
+    })
+}
+
+/// SO_BINDTODEVICE answers ENODEV for a device that went away; SO_BINDTOIFINDEX still knows it.
+fn unreadable(name: &str, fd: BorrowedFd<'_>, error: &io::Error) -> String {
+    let index = option::find("SO_BINDTOIFINDEX").and_then(|row| row.read(fd).ok().flatten());
+    match index.and_then(|index| index.number()) {
+        Some(index) if name == "SO_BINDTODEVICE" => {
+            format!("bound to the device with index {index}, which is gone")
+        }
+        _ => crate::error::reason(error),
+    }
+}

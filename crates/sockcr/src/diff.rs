@@ -1,0 +1,113 @@
+//! What two checkpoints differ in.
+
+use crate::checkpoint::Checkpoint;
+use crate::state::membership::Membership;
+use serde::Serialize;
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Difference {
+    /// What differs: `SO_RCVBUF`, `local address`.
+    pub what: String,
+    /// What the first has, if it has it.
+    pub a: Option<String>,
+    /// What the second has, if it has it.
+    pub b: Option<String>,
+}
+
+/// A property of a checkpoint in words; its name is unique within the checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Property {
+    /// Its name.
+    pub name: String,
+    /// Its value.
+    pub value: String,
+}
+
+/// The differences, in the order of the first; inodes and other facts about one host do not count.
+pub fn diff(a: &Checkpoint, b: &Checkpoint) -> Vec<Difference> {
+    let (of_a, of_b) = (properties(a), properties(b));
+    let value = |list: &[Property], name: &str| {
+        let found = list.iter().find(|property| property.name == name);
+        found.map(|property| property.value.clone())
+    };
+    let only_b = of_b.iter().filter(|p| value(&of_a, &p.name).is_none());
+    let names = of_a.iter().chain(only_b).map(|p| p.name.clone());
+    names
+        .map(|name| Difference {
+            a: value(&of_a, &name),
+            b: value(&of_b, &name),
+            what: name,
+        })
+        .filter(|difference| difference.a != difference.b)
+        .collect()
+}
+
+/// Everything that counts when two checkpoints are compared, in words.
+pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
+    let mut list = Vec::new();
+    let mut add = |name: &str, value: String| {
+        let name = name.into();
+        list.push(Property { name, value });
+    };
+    let endpoint = &checkpoint.endpoint;
+    let locked = |on: bool| if on { "locked" } else { "not locked" }.to_owned();
+    add("protocol", checkpoint.protocol.name.into());
+    add("local address", endpoint.local.to_string());
+    add("address lock", locked(endpoint.address_locked));
+    add("port lock", locked(endpoint.port_locked));
+    add("peer", endpoint.peer.map_or("none".into(), |p| p.to_string()));
+    if let Some(source) = endpoint.source {
+        add("source address", source.to_string());
+    }
+    for (row, value) in checkpoint.options.iter() {
+        add(row.name, row.kind.show(value, &checkpoint.interfaces));
+    }
+    add("send buffer lock", locked(checkpoint.buffer_locks.send));
+    add("receive buffer lock", locked(checkpoint.buffer_locks.receive));
+    for (at, membership) in checkpoint.memberships.iter().enumerate() {
+        add(&format!("membership {}", at + 1), describe(checkpoint, membership));
+    }
+    add("filter", filter(checkpoint));
+    if let Some(shutdown) = checkpoint.shutdown {
+        add("shutdown", format!("{shutdown:?}"));
+    }
+    if let Some(descriptor) = &checkpoint.descriptor {
+        add("O_NONBLOCK", descriptor.nonblock.to_string());
+        add("O_ASYNC", descriptor.asynchronous.to_string());
+        add("close-on-exec", descriptor.close_on_exec.to_string());
+        add("owner", format!("{:?}", descriptor.owner));
+        add("signal", descriptor.signal.to_string());
+    }
+    for (at, note) in checkpoint.report.not_carried.iter().enumerate() {
+        add(&format!("not carried {}", at + 1), note.to_string());
+    }
+    for unknown in &checkpoint.unknown {
+        let payload = crate::hex::encode(&unknown.payload);
+        add(&format!("attribute {}", unknown.number), payload);
+    }
+    list
+}
+
+/// A membership in one line: `239.1.1.1 on eth0, only from 10.0.0.1`.
+pub fn describe(checkpoint: &Checkpoint, membership: &Membership) -> String {
+    let device = checkpoint.interfaces.show(membership.interface);
+    let mut text = format!("{} on {device}", membership.group);
+    if !membership.address.is_unspecified() {
+        text += &format!(" (joined by {})", membership.address);
+    }
+    let sources: Vec<String> = membership.sources.iter().map(|s| s.to_string()).collect();
+    match (membership.include, sources.is_empty()) {
+        (true, _) => text + ", only from " + &sources.join(" "),
+        (false, true) => text,
+        (false, false) => text + ", not from " + &sources.join(" "),
+    }
+}
+
+fn filter(checkpoint: &Checkpoint) -> String {
+    match &checkpoint.filter {
+        None => "not known".into(),
+        Some(program) if program.is_empty() => "none".into(),
+        Some(program) => crate::hex::encode(&program.concat()),
+    }
+}

@@ -1,0 +1,426 @@
+//! From a name to (process, descriptor) pairs to a descriptor of our own.
+//!
+//! With BPF one pass of the kernel's iterator over open files sees every socket; without, /proc is
+//! read and each descriptor that we may duplicate is asked.
+
+use crate::checkpoint::{Checkpoint, Held};
+use crate::error::{Error, ErrorKind};
+use crate::kernel::{self, SocketFile};
+use crate::netns;
+use crate::protocol::{self, Protocol};
+use crate::target::Target;
+use rustix::fd::{AsFd, OwnedFd};
+use rustix::io::Errno;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use std::collections::BTreeMap;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::path::{Path, PathBuf};
+
+/// One descriptor through which a process, or a thread with its own table, holds a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Holder {
+    /// The process.
+    pub pid: i32,
+    /// The thread whose table it is; equal to `pid` for the table of the process.
+    pub tid: i32,
+    /// The number of the descriptor.
+    pub fd: i32,
+}
+
+/// A live socket, held open by us too.
+#[derive(Debug)]
+pub struct Found {
+    /// Our duplicate: the same open file.
+    pub socket: OwnedFd,
+    /// The descriptor it was duplicated from.
+    pub holder: Holder,
+    /// Its inode.
+    pub inode: u64,
+    /// The processes that hold it, as far as they were looked for.
+    pub owners: Vec<i32>,
+    close_on_exec: bool,
+}
+
+impl Found {
+    /// Reads everything of the socket, and changes nothing in it.
+    pub fn dump(&self) -> Result<Checkpoint, Error> {
+        let held = Held {
+            pid: self.holder.pid,
+            fd: self.holder.fd as u32,
+            close_on_exec: self.close_on_exec,
+        };
+        Checkpoint::dump_held(self.socket.as_fd(), held)
+    }
+}
+
+/// A socket as [`list`] sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its inode.
+    pub inode: u64,
+    /// Its SO_COOKIE, 0 if none was made yet.
+    pub cookie: u64,
+    /// All that hold it.
+    pub holders: Vec<Holder>,
+    /// Its kind, if it is carried.
+    pub protocol: Option<&'static Protocol>,
+    /// What its kind is called.
+    pub kind: String,
+    /// The number of its network namespace.
+    pub netns: u64,
+    /// Its local address.
+    pub local: SocketAddrV4,
+    /// Its peer; 0.0.0.0:0 without one.
+    pub peer: SocketAddrV4,
+    /// Bytes that its receive queue occupies in the kernel.
+    pub receive_bytes: u32,
+}
+
+/// What [`list`] saw.
+#[derive(Clone, Debug, Default)]
+pub struct Listing {
+    /// The sockets, by inode.
+    pub sockets: Vec<Listed>,
+    /// How many descriptors could not be looked into, being other users'.
+    pub hidden: usize,
+}
+
+/// Every internet socket of one process, or of all, in every network namespace.
+///
+/// Complete with CAP_BPF; otherwise what this user may duplicate.
+pub fn list(pid: Option<i32>) -> Result<Listing, Error> {
+    if let Some(pid) = pid {
+        process_exists(pid)?;
+    }
+    let (files, hidden) = match kernel::sockets(pid.map(|pid| pid as u32)) {
+        Ok(files) => (files, 0),
+        Err(_) => scan(pid).map_err(|error| Error::system("read /proc", error))?,
+    };
+    let mut sockets: BTreeMap<u64, Listed> = BTreeMap::new();
+    for file in files.iter().filter(|file| matches!(file.family, 2 | 10)) {
+        sockets
+            .entry(file.inode)
+            .or_insert_with(|| listed(file))
+            .holders
+            .push(holder(file));
+    }
+    let mut sockets: Vec<Listed> = sockets.into_values().collect();
+    for socket in &mut sockets {
+        socket.holders.sort();
+    }
+    Ok(Listing { sockets, hidden })
+}
+
+fn listed(file: &SocketFile) -> Listed {
+    let numbers = (file.family.into(), file.socket_type.into(), file.protocol.into());
+    let (family, kind, number) = numbers;
+    Listed {
+        inode: file.inode,
+        cookie: file.cookie,
+        holders: Vec::new(),
+        protocol: protocol::find(family, kind, number),
+        kind: protocol::describe(family, kind, number),
+        netns: file.netns_cookie,
+        local: SocketAddrV4::new(file.local.0, file.local.1),
+        peer: SocketAddrV4::new(file.peer.0, file.peer.1),
+        receive_bytes: file.receive_bytes,
+    }
+}
+
+fn holder(file: &SocketFile) -> Holder {
+    Holder {
+        pid: file.pid as i32,
+        tid: file.tid as i32,
+        fd: file.fd as i32,
+    }
+}
+
+/// Finds the sockets a target names, and holds them open.
+///
+/// PID:FD and PID reach every network namespace; the other names are looked up in that of this
+/// thread, as the RFC has it.
+pub fn find(target: &Target) -> Result<Vec<Found>, Error> {
+    match target {
+        Target::Descriptor(pid, fd) => Ok(vec![descriptor(target, *pid, *fd)?]),
+        Target::Process(pid) => process(target, *pid),
+        _ => matching(target),
+    }
+}
+
+fn descriptor(target: &Target, pid: i32, fd: i32) -> Result<Found, Error> {
+    let holder = Holder { pid, tid: pid, fd };
+    match hold(holder, None) {
+        Ok(found) => Ok(found),
+        Err(error) => Err(explain(target, pid, error)),
+    }
+}
+
+fn process(target: &Target, pid: i32) -> Result<Vec<Found>, Error> {
+    let listing = list(Some(pid))?;
+    let mut found = Vec::new();
+    for socket in &listing.sockets {
+        match hold_any(socket) {
+            Some(Ok(socket)) => found.push(socket),
+            Some(Err(error)) => return Err(explain(target, pid, error)),
+            None => {}
+        }
+    }
+    if found.is_empty() && listing.hidden > 0 {
+        return Err(explain(target, pid, Errno::PERM.into()));
+    }
+    if found.is_empty() {
+        return Err(Error::new(ErrorKind::NotFound, target, "has no internet socket"));
+    }
+    Ok(found)
+}
+
+fn matching(target: &Target) -> Result<Vec<Found>, Error> {
+    let here = netns::own_cookie().map_err(|e| Error::system("ask for the namespace", e))?;
+    let listing = list(None)?;
+    let named = |socket: &&Listed| match target {
+        Target::Inode(inode) => socket.inode == *inode,
+        Target::Cookie(cookie) => socket.cookie == *cookie && *cookie != 0,
+        Target::Local { protocol, address, port } => {
+            socket.protocol.is_some_and(|p| p.name == *protocol)
+                && socket.local.port() == *port
+                && address.is_none_or(|address| *socket.local.ip() == address)
+        }
+        Target::Descriptor(..) | Target::Process(_) => false,
+    };
+    let all: Vec<&Listed> = listing.sockets.iter().filter(named).collect();
+    let mut found = Vec::new();
+    for socket in all.iter().filter(|socket| socket.netns == here) {
+        match hold_any(socket) {
+            Some(Ok(socket)) => found.push(socket),
+            Some(Err(error)) => {
+                let pid = socket.holders.first().map_or(0, |holder| holder.pid);
+                return Err(explain(target, pid, error));
+            }
+            None => return Err(Error::new(ErrorKind::NotFound, target, "is gone meanwhile")),
+        }
+    }
+    match found.is_empty() {
+        true => Err(not_here(target, all.first().copied(), listing.hidden)),
+        false => Ok(found),
+    }
+}
+
+fn not_here(target: &Target, elsewhere: Option<&Listed>, hidden: usize) -> Error {
+    let why = "no such socket in this network namespace";
+    let error = Error::new(ErrorKind::NotFound, target, why);
+    if let Some(holder) = elsewhere.and_then(|socket| socket.holders.first()) {
+        let pid = holder.pid;
+        return error.help(format!(
+            "process {pid} has it in another one: --netns /proc/{pid}/ns/net"
+        ));
+    }
+    match hidden {
+        0 => error.help("`sockcr list` shows what there is"),
+        hidden => error.help(format!(
+            "{hidden} sockets of other users could not be looked into: root sees them all"
+        )),
+    }
+}
+
+/// Duplicates a socket from the first of its holders that still has it; `None`: gone meanwhile.
+fn hold_any(socket: &Listed) -> Option<io::Result<Found>> {
+    let mut refused = None;
+    for holder in &socket.holders {
+        match hold(*holder, Some(socket.inode)) {
+            Ok(mut found) => {
+                found.owners = socket.holders.iter().map(|holder| holder.pid).collect();
+                return Some(Ok(found));
+            }
+            Err(error) if is_gone(&error) => {}
+            Err(error) => refused = Some(Err(error)),
+        }
+    }
+    refused
+}
+
+fn is_gone(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::BADF | Errno::SRCH | Errno::NOENT | Errno::NOTSOCK)
+    )
+}
+
+/// Duplicates a descriptor of another process, and makes sure that it is still the socket meant.
+fn hold(holder: Holder, inode: Option<u64>) -> io::Result<Found> {
+    let socket = duplicate(holder.tid, holder.fd)?;
+    let stat = rustix::fs::fstat(&socket)?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {
+        return Err(Errno::NOTSOCK.into());
+    }
+    if inode.is_some_and(|inode| inode != stat.st_ino) {
+        return Err(Errno::BADF.into());
+    }
+    Ok(Found {
+        socket,
+        holder,
+        inode: stat.st_ino,
+        owners: vec![holder.pid],
+        close_on_exec: close_on_exec(holder)?,
+    })
+}
+
+/// pidfd_getfd(2); a thread that is no leader needs PIDFD_THREAD (6.9).
+fn duplicate(tid: i32, fd: i32) -> io::Result<OwnedFd> {
+    const PIDFD_THREAD: u32 = 0o200;
+    let pid = Pid::from_raw(tid).ok_or(Errno::SRCH)?;
+    let process = match pidfd_open(pid, PidfdFlags::empty()) {
+        Err(Errno::INVAL | Errno::NOENT) => {
+            pidfd_open(pid, PidfdFlags::from_bits_retain(PIDFD_THREAD))
+        }
+        opened => opened,
+    };
+    Ok(pidfd_getfd(process?, fd, PidfdGetfdFlags::empty())?)
+}
+
+/// The duplicate is always close-on-exec; how the original is, /proc tells.
+fn close_on_exec(holder: Holder) -> io::Result<bool> {
+    const O_CLOEXEC: u32 = 0o2000000;
+    let Holder { tid, fd, .. } = holder;
+    let text = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}"))?;
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags:"));
+    let flags = flags.and_then(|flags| u32::from_str_radix(flags.trim(), 8).ok());
+    let flags = flags.ok_or_else(|| io::Error::other("fdinfo has no flags"))?;
+    Ok(flags & O_CLOEXEC != 0)
+}
+
+fn explain(target: &Target, pid: i32, error: io::Error) -> Error {
+    let new = |kind, why: &str| Error::new(kind, target, why);
+    match Errno::from_io_error(&error) {
+        Some(Errno::SRCH) => new(ErrorKind::NotFound, "no such process")
+            .help("`sockcr list` shows the processes that have sockets"),
+        Some(Errno::BADF) => new(ErrorKind::NotFound, "no such descriptor")
+            .help(format!("`sockcr list --pid {pid}` shows its sockets")),
+        Some(Errno::NOTSOCK) => new(ErrorKind::NotASocket, "is not a socket")
+            .help(format!("`sockcr list --pid {pid}` shows its sockets")),
+        Some(Errno::PERM | Errno::ACCESS) => {
+            let mut error = Error::system(format!("{target}: duplicate its descriptor"), error);
+            error = error.help(
+                "you may look into your own processes that are dumpable; others need CAP_SYS_PTRACE",
+            );
+            error
+        }
+        Some(Errno::NOENT) => new(ErrorKind::NotFound, "is gone meanwhile"),
+        _ => Error::system(format!("{target}: duplicate its descriptor"), error),
+    }
+}
+
+fn process_exists(pid: i32) -> Result<(), Error> {
+    match Path::new(&format!("/proc/{pid}")).exists() {
+        true => Ok(()),
+        false => Err(explain(&Target::Process(pid), pid, Errno::SRCH.into())),
+    }
+}
+
+/// Reads /proc: every descriptor that is a socket, each asked through a duplicate; and how many
+/// could not be.
+fn scan(pid: Option<i32>) -> io::Result<(Vec<SocketFile>, usize)> {
+    let mut found = Vec::new();
+    let mut hidden = 0;
+    let pids = match pid {
+        Some(pid) => vec![pid],
+        None => numbers(Path::new("/proc"))?,
+    };
+    for pid in pids {
+        let tasks = numbers(&PathBuf::from(format!("/proc/{pid}/task"))).unwrap_or_default();
+        let table = sockets_of(pid);
+        let own = tasks.iter().filter(|tid| **tid != pid).filter_map(|tid| {
+            let other = sockets_of(*tid);
+            (other != table).then_some((*tid, other))
+        });
+        for (tid, sockets) in own.chain(std::iter::once((pid, table.clone()))) {
+            for (fd, inode) in sockets {
+                match ask(pid, tid, fd, inode) {
+                    Ok(file) => found.push(file),
+                    Err(error) if is_gone(&error) => {}
+                    Err(_) => hidden += 1,
+                }
+            }
+        }
+        hidden += usize::from(std::fs::read_dir(format!("/proc/{pid}/fd")).is_err_and(
+            |error| error.kind() == io::ErrorKind::PermissionDenied,
+        ));
+    }
+    Ok((found, hidden))
+}
+
+/// The names in a folder that are numbers.
+fn numbers(folder: &Path) -> io::Result<Vec<i32>> {
+    let entries = std::fs::read_dir(folder)?.filter_map(Result::ok);
+    Ok(entries
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect())
+}
+
+/// (descriptor, inode) of each socket in the table of a thread; none if we may not look.
+fn sockets_of(tid: i32) -> Vec<(i32, u64)> {
+    let folder = PathBuf::from(format!("/proc/{tid}/fd"));
+    let mut fds = numbers(&folder).unwrap_or_default();
+    fds.sort_unstable();
+    let inode = |fd: i32| {
+        let link = std::fs::read_link(folder.join(fd.to_string())).ok()?;
+        let inode = link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?;
+        inode.parse().ok()
+    };
+    fds.into_iter()
+        .filter_map(|fd| Some((fd, inode(fd)?)))
+        .collect()
+}
+
+/// What the iterator would have told of a descriptor.
+fn ask(pid: i32, tid: i32, fd: i32, inode: u64) -> io::Result<SocketFile> {
+    let socket = duplicate(tid, fd)?;
+    if rustix::fs::fstat(&socket)?.st_ino != inode {
+        return Err(Errno::BADF.into());
+    }
+    let word = |option: i32| -> io::Result<u32> {
+        let mut value = [0; 4];
+        sockcr_sys::sockopt::get(socket.as_fd(), 1, option, &mut value)?;
+        Ok(u32::from_ne_bytes(value))
+    };
+    let (so_type, so_protocol, so_domain) = (3, 38, 39);
+    let family = word(so_domain)? as u16;
+    let address = |found: Result<rustix::net::SocketAddrAny, Errno>| {
+        let none = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let address = found.ok().and_then(|found| found.try_into().ok());
+        let address: SocketAddrV4 = address.unwrap_or(none);
+        (*address.ip(), address.port())
+    };
+    let peer = rustix::net::getpeername(&socket);
+    let peer = address(peer.and_then(|peer| peer.ok_or(Errno::NOTCONN)));
+    Ok(SocketFile {
+        pid: pid as u32,
+        tid: tid as u32,
+        fd: fd as u32,
+        inode,
+        cookie: cookie(&socket)?,
+        family,
+        socket_type: word(so_type)? as u16,
+        protocol: word(so_protocol)? as u16,
+        netns_cookie: netns::cookie(socket.as_fd())?,
+        state: if peer.1 == 0 { 7 } else { 1 },
+        local: address(rustix::net::getsockname(&socket)),
+        peer,
+        receive_bytes: receive_bytes(&socket),
+    })
+}
+
+/// SO_COOKIE: asking gives the socket one if it has none yet, and changes nothing else.
+fn cookie(socket: &OwnedFd) -> io::Result<u64> {
+    let mut cookie = [0; 8];
+    sockcr_sys::sockopt::get(socket.as_fd(), 1, 57, &mut cookie)?;
+    Ok(u64::from_ne_bytes(cookie))
+}
+
+/// SO_MEMINFO's first counter.
+fn receive_bytes(socket: &OwnedFd) -> u32 {
+    let mut counters = [0; 36];
+    let read = sockcr_sys::sockopt::get(socket.as_fd(), 1, 55, &mut counters);
+    let [a, b, c, d, ..] = counters;
+    read.map_or(0, |_| u32::from_ne_bytes([a, b, c, d]))
+}

@@ -1,0 +1,527 @@
+//! A checkpoint as the message of an image, and back.
+
+use crate::checkpoint::{Checkpoint, UnknownAttribute};
+use crate::error::{Error, ErrorKind};
+use crate::option::{self, Options, Row, Value, Wire, wire};
+use crate::protocol::{self, Protocol};
+use crate::report::{Note, Report};
+use crate::state::descriptor::{Descriptor, Owner};
+use crate::state::endpoint::Endpoint;
+use crate::state::interfaces::Interfaces;
+use crate::state::locks::BufferLocks;
+use crate::state::membership::Membership;
+use crate::state::shutdown::Shutdown;
+use sockcr_image::Error as ImageError;
+use sockcr_image::attribute::{Attribute, Attributes, Writer, attributes};
+use sockcr_image::file::{self, Command, Message};
+use sockcr_image::number;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+pub use sockcr_image::looks_like_image;
+
+/// No image is larger, in bytes.
+pub const MAX_IMAGE: u64 = file::MAX_IMAGE as u64;
+
+const SS_UNCONNECTED: u32 = 1;
+const SS_CONNECTED: u32 = 3;
+
+/// Writes an image that holds these sockets.
+pub fn encode(checkpoints: &[Checkpoint]) -> Result<Vec<u8>, Error> {
+    let mut messages = Vec::with_capacity(checkpoints.len());
+    for (checkpoint, ordinal) in checkpoints.iter().zip(1..) {
+        messages.push(Message {
+            command: Command::Dump,
+            socket: ordinal,
+            attributes: to_attributes(checkpoint)?,
+        });
+    }
+    Ok(file::encode(&messages)?)
+}
+
+/// Reads an image: verified as a whole before anything of it is used.
+pub fn decode(image: &[u8]) -> Result<Vec<Checkpoint>, Error> {
+    let mut checkpoints = Vec::new();
+    for message in file::decode(image)? {
+        let socket = format!("image: socket {}", message.socket);
+        match message.command {
+            Command::Dump => checkpoints.push(
+                from_attributes(message.attributes)
+                    .map_err(|why| Error::new(ErrorKind::BadInput, socket, why))?,
+            ),
+            Command::Restore => {
+                let why = "asks for a restore; an image holds dumps";
+                return Err(Error::new(ErrorKind::BadInput, socket, why));
+            }
+            Command::Queue => {
+                let why = "has queued datagrams, which this version does not carry";
+                return Err(Error::new(ErrorKind::NotSupported, socket, why));
+            }
+        }
+    }
+    Ok(checkpoints)
+}
+
+impl Checkpoint {
+    /// As an image of one socket.
+    pub fn to_bytes(&self) -> Result<Vec<u8>, Error> {
+        encode(std::slice::from_ref(self))
+    }
+
+    /// From an image of one socket.
+    pub fn from_bytes(image: &[u8]) -> Result<Checkpoint, Error> {
+        let mut checkpoints = decode(image)?;
+        match (checkpoints.pop(), checkpoints.len()) {
+            (Some(checkpoint), 0) => Ok(checkpoint),
+            (_, more) => {
+                let why = format!("holds {} sockets, not one", more + 1);
+                Err(Error::new(ErrorKind::BadInput, "image", why).help("use image::decode"))
+            }
+        }
+    }
+}
+
+/// Attributes on their way into a message, to be written in the order of their numbers.
+#[derive(Default)]
+struct Pieces(Vec<(u16, Piece)>);
+
+enum Piece {
+    Plain(Vec<u8>),
+    Nested(Vec<u8>),
+}
+
+impl Pieces {
+    fn plain(&mut self, number: u16, payload: impl Into<Vec<u8>>) {
+        self.0.push((number, Piece::Plain(payload.into())));
+    }
+
+    fn word(&mut self, number: u16, word: u32) {
+        self.plain(number, word.to_ne_bytes());
+    }
+
+    fn flag(&mut self, number: u16, on: bool) {
+        if on {
+            self.plain(number, []);
+        }
+    }
+
+    fn nested(&mut self, number: u16, inner: Writer) {
+        self.0.push((number, Piece::Nested(inner.finish())));
+    }
+
+    fn write(mut self) -> Result<Vec<u8>, ImageError> {
+        self.0.sort_by_key(|(number, _)| *number);
+        let mut writer = Writer::new();
+        for (number, piece) in self.0 {
+            match piece {
+                Piece::Plain(payload) => writer.put(number, &payload)?,
+                Piece::Nested(payload) => writer.put_nested(number, &payload)?,
+            }
+        }
+        Ok(writer.finish())
+    }
+}
+
+/// The attributes of the message, in the order of their numbers.
+fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
+    let mut pieces = Pieces::default();
+    if let Some(inode) = checkpoint.inode {
+        pieces.word(number::INODE, inode);
+    }
+    if let Some(fd) = checkpoint.fd {
+        pieces.word(number::SOCK_FD, fd);
+    }
+    let protocol = checkpoint.protocol;
+    pieces.word(number::SOCK_TYPE, protocol.socket_type);
+    pieces.word(number::FAMILY, protocol.family);
+    pieces.word(number::PROTOCOL, protocol.number);
+    put_endpoint(&mut pieces, &checkpoint.endpoint);
+    pieces.flag(number::SOCKOPT_SNDBUF_ULOCK, checkpoint.buffer_locks.send);
+    pieces.flag(number::SOCKOPT_RCVBUF_ULOCK, checkpoint.buffer_locks.receive);
+    for (row, value) in checkpoint.options.iter() {
+        put_option(&mut pieces, row, value);
+    }
+    put_memberships(&mut pieces, &checkpoint.memberships)?;
+    if let Some(program) = &checkpoint.filter {
+        pieces.plain(number::FILTER, program.concat());
+    }
+    if let Some(descriptor) = &checkpoint.descriptor {
+        put_descriptor(&mut pieces, descriptor);
+    }
+    if let Some(shutdown) = checkpoint.shutdown {
+        pieces.plain(number::SHUTDOWN, [shutdown.bits()]);
+    }
+    put_interfaces(&mut pieces, &checkpoint.interfaces)?;
+    put_notes(&mut pieces, number::NOT_CARRIED, &checkpoint.report.not_carried)?;
+    put_notes(&mut pieces, number::ASSUMED, &checkpoint.report.assumed)?;
+    if let Some(index) = checkpoint.reuseport_index {
+        pieces.word(number::REUSEPORT_INDEX, index);
+    }
+    for unknown in &checkpoint.unknown {
+        let payload = unknown.payload.clone();
+        let piece = match unknown.nested {
+            true => Piece::Nested(payload),
+            false => Piece::Plain(payload),
+        };
+        pieces.0.push((unknown.number, piece));
+    }
+    pieces.write()
+}
+
+fn put_endpoint(pieces: &mut Pieces, endpoint: &Endpoint) {
+    let state = match endpoint.peer {
+        Some(_) => SS_CONNECTED,
+        None => SS_UNCONNECTED,
+    };
+    pieces.word(number::SOCK_STATE, state);
+    if endpoint.local != Endpoint::default().local {
+        pieces.plain(number::UDP_BIND, sockaddr(endpoint.local));
+    }
+    pieces.flag(number::UDP_BIND_ADDR_ULOCK, endpoint.address_locked);
+    pieces.flag(number::UDP_BIND_PORT_ULOCK, endpoint.port_locked);
+    if let Some(peer) = endpoint.peer {
+        pieces.plain(number::UDP_PEER, sockaddr(peer));
+    }
+    if let Some(source) = endpoint.source {
+        pieces.plain(number::SOURCE, source.octets());
+    }
+}
+
+fn put_option(pieces: &mut Pieces, row: &Row, value: &Value) {
+    if let Some(payload) = wire::payload(row, value) {
+        pieces.plain(row.attribute, payload);
+    }
+    if let (Wire::MulticastInterface, Value::Pair(_, index)) = (row.wire, value)
+        && *index != 0
+    {
+        pieces.word(number::MULTICAST_IFINDEX, *index as u32);
+    }
+}
+
+fn put_memberships(pieces: &mut Pieces, memberships: &[Membership]) -> Result<(), ImageError> {
+    if memberships.is_empty() {
+        return Ok(());
+    }
+    let mut inner = Writer::new();
+    for membership in memberships {
+        let mreqn = [
+            membership.group.octets(),
+            membership.address.octets(),
+            membership.interface.to_ne_bytes(),
+        ];
+        inner.put(number::IPOPT_MREQ, &mreqn.concat())?;
+        if membership.include || !membership.sources.is_empty() {
+            let mut filter = u32::from(membership.include).to_ne_bytes().to_vec();
+            filter.extend(membership.sources.iter().flat_map(Ipv4Addr::octets));
+            inner.put(number::MEMBERSHIP_FILTER, &filter)?;
+        }
+    }
+    pieces.nested(number::IPOPT_MEMBERSHIP, inner);
+    Ok(())
+}
+
+fn put_descriptor(pieces: &mut Pieces, descriptor: &Descriptor) {
+    let (kind, id) = descriptor.owner.to_numbers();
+    let owner = [kind.to_ne_bytes(), id.to_ne_bytes()];
+    pieces.word(number::DESCRIPTOR_FLAGS, descriptor.bits());
+    pieces.plain(number::OWNER, owner.concat());
+    pieces.word(number::SIGNAL, descriptor.signal as u32);
+}
+
+fn put_interfaces(pieces: &mut Pieces, interfaces: &Interfaces) -> Result<(), ImageError> {
+    let mut inner = Writer::new();
+    for (index, name) in interfaces.iter() {
+        let entry = [&index.to_ne_bytes(), name.as_bytes()].concat();
+        inner.put(number::INTERFACE, &entry)?;
+    }
+    if interfaces.iter().next().is_some() {
+        pieces.nested(number::INTERFACES, inner);
+    }
+    Ok(())
+}
+
+fn put_notes(pieces: &mut Pieces, number: u16, notes: &[Note]) -> Result<(), ImageError> {
+    for note in notes {
+        let mut inner = Writer::new();
+        inner.str(number::WHAT, &note.what)?;
+        inner.str(number::REASON, &note.reason)?;
+        pieces.nested(number, inner);
+    }
+    Ok(())
+}
+
+fn sockaddr(address: SocketAddrV4) -> Vec<u8> {
+    let mut bytes = 2u16.to_ne_bytes().to_vec();
+    bytes.extend(address.port().to_be_bytes());
+    bytes.extend(address.ip().octets());
+    bytes.extend([0; 8]);
+    bytes
+}
+
+/// Reads the attributes of a message.
+///
+/// Only what [`to_attributes`] would write is accepted, so that an image is the same whoever
+/// wrote it.
+fn from_attributes(bytes: &[u8]) -> Result<Checkpoint, String> {
+    let mut read = Reading::default();
+    let mut last = 0;
+    for attribute in attributes(bytes) {
+        let attribute = attribute.map_err(|error| error.to_string())?;
+        let number = attribute.number;
+        if number < last {
+            return Err(format!("attribute {number} stands after {last}, out of order"));
+        }
+        let repeats = [number::NOT_CARRIED, number::ASSUMED].contains(&number);
+        if number == last && !repeats {
+            return Err(format!("attribute {number} is there twice"));
+        }
+        last = number;
+        read.attribute(&attribute)
+            .map_err(|error| error.to_string())?;
+    }
+    let checkpoint = read.finish()?;
+    match to_attributes(&checkpoint) {
+        Ok(again) if again == bytes => Ok(checkpoint),
+        _ => Err("says something twice over, or against itself".into()),
+    }
+}
+
+#[derive(Default)]
+struct Reading {
+    inode: Option<u32>,
+    fd: Option<u32>,
+    state: Option<u32>,
+    socket_type: Option<u32>,
+    family: Option<u32>,
+    protocol: Option<u32>,
+    values: Vec<(&'static Row, Value)>,
+    multicast_index: u32,
+    locks: BufferLocks,
+    endpoint: Endpoint,
+    memberships: Vec<Membership>,
+    filter: Option<Vec<[u8; 8]>>,
+    descriptor: Descriptor,
+    descriptor_parts: u32,
+    shutdown: Option<Shutdown>,
+    interfaces: Interfaces,
+    reuseport_index: Option<u32>,
+    report: Report,
+    unknown: Vec<UnknownAttribute>,
+}
+
+impl Reading {
+    fn attribute(&mut self, attribute: &Attribute<'_>) -> Result<(), ImageError> {
+        match attribute.number {
+            number::INODE => self.inode = Some(attribute.as_u32()?),
+            number::SOCK_FD => self.fd = Some(attribute.as_u32()?),
+            number::SOCK_STATE => self.state = Some(attribute.as_u32()?),
+            number::SOCK_TYPE => self.socket_type = Some(attribute.as_u32()?),
+            number::FAMILY => self.family = Some(attribute.as_u32()?),
+            number::PROTOCOL => self.protocol = Some(attribute.as_u32()?),
+            number::UDP_BIND => self.endpoint.local = address(attribute)?,
+            number::UDP_PEER => self.endpoint.peer = Some(address(attribute)?),
+            number::UDP_BIND_ADDR_ULOCK => {
+                attribute.as_flag()?;
+                self.endpoint.address_locked = true;
+            }
+            number::UDP_BIND_PORT_ULOCK => {
+                attribute.as_flag()?;
+                self.endpoint.port_locked = true;
+            }
+            number::SOURCE => self.endpoint.source = Some(attribute.as_array::<4>()?.into()),
+            number::SOCKOPT_SNDBUF_ULOCK => {
+                attribute.as_flag()?;
+                self.locks.send = true;
+            }
+            number::SOCKOPT_RCVBUF_ULOCK => {
+                attribute.as_flag()?;
+                self.locks.receive = true;
+            }
+            number::IPOPT_MEMBERSHIP => self.memberships = memberships(attribute)?,
+            number::MULTICAST_IFINDEX => self.multicast_index = attribute.as_u32()?,
+            number::INTERFACES => self.interfaces = interfaces(attribute)?,
+            number::FILTER => self.filter = Some(filter(attribute)?),
+            number::SHUTDOWN => {
+                self.shutdown = Some(Shutdown::from_bits(attribute.as_u8()?));
+            }
+            number::DESCRIPTOR_FLAGS | number::OWNER | number::SIGNAL => {
+                self.descriptor_parts += 1;
+                descriptor(&mut self.descriptor, attribute)?;
+            }
+            number::NOT_CARRIED => self.report.not_carried.push(note(attribute)?),
+            number::ASSUMED => self.report.assumed.push(note(attribute)?),
+            number::REUSEPORT_INDEX => self.reuseport_index = Some(attribute.as_u32()?),
+            number => match option::rows().find(|r| r.attribute == number && r.carried()) {
+                Some(row) => self.values.push((row, wire::value(row, attribute)?)),
+                None => self.unknown.push(UnknownAttribute {
+                    number,
+                    nested: attribute.nested,
+                    payload: attribute.payload.to_vec(),
+                }),
+            },
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Checkpoint, String> {
+        let protocol = self.protocol()?;
+        if self.state.is_none() {
+            return Err("SOCK_STATE (attribute 2) is missing".into());
+        }
+        Ok(Checkpoint {
+            inode: self.inode,
+            fd: self.fd,
+            protocol,
+            options: self.options(protocol),
+            buffer_locks: self.locks,
+            endpoint: self.endpoint,
+            memberships: self.memberships,
+            filter: self.filter,
+            descriptor: (self.descriptor_parts == 3).then_some(self.descriptor),
+            shutdown: self.shutdown,
+            interfaces: self.interfaces,
+            reuseport_index: self.reuseport_index,
+            report: self.report,
+            unknown: self.unknown,
+        })
+    }
+
+    fn protocol(&self) -> Result<&'static Protocol, String> {
+        let missing = |number: u16| format!("attribute {number} is missing");
+        let family = self.family.ok_or_else(|| missing(number::FAMILY))?;
+        let kind = self.socket_type.ok_or_else(|| missing(number::SOCK_TYPE))?;
+        let number = self.protocol.ok_or_else(|| missing(number::PROTOCOL))?;
+        protocol::find(family, kind, number).ok_or_else(|| {
+            let kind = protocol::describe(family, kind, number);
+            format!("is of a kind that is not carried yet: {kind}")
+        })
+    }
+
+    /// In the order of the rows; a flag of the RFC that is absent is off.
+    fn options(&self, protocol: &Protocol) -> Options {
+        let mut options = Options::default();
+        for row in protocol.tables.iter().copied().flatten().filter(|r| r.carried()) {
+            let found = self.values.iter().find(|(have, _)| *have == row);
+            let value = match (found, row.wire) {
+                (Some((_, Value::Pair(address, _))), Wire::MulticastInterface) => {
+                    Some(Value::Pair(*address, self.multicast_index.into()))
+                }
+                (Some((_, value)), _) => Some(value.clone()),
+                (None, Wire::Flag) => Some(Value::Int(0)),
+                (None, _) => None,
+            };
+            if let Some(value) = value {
+                options.push(row, value);
+            }
+        }
+        options
+    }
+}
+
+fn address(attribute: &Attribute<'_>) -> Result<SocketAddrV4, ImageError> {
+    let bytes = attribute.as_array::<16>()?;
+    let [_, _, p0, p1, a, b, c, d, ..] = bytes;
+    let port = u16::from_be_bytes([p0, p1]);
+    let address = SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), port);
+    match sockaddr(address) == bytes {
+        true => Ok(address),
+        false => Err(attribute.invalid("is no IPv4 address and port")),
+    }
+}
+
+fn nested<'a>(attribute: &Attribute<'a>) -> Result<Attributes<'a>, ImageError> {
+    match attribute.nested {
+        true => Ok(attribute.nested()),
+        false => Err(attribute.invalid("does not say that it holds attributes")),
+    }
+}
+
+fn memberships(attribute: &Attribute<'_>) -> Result<Vec<Membership>, ImageError> {
+    let mut memberships: Vec<Membership> = Vec::new();
+    for inner in nested(attribute)? {
+        let inner = inner?;
+        match (inner.number, memberships.last_mut()) {
+            (number::IPOPT_MREQ, _) => memberships.push(membership(&inner)?),
+            (number::MEMBERSHIP_FILTER, Some(last)) => sources(last, &inner)?,
+            _ => return Err(inner.invalid("has no place among memberships")),
+        }
+    }
+    Ok(memberships)
+}
+
+fn membership(attribute: &Attribute<'_>) -> Result<Membership, ImageError> {
+    let bytes = attribute.as_array::<12>()?;
+    let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+    Ok(Membership {
+        group: [a, b, c, d].into(),
+        address: [e, f, g, h].into(),
+        interface: u32::from_ne_bytes([i, j, k, l]),
+        include: false,
+        sources: Vec::new(),
+    })
+}
+
+fn sources(membership: &mut Membership, attribute: &Attribute<'_>) -> Result<(), ImageError> {
+    let mut words = attribute.payload.chunks(4).map(<[u8; 4]>::try_from);
+    let mode = words.next().and_then(Result::ok).map(u32::from_ne_bytes);
+    let sources: Option<Vec<Ipv4Addr>> = words.map(|word| word.ok().map(Into::into)).collect();
+    match (mode, sources) {
+        (Some(mode @ (0 | 1)), Some(sources)) => {
+            membership.include = mode == 1;
+            membership.sources = sources;
+            Ok(())
+        }
+        _ => Err(attribute.invalid("is no mode and addresses")),
+    }
+}
+
+fn interfaces(attribute: &Attribute<'_>) -> Result<Interfaces, ImageError> {
+    let mut interfaces = Interfaces::default();
+    for inner in nested(attribute)? {
+        let inner = inner?;
+        let entry = inner.payload.split_first_chunk::<4>();
+        let entry = entry.and_then(|(index, name)| {
+            let name = std::str::from_utf8(name).ok()?;
+            let fits = name.len() < 16 && !name.contains('\0');
+            fits.then(|| (u32::from_ne_bytes(*index), name))
+        });
+        let wrong = || inner.invalid("is no index and name of a device");
+        let (index, name) = entry.filter(|_| inner.number == number::INTERFACE).ok_or_else(wrong)?;
+        if index == 0 || !interfaces.insert(index, name) {
+            return Err(wrong());
+        }
+    }
+    Ok(interfaces)
+}
+
+fn filter(attribute: &Attribute<'_>) -> Result<Vec<[u8; 8]>, ImageError> {
+    let instructions = attribute.payload.chunks(8).map(<[u8; 8]>::try_from);
+    let program: Result<Vec<[u8; 8]>, _> = instructions.collect();
+    program.map_err(|_| attribute.invalid("is no whole number of instructions"))
+}
+
+fn descriptor(descriptor: &mut Descriptor, attribute: &Attribute<'_>) -> Result<(), ImageError> {
+    match attribute.number {
+        number::DESCRIPTOR_FLAGS => descriptor.set_bits(attribute.as_u32()?),
+        number::SIGNAL => descriptor.signal = attribute.as_u32()? as i32,
+        _ => {
+            let [a, b, c, d, e, f, g, h] = attribute.as_array::<8>()?;
+            let kind = u32::from_ne_bytes([a, b, c, d]);
+            descriptor.owner = Owner::from_numbers(kind, i32::from_ne_bytes([e, f, g, h]))
+                .ok_or_else(|| attribute.invalid("is no kind of owner"))?;
+        }
+    }
+    Ok(())
+}
+
+fn note(attribute: &Attribute<'_>) -> Result<Note, ImageError> {
+    let mut note = Note::new("", "");
+    for inner in nested(attribute)? {
+        let inner = inner?;
+        match inner.number {
+            number::WHAT => note.what = inner.as_str()?.into(),
+            number::REASON => note.reason = inner.as_str()?.into(),
+            _ => return Err(inner.invalid("has no place in a note")),
+        }
+    }
+    Ok(note)
+}

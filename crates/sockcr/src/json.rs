@@ -1,0 +1,354 @@
+//! Checkpoints as JSON, and back: each other's inverse.
+//!
+//! docs/format.md describes the shape. Option names are the kernel's, values in the kernel's unit.
+
+use crate::checkpoint::{Checkpoint, UnknownAttribute};
+use crate::error::{Error, ErrorKind};
+use crate::hex;
+use crate::option::{self, Options};
+use crate::protocol::{self, Protocol};
+use crate::report::{Note, Report};
+use crate::state::descriptor::{Descriptor, Owner};
+use crate::state::endpoint::Endpoint;
+use crate::state::interfaces::Interfaces;
+use crate::state::locks::BufferLocks;
+use crate::state::membership::Membership;
+use crate::state::shutdown::Shutdown;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json, json};
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    format: u32,
+    sockets: Vec<Socket>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Socket {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    inode: Option<u32>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    fd: Option<u32>,
+    family: String,
+    #[serde(rename = "type")]
+    socket_type: String,
+    protocol: String,
+    state: String,
+    endpoint: EndpointJson,
+    buffer_locks: LocksJson,
+    options: Map<String, Json>,
+    memberships: Vec<MembershipJson>,
+    filter: Option<Vec<String>>,
+    descriptor: Option<DescriptorJson>,
+    shutdown: Option<Shutdown>,
+    interfaces: Vec<InterfaceJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reuseport_index: Option<u32>,
+    not_carried: Vec<Note>,
+    assumed: Vec<Note>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    unknown: Vec<UnknownJson>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EndpointJson {
+    local: SocketAddrV4,
+    peer: Option<SocketAddrV4>,
+    address_locked: bool,
+    port_locked: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    source: Option<Ipv4Addr>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LocksJson {
+    send: bool,
+    receive: bool,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct MembershipJson {
+    group: Ipv4Addr,
+    interface: Json,
+    address: Ipv4Addr,
+    mode: String,
+    sources: Vec<Ipv4Addr>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DescriptorJson {
+    nonblock: bool,
+    #[serde(rename = "async")]
+    asynchronous: bool,
+    close_on_exec: bool,
+    owner: String,
+    signal: i32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct InterfaceJson {
+    index: u32,
+    name: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct UnknownJson {
+    attribute: u16,
+    nested: bool,
+    data: String,
+}
+
+/// The JSON of these sockets.
+pub fn to_json(checkpoints: &[Checkpoint]) -> Json {
+    let sockets: Vec<Socket> = checkpoints.iter().map(to_socket).collect();
+    json!(Document { format: 1, sockets })
+}
+
+/// Reads what [`to_json`] wrote, or a person changed.
+pub fn from_json(text: &str) -> Result<Vec<Checkpoint>, Error> {
+    let bad = |why: String| Error::new(ErrorKind::BadInput, "JSON", why);
+    let document: Document = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
+    if document.format != 1 {
+        return Err(bad(format!("format {} is not known, only 1", document.format)));
+    }
+    let sockets = document.sockets.into_iter().zip(1..);
+    let checkpoints = sockets.map(|(socket, ordinal)| {
+        from_socket(socket).map_err(|why| bad(format!("socket {ordinal}: {why}")))
+    });
+    checkpoints.collect()
+}
+
+fn to_socket(checkpoint: &Checkpoint) -> Socket {
+    let interfaces = &checkpoint.interfaces;
+    let options = checkpoint.options.iter().map(|(row, value)| {
+        let json = row.kind.to_json(value, interfaces);
+        (row.name.to_owned(), json)
+    });
+    let endpoint = checkpoint.endpoint;
+    Socket {
+        inode: checkpoint.inode,
+        fd: checkpoint.fd,
+        family: checkpoint.protocol.family_name.into(),
+        socket_type: checkpoint.protocol.type_name.into(),
+        protocol: checkpoint.protocol.name.into(),
+        state: state(&endpoint).into(),
+        endpoint: EndpointJson {
+            local: endpoint.local,
+            peer: endpoint.peer,
+            address_locked: endpoint.address_locked,
+            port_locked: endpoint.port_locked,
+            source: endpoint.source,
+        },
+        buffer_locks: LocksJson {
+            send: checkpoint.buffer_locks.send,
+            receive: checkpoint.buffer_locks.receive,
+        },
+        options: options.collect(),
+        memberships: checkpoint
+            .memberships
+            .iter()
+            .map(|membership| to_membership(membership, interfaces))
+            .collect(),
+        filter: checkpoint
+            .filter
+            .as_ref()
+            .map(|program| program.iter().map(|i| hex::encode(i)).collect()),
+        descriptor: checkpoint.descriptor.as_ref().map(to_descriptor),
+        shutdown: checkpoint.shutdown,
+        interfaces: interfaces
+            .iter()
+            .map(|(index, name)| InterfaceJson {
+                index,
+                name: name.into(),
+            })
+            .collect(),
+        reuseport_index: checkpoint.reuseport_index,
+        not_carried: checkpoint.report.not_carried.clone(),
+        assumed: checkpoint.report.assumed.clone(),
+        unknown: checkpoint.unknown.iter().map(to_unknown).collect(),
+    }
+}
+
+fn state(endpoint: &Endpoint) -> &'static str {
+    match endpoint.peer {
+        Some(_) => "connected",
+        None => "unconnected",
+    }
+}
+
+fn to_membership(membership: &Membership, interfaces: &Interfaces) -> MembershipJson {
+    MembershipJson {
+        group: membership.group,
+        interface: interfaces.to_json(membership.interface),
+        address: membership.address,
+        mode: if membership.include { "include" } else { "exclude" }.into(),
+        sources: membership.sources.clone(),
+    }
+}
+
+fn to_descriptor(descriptor: &Descriptor) -> DescriptorJson {
+    DescriptorJson {
+        nonblock: descriptor.nonblock,
+        asynchronous: descriptor.asynchronous,
+        close_on_exec: descriptor.close_on_exec,
+        owner: match descriptor.owner {
+            Owner::Nobody => "nobody".into(),
+            Owner::Holder => "holder".into(),
+            Owner::Process(id) => format!("process {id}"),
+            Owner::Thread(id) => format!("thread {id}"),
+            Owner::Group(id) => format!("group {id}"),
+        },
+        signal: descriptor.signal,
+    }
+}
+
+fn to_unknown(unknown: &UnknownAttribute) -> UnknownJson {
+    UnknownJson {
+        attribute: unknown.number,
+        nested: unknown.nested,
+        data: hex::encode(&unknown.payload),
+    }
+}
+
+fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
+    let kind = (&*socket.family, &*socket.socket_type, &*socket.protocol);
+    let protocol = *protocol::ALL
+        .iter()
+        .find(|p| (p.family_name, p.type_name, p.name) == kind)
+        .ok_or_else(|| format!("a socket of {kind:?} is not carried"))?;
+    let interfaces = from_interfaces(&socket.interfaces)?;
+    let endpoint = Endpoint {
+        local: socket.endpoint.local,
+        peer: socket.endpoint.peer,
+        address_locked: socket.endpoint.address_locked,
+        port_locked: socket.endpoint.port_locked,
+        source: socket.endpoint.source,
+    };
+    if socket.state != state(&endpoint) {
+        return Err(format!("state {:?} does not fit the peer", socket.state));
+    }
+    let memberships = socket.memberships.iter();
+    let unknown = socket.unknown.iter();
+    Ok(Checkpoint {
+        inode: socket.inode,
+        fd: socket.fd,
+        protocol,
+        options: from_options(&socket.options, protocol, &interfaces)?,
+        buffer_locks: BufferLocks {
+            send: socket.buffer_locks.send,
+            receive: socket.buffer_locks.receive,
+        },
+        endpoint,
+        memberships: memberships
+            .map(|membership| from_membership(membership, &interfaces))
+            .collect::<Result<_, _>>()?,
+        filter: socket.filter.map(from_filter).transpose()?,
+        descriptor: socket.descriptor.map(from_descriptor).transpose()?,
+        shutdown: socket.shutdown,
+        interfaces,
+        reuseport_index: socket.reuseport_index,
+        report: Report {
+            not_carried: socket.not_carried,
+            assumed: socket.assumed,
+        },
+        unknown: unknown.map(from_unknown).collect::<Result<_, _>>()?,
+    })
+}
+
+fn from_interfaces(entries: &[InterfaceJson]) -> Result<Interfaces, String> {
+    let mut interfaces = Interfaces::default();
+    for entry in entries {
+        if entry.index == 0 || entry.name.len() > 15 || !interfaces.insert(entry.index, &entry.name)
+        {
+            return Err(format!("interface {} {:?} is wrong", entry.index, entry.name));
+        }
+    }
+    Ok(interfaces)
+}
+
+fn from_options(
+    options: &Map<String, Json>,
+    protocol: &Protocol,
+    interfaces: &Interfaces,
+) -> Result<Options, String> {
+    let mut read = Options::default();
+    let carried = |row: &option::Row| {
+        row.carried() && protocol.tables.iter().any(|table| table.contains(row))
+    };
+    if let Some(name) = options
+        .keys()
+        .find(|name| !option::rows().any(|row| row.name == *name && carried(row)))
+    {
+        return Err(format!("{name} is no option that is carried"));
+    }
+    for row in protocol.tables.iter().copied().flatten().filter(|r| r.carried()) {
+        if let Some(json) = options.get(row.name) {
+            let value = row.kind.from_json(json, interfaces);
+            let value = value.map_err(|why| format!("{}: {why}", row.name))?;
+            read.push(row, value);
+        } else if row.wire == option::Wire::Flag {
+            read.push(row, option::Value::Int(0));
+        }
+    }
+    Ok(read)
+}
+
+fn from_membership(json: &MembershipJson, interfaces: &Interfaces) -> Result<Membership, String> {
+    let wrong = |what: &dyn std::fmt::Display| format!("membership {}: {what}", json.group);
+    Ok(Membership {
+        group: json.group,
+        interface: interfaces
+            .from_json(&json.interface)
+            .ok_or_else(|| wrong(&format!("interface {} is not among interfaces", json.interface)))?,
+        address: json.address,
+        include: match &*json.mode {
+            "include" => true,
+            "exclude" => false,
+            mode => return Err(wrong(&format!("mode {mode:?} is neither include nor exclude"))),
+        },
+        sources: json.sources.clone(),
+    })
+}
+
+fn from_filter(program: Vec<String>) -> Result<Vec<[u8; 8]>, String> {
+    let instruction = |text: &String| hex::decode(text)?.try_into().ok();
+    let program: Option<Vec<[u8; 8]>> = program.iter().map(instruction).collect();
+    program.ok_or_else(|| "filter: an instruction is not 16 digits".into())
+}
+
+fn from_descriptor(json: DescriptorJson) -> Result<Descriptor, String> {
+    let owner = match json.owner.split_once(' ') {
+        None if json.owner == "nobody" => Some(Owner::Nobody),
+        None if json.owner == "holder" => Some(Owner::Holder),
+        Some(("process", id)) => id.parse().ok().map(Owner::Process),
+        Some(("thread", id)) => id.parse().ok().map(Owner::Thread),
+        Some(("group", id)) => id.parse().ok().map(Owner::Group),
+        _ => None,
+    };
+    Ok(Descriptor {
+        nonblock: json.nonblock,
+        asynchronous: json.asynchronous,
+        close_on_exec: json.close_on_exec,
+        owner: owner.ok_or_else(|| format!("owner {:?} is wrong", json.owner))?,
+        signal: json.signal,
+    })
+}
+
+fn from_unknown(json: &UnknownJson) -> Result<UnknownAttribute, String> {
+    let payload = hex::decode(&json.data);
+    let wrong = || format!("attribute {}: data is not hexadecimal", json.attribute);
+    Ok(UnknownAttribute {
+        number: json.attribute,
+        nested: json.nested,
+        payload: payload.ok_or_else(wrong)?,
+    })
+}

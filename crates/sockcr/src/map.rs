@@ -1,0 +1,105 @@
+//! Addresses and devices that are called otherwise at the place of the restore.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind};
+use crate::option::{self, Value};
+use std::net::Ipv4Addr;
+use std::str::FromStr;
+
+/// `OLD=NEW`: one address, or one device, for another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mapping {
+    /// An address.
+    Address(Ipv4Addr, Ipv4Addr),
+    /// A device by name.
+    Device(String, String),
+}
+
+impl FromStr for Mapping {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Mapping, Error> {
+        let bad = |why: &str| Error::new(ErrorKind::BadInput, format!("--map {text}"), why);
+        let (old, new) = text.split_once('=').ok_or_else(|| bad("is not OLD=NEW"))?;
+        match (old.parse(), new.parse()) {
+            (Ok(old), Ok(new)) => Ok(Mapping::Address(old, new)),
+            (Err(_), Err(_)) if !old.is_empty() && (1..16).contains(&new.len()) => {
+                Ok(Mapping::Device(old.into(), new.into()))
+            }
+            _ => Err(bad("takes two IPv4 addresses, or two device names of at most 15 bytes")),
+        }
+    }
+}
+
+/// Carries the mappings out; one that names nothing in any of the checkpoints is an error.
+pub(crate) fn apply(
+    checkpoints: &[Checkpoint],
+    map: &[Mapping],
+) -> Result<Vec<Checkpoint>, Error> {
+    let mut mapped = checkpoints.to_vec();
+    for mapping in map {
+        let found = mapped
+            .iter_mut()
+            .fold(false, |found, checkpoint| apply_one(checkpoint, mapping) | found);
+        if !found {
+            let old = match mapping {
+                Mapping::Address(old, _) => old.to_string(),
+                Mapping::Device(old, _) => old.clone(),
+            };
+            let why = format!("the checkpoint has nothing called {old}");
+            return Err(Error::new(ErrorKind::BadInput, format!("--map {old}"), why));
+        }
+    }
+    Ok(mapped)
+}
+
+/// Carries out one mapping; says whether it changed anything.
+fn apply_one(checkpoint: &mut Checkpoint, mapping: &Mapping) -> bool {
+    match mapping {
+        Mapping::Address(old, new) => {
+            let mut found = false;
+            each_address(checkpoint, |address| {
+                found |= address == old;
+                if address == old {
+                    *address = *new;
+                }
+            });
+            found
+        }
+        Mapping::Device(old, new) => {
+            let named = checkpoint.interfaces.rename(old, new);
+            named | rename_bound_device(checkpoint, old, new)
+        }
+    }
+}
+
+fn each_address(checkpoint: &mut Checkpoint, mut change: impl FnMut(&mut Ipv4Addr)) {
+    let endpoint = &mut checkpoint.endpoint;
+    for address in std::iter::once(&mut endpoint.local).chain(&mut endpoint.peer) {
+        let mut ip = *address.ip();
+        change(&mut ip);
+        address.set_ip(ip);
+    }
+    endpoint.source.iter_mut().for_each(&mut change);
+    for membership in &mut checkpoint.memberships {
+        change(&mut membership.group);
+        change(&mut membership.address);
+        membership.sources.iter_mut().for_each(&mut change);
+    }
+    let row = option::find("IP_MULTICAST_IF");
+    let value = checkpoint.options.get("IP_MULTICAST_IF").cloned();
+    if let (Some(row), Some(Value::Pair(address, index))) = (row, value) {
+        let mut ip = Ipv4Addr::from(address as u32);
+        change(&mut ip);
+        let value = Value::Pair(u32::from(ip).into(), index);
+        checkpoint.options.set(row, Some(value));
+    }
+}
+
+fn rename_bound_device(checkpoint: &mut Checkpoint, old: &str, new: &str) -> bool {
+    let bound = checkpoint.options.get("SO_BINDTODEVICE") == Some(&Value::Text(old.into()));
+    if let (true, Some(row)) = (bound, option::find("SO_BINDTODEVICE")) {
+        checkpoint.options.set(row, Some(Value::Text(new.into())));
+    }
+    bound
+}

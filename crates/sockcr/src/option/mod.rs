@@ -1,0 +1,488 @@
+//! The option tables: one row says everything about one option, and everything else follows from
+//! it: the dump, the restore, `sockcr options`, docs/options.md, the JSON names and one generated
+//! test each.
+
+pub mod ip;
+pub mod socket;
+pub mod udp;
+mod text;
+pub(crate) mod value;
+pub(crate) mod wire;
+
+pub use text::bytes;
+pub use value::{Kind, Unit, Value};
+
+use crate::kernel::Hidden;
+use crate::state::interfaces::Interfaces;
+use rustix::io::Errno;
+use sockcr_image::number;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+/// The level of an option, as the second argument of setsockopt(2) names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// `SOL_SOCKET`
+    Socket,
+    /// `IPPROTO_IP`
+    Ip,
+    /// `SOL_UDP`
+    Udp,
+}
+
+impl Level {
+    /// The number in the system call.
+    pub fn number(self) -> i32 {
+        match self {
+            Level::Socket => 1,
+            Level::Ip => 0,
+            Level::Udp => 17,
+        }
+    }
+
+    /// The name in the header files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Level::Socket => "SOL_SOCKET",
+            Level::Ip => "IPPROTO_IP",
+            Level::Udp => "SOL_UDP",
+        }
+    }
+
+    const fn base(self) -> u16 {
+        match self {
+            Level::Socket => number::option(number::Level::Socket, 0),
+            Level::Ip => number::option(number::Level::Ip, 0),
+            Level::Udp => number::option(number::Level::Udp, 0),
+        }
+    }
+}
+
+/// How a value lies in the image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wire {
+    /// One of the RFC's flags: present is on, absent is off.
+    Flag,
+    /// One byte.
+    U8,
+    /// Four bytes in the writer's order; absent is not known.
+    U32,
+    /// A name in 16 bytes, filled with NULs; absent is none.
+    Name,
+    /// The bytes of the kernel; absent is not known.
+    Kernel,
+    /// The RFC's `in_addr`, and the index beside it when it is not 0.
+    MulticastInterface,
+}
+
+/// When restore writes an option.
+///
+/// Everything that decides what the socket receives is in place before it is bound, so that no
+/// datagram ever comes in under another option than it should.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// On the new, unbound socket.
+    BeforeBind,
+    /// After bind(2) and connect(2), which it would change.
+    AfterConnect,
+    /// When nothing is written any more.
+    Last,
+}
+
+impl Stage {
+    /// As the table prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Stage::BeforeBind => "before bind",
+            Stage::AfterConnect => "after connect",
+            Stage::Last => "last",
+        }
+    }
+}
+
+/// What an option is to a checkpoint.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Read, carried, and written at this stage.
+    Carried(Stage),
+    /// Read and shown; its state is carried by the file of `state/` named here.
+    State(&'static str),
+    /// Another name of the state that this row carries.
+    Alias(&'static str),
+    /// Can be read; says nothing that a restore could write, for this reason.
+    ReadOnly(&'static str),
+    /// Can be written, never read, for this reason.
+    SetOnly(&'static str),
+    /// Is not read, because that would change the socket.
+    NotRead(&'static str),
+}
+
+/// A value that getsockopt(2) does not tell, or not whole, and BPF does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Field {
+    /// `inet_sock.uc_ttl`: whether the ttl is the socket's own or follows the sysctl.
+    UnicastTtl,
+    /// `inet_sock.mc_index`.
+    MulticastIndex,
+    /// `sock.sk_busy_poll_budget`.
+    BusyPollBudget,
+    /// `SOCK_TXTIME` of `sock.sk_flags`.
+    Txtime,
+}
+
+impl Field {
+    /// The kernel's name of the field.
+    pub fn name(self) -> &'static str {
+        match self {
+            Field::UnicastTtl => "inet_sock.uc_ttl",
+            Field::MulticastIndex => "inet_sock.mc_index",
+            Field::BusyPollBudget => "sock.sk_busy_poll_budget",
+            Field::Txtime => "sock.sk_flags",
+        }
+    }
+}
+
+/// What a fresh socket has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Default {
+    /// This number, wherever the socket is made.
+    Number(i64),
+    /// Nothing: no bytes, an empty name, zeroes.
+    Empty,
+    /// What a sysctl says at that moment.
+    Sysctl(&'static str),
+    /// There is no meaning in a default.
+    None,
+}
+
+/// One option.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Row {
+    /// The name in the header files: `SO_RCVBUF`.
+    pub name: &'static str,
+    /// Its level.
+    pub level: Level,
+    /// Its number at that level.
+    pub number: u16,
+    /// The attribute that carries it in an image.
+    pub attribute: u16,
+    /// How it lies in that attribute.
+    pub wire: Wire,
+    /// What its value is.
+    pub kind: Kind,
+    /// What a fresh socket has.
+    pub default: Default,
+    /// Read, write, and when.
+    pub access: Access,
+    /// What only BPF knows of it.
+    pub hidden: Option<Field>,
+    /// The number that writes it whatever the limits are, for those who may (`SO_RCVBUFFORCE`).
+    pub force: Option<u16>,
+    /// Writing the option named here changes this one too, so it is written after it in any case.
+    pub disturbed_by: Option<&'static str>,
+    /// The capability that writing it needs, and when.
+    pub capability: Option<&'static str>,
+    /// The first kernel that has it.
+    pub since: &'static str,
+    /// File and function of the kernel.
+    pub source: &'static str,
+}
+
+impl Row {
+    const fn new(level: Level, number: u16, name: &'static str, kind: Kind) -> Row {
+        Row {
+            name,
+            level,
+            number,
+            attribute: level.base() + number,
+            wire: kind.wire(),
+            kind,
+            default: kind.default(),
+            access: Access::Carried(Stage::BeforeBind),
+            hidden: None,
+            force: None,
+            disturbed_by: None,
+            capability: None,
+            since: "2.2",
+            source: match level {
+                Level::Socket => "net/core/sock.c sk_setsockopt",
+                Level::Ip => "net/ipv4/ip_sockglue.c do_ip_setsockopt",
+                Level::Udp => "net/ipv4/udp.c udp_lib_setsockopt",
+            },
+        }
+    }
+
+    const fn rfc(mut self, attribute: u16, wire: Wire) -> Row {
+        self.attribute = attribute;
+        self.wire = wire;
+        self
+    }
+
+    const fn default(mut self, default: Default) -> Row {
+        self.default = default;
+        self
+    }
+
+    const fn access(mut self, access: Access) -> Row {
+        self.access = access;
+        self
+    }
+
+    const fn stage(self, stage: Stage) -> Row {
+        self.access(Access::Carried(stage))
+    }
+
+    const fn hidden(mut self, field: Field) -> Row {
+        self.hidden = Some(field);
+        self
+    }
+
+    const fn force(mut self, number: u16) -> Row {
+        self.force = Some(number);
+        self
+    }
+
+    const fn disturbed_by(mut self, name: &'static str) -> Row {
+        self.disturbed_by = Some(name);
+        self
+    }
+
+    const fn needs(mut self, capability: &'static str) -> Row {
+        self.capability = Some(capability);
+        self
+    }
+
+    const fn since(mut self, version: &'static str) -> Row {
+        self.since = version;
+        self
+    }
+
+    const fn source(mut self, source: &'static str) -> Row {
+        self.source = source;
+        self
+    }
+
+    /// Whether a checkpoint holds a value for it.
+    pub fn carried(&self) -> bool {
+        matches!(self.access, Access::Carried(_))
+    }
+
+    /// Whether `value` is what a fresh socket has; `None` when that depends on a sysctl.
+    pub fn is_default(&self, value: &Value) -> Option<bool> {
+        match self.default {
+            Default::Number(number) => Some(*value == Value::Int(number)),
+            Default::Empty => Some(value.is_empty()),
+            Default::Sysctl(_) | Default::None => None,
+        }
+    }
+
+    /// Whether the option is left out of a checkpoint when the socket has none of its own:
+    /// its absence then means what a fresh socket does.
+    pub fn only_when_set(&self) -> bool {
+        matches!(
+            self.hidden,
+            Some(Field::UnicastTtl | Field::BusyPollBudget | Field::Txtime)
+        ) || matches!(self.wire, Wire::Name)
+    }
+
+    /// Reads the option; `None` when this kernel, or this kind of socket, does not have it.
+    pub fn read(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Value>> {
+        let mut buffer = [0u8; value::LONGEST];
+        let room = &mut buffer[..self.kind.size()];
+        match sockcr_sys::sockopt::get(fd, self.level.number(), self.number.into(), room) {
+            Ok(length) => {
+                let bytes = buffer.get(..length).unwrap_or_default();
+                self.kind.decode(bytes).map(Some).ok_or_else(|| {
+                    io::Error::other(format!("{} answered {length} bytes", self.name))
+                })
+            }
+            Err(error) if absent(&error) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Writes the option, by the steps its kind needs.
+    pub fn write(&self, fd: BorrowedFd<'_>, value: &Value) -> io::Result<()> {
+        let set = |number: u16, bytes: &[u8]| {
+            sockcr_sys::sockopt::set(fd, self.level.number(), number.into(), bytes)
+        };
+        for bytes in self.kind.encode(value) {
+            match self.force.map(|number| set(number, &bytes)) {
+                Some(Ok(())) => {}
+                // The forced form is for CAP_NET_ADMIN of the initial user namespace only.
+                Some(Err(error)) if error.raw_os_error() != Some(Errno::PERM.raw_os_error()) => {
+                    return Err(error);
+                }
+                _ => set(self.number, &bytes)?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Whether the error says that the option does not exist here.
+fn absent(error: &io::Error) -> bool {
+    matches!(
+        Errno::from_io_error(error),
+        Some(Errno::NOPROTOOPT | Errno::OPNOTSUPP | Errno::NOTCONN | Errno::NODATA)
+    )
+}
+
+/// Every row there is, in the order in which restore writes them: IP before SOCKET, because
+/// IP_TOS changes SO_PRIORITY and because SO_BINDTODEVICE restricts IP_MULTICAST_IF.
+pub fn rows() -> impl Iterator<Item = &'static Row> + Clone {
+    [ip::ROWS, udp::ROWS, socket::ROWS].into_iter().flatten()
+}
+
+/// The row of this name.
+pub fn find(name: &str) -> Option<&'static Row> {
+    rows().find(|row| row.name.eq_ignore_ascii_case(name))
+}
+
+/// The values of one socket, in the order of the rows.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options(Vec<(&'static Row, Value)>);
+
+impl Options {
+    /// The value of the option of this name.
+    pub fn get(&self, name: &str) -> Option<&Value> {
+        let (_, value) = self.0.iter().find(|(row, _)| row.name == name)?;
+        Some(value)
+    }
+
+    /// Gives an option a value, or takes it away with `None`.
+    pub fn set(&mut self, row: &'static Row, value: Option<Value>) {
+        self.0.retain(|(have, _)| *have != row);
+        let Some(value) = value else { return };
+        let before = rows()
+            .take_while(|have| *have != row)
+            .filter(|have| self.0.iter().any(|(r, _)| r == have))
+            .count();
+        self.0.insert(before, (row, value));
+    }
+
+    /// All of them, in the order of the rows.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static Row, &Value)> {
+        self.0.iter().map(|(row, value)| (*row, value))
+    }
+
+    pub(crate) fn push(&mut self, row: &'static Row, value: Value) {
+        self.0.push((row, value));
+    }
+}
+
+/// Reads every carried option of the tables; a row that fails is told to `failed` and left out.
+pub(crate) fn dump(
+    fd: BorrowedFd<'_>,
+    tables: &[&'static [Row]],
+    hidden: Option<&Hidden>,
+    mut failed: impl FnMut(&'static Row, io::Error),
+) -> Options {
+    let mut options = Options(Vec::with_capacity(64));
+    for row in tables.iter().copied().flatten().filter(|r| r.carried()) {
+        match read_whole(row, fd, hidden) {
+            Ok(Some(value)) => options.push(row, value),
+            Ok(None) => {}
+            Err(error) => failed(row, error),
+        }
+    }
+    options
+}
+
+/// Reads a row, with what BPF knows of it.
+fn read_whole(
+    row: &'static Row,
+    fd: BorrowedFd<'_>,
+    hidden: Option<&Hidden>,
+) -> io::Result<Option<Value>> {
+    let value = match (row.hidden, hidden) {
+        (Some(Field::BusyPollBudget), hidden) => {
+            hidden.map(|hidden| Value::Int(hidden.busy_poll_budget.into()))
+        }
+        (Some(Field::UnicastTtl), Some(hidden)) => {
+            return Ok(hidden.unicast_ttl.map(|ttl| Value::Int(ttl.into())));
+        }
+        (Some(Field::Txtime), Some(hidden)) if hidden.txtime => return row.read(fd),
+        (Some(Field::MulticastIndex), Some(hidden)) => Some(Value::Pair(
+            u32::from(hidden.multicast_address).into(),
+            hidden.multicast_index.into(),
+        )),
+        (Some(Field::UnicastTtl), None) => row.read(fd)?.filter(|ttl| *ttl != default_ttl()),
+        _ => row.read(fd)?,
+    };
+    Ok(value.filter(|value| !(row.only_when_set() && row.is_default(value) == Some(true))))
+}
+
+/// The ttl of sockets that have none of their own, in the network namespace of this thread.
+fn default_ttl() -> Value {
+    let sysctl = std::fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl");
+    let ttl = sysctl.ok().and_then(|text| text.trim().parse().ok());
+    Value::Int(ttl.unwrap_or(64))
+}
+
+/// Writes one option again as the checkpoint has it, or as a fresh socket does.
+pub(crate) fn rewrite(
+    fd: BorrowedFd<'_>,
+    name: &str,
+    options: &Options,
+    interfaces: &Interfaces,
+) -> io::Result<()> {
+    let row = find(name).ok_or(io::ErrorKind::NotFound)?;
+    let value = options.get(name).cloned().unwrap_or(Value::Pair(0, 0));
+    row.write(fd, &row.kind.localize(&value, fd, interfaces)?)
+}
+
+/// One option that restore could not write.
+pub(crate) struct Refused {
+    pub row: &'static Row,
+    pub value: Value,
+    pub error: io::Error,
+}
+
+/// Writes what differs from a fresh socket, at this stage.
+pub(crate) fn restore(
+    fd: BorrowedFd<'_>,
+    options: &Options,
+    interfaces: &Interfaces,
+    stage: Stage,
+) -> Vec<Refused> {
+    let mut refused = Vec::new();
+    let rows = options.iter();
+    for (row, value) in rows.filter(|(row, _)| row.access == Access::Carried(stage)) {
+        if let Err(error) = restore_row(fd, row, value, options, interfaces) {
+            let value = value.clone();
+            refused.push(Refused { row, value, error });
+        }
+    }
+    refused
+}
+
+fn restore_row(
+    fd: BorrowedFd<'_>,
+    row: &'static Row,
+    value: &Value,
+    options: &Options,
+    interfaces: &Interfaces,
+) -> io::Result<()> {
+    let written = |name| options.get(name).zip(find(name));
+    let disturbed = row
+        .disturbed_by
+        .and_then(written)
+        .is_some_and(|(value, row)| row.is_default(value) != Some(true));
+    let fresh = match row.is_default(value) {
+        _ if row.only_when_set() => false,
+        Some(fresh) => fresh,
+        None => row.read(fd)?.as_ref() == Some(value),
+    };
+    if fresh && !disturbed {
+        return Ok(());
+    }
+    row.kind.check(value).map_err(io::Error::other)?;
+    let value = row.kind.localize(value, fd, interfaces)?;
+    row.write(fd, &value)?;
+    // Limits clamp a buffer in silence (net.core.rmem_max): ask what became of it.
+    if row.force.is_some() && row.read(fd)?.as_ref() != Some(&value) {
+        return Err(io::Error::other(row.kind.clamped(&value)));
+    }
+    Ok(())
+}

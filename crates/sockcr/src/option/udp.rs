@@ -1,0 +1,29 @@
+//! The options of `SOL_UDP`.
+
+use super::value::{Names, Unit};
+use super::{Access, Kind, Level, Row, Stage, Wire};
+use sockcr_image::number;
+
+const ENCAP: Names = &[
+    ("none", 0),
+    ("UDP_ENCAP_ESPINUDP", 2),
+    ("UDP_ENCAP_L2TPINUDP", 3),
+];
+const LITE_ONLY: Access = Access::ReadOnly("belongs to UDP-Lite; always 0 on UDP");
+
+const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
+    Row::new(Level::Udp, number, name, kind)
+}
+
+/// The rows, in the order in which restore writes them.
+#[rustfmt::skip]
+pub static ROWS: &[Row] = &[
+    row(10, "UDPLITE_SEND_CSCOV", Kind::Int(0, 65535, Unit::Bytes)).access(LITE_ONLY).since("2.6.20"),
+    row(11, "UDPLITE_RECV_CSCOV", Kind::Int(0, 65535, Unit::Bytes)).access(LITE_ONLY).since("2.6.20"),
+    row(100, "UDP_ENCAP", Kind::Enum(ENCAP)).since("2.5.67"),
+    row(101, "UDP_NO_CHECK6_TX", Kind::Flag).since("3.16"),
+    row(102, "UDP_NO_CHECK6_RX", Kind::Flag).since("3.16"),
+    row(103, "UDP_SEGMENT", Kind::Int(0, 65535, Unit::Bytes)).since("4.18"),
+    row(104, "UDP_GRO", Kind::Flag).since("5.0"),
+    row(1, "UDP_CORK", Kind::Flag).rfc(number::UDPOPT_CORK, Wire::Flag).stage(Stage::Last).since("2.5.44"),
+];

@@ -1,0 +1,257 @@
+//! From a checkpoint to a new socket, all or nothing.
+//!
+//! Everything that decides what the socket receives - options, memberships, filter - is in place
+//! before it is bound, so that no datagram comes in under other rules than the owner's. A socket
+//! that fails half way is closed; nothing outside it is ever touched.
+
+use crate::checkpoint::Checkpoint;
+use crate::error::{Error, ErrorKind};
+use crate::map::Mapping;
+use crate::netns;
+use crate::option::{self, Stage};
+use crate::protocol::Protocol;
+use crate::report::Report;
+use crate::state::endpoint::Failure;
+use crate::state::{filter, membership};
+use rustix::fd::AsFd;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// How to restore.
+#[derive(Debug, Default)]
+pub struct RestoreOptions {
+    /// Go on without what cannot be restored exactly, and report it.
+    pub lossy: bool,
+    /// Addresses and devices that are called otherwise here.
+    pub map: Vec<Mapping>,
+    /// The network namespace to restore into; `None` for that of this thread.
+    pub netns: Option<OwnedFd>,
+    /// Read the new socket back and compare.
+    pub verify: bool,
+}
+
+/// A restored socket.
+#[derive(Debug)]
+pub struct Restored {
+    /// Its descriptor.
+    pub fd: OwnedFd,
+    /// What it does not have of the checkpoint; empty unless the restore was lossy.
+    pub report: Report,
+}
+
+impl Checkpoint {
+    /// Makes a socket that is what the checkpoint says.
+    ///
+    /// Refused, naming each, when something cannot be restored exactly, unless `lossy` is set.
+    /// Needs the privileges of what it writes: each row of [`option`] names its own.
+    pub fn restore(&self, options: &RestoreOptions) -> Result<Restored, Error> {
+        let mut restored = restore_all(std::slice::from_ref(self), options)?;
+        restored
+            .pop()
+            .ok_or_else(|| Error::new(ErrorKind::Refused, self.name(), "was not restored"))
+    }
+
+    fn restore_mapped(&self, options: &RestoreOptions) -> Result<Restored, Error> {
+        let mut report = Report::default();
+        self.known_losses(&mut report);
+        if !report.is_exact() && !options.lossy {
+            return Err(self.refused(&report));
+        }
+        let fd = self.build_or_lock(options, &mut report)?;
+        if options.verify {
+            self.verify(fd.as_fd(), &mut report)?;
+        }
+        if !report.is_exact() && !options.lossy {
+            return Err(self.refused(&report));
+        }
+        Ok(Restored { fd, report })
+    }
+
+    /// What the checkpoint itself says it lacks, or holds and this version does not understand.
+    fn known_losses(&self, report: &mut Report) {
+        report.not_carried.clone_from(&self.report.not_carried);
+        let required = |number: u16| number < sockcr_image::number::INFORMATIONAL;
+        for unknown in self.unknown.iter().filter(|u| required(u.number)) {
+            let what = format!("attribute {}", unknown.number);
+            report.lose(what, "made by a newer version, unknown to this one");
+        }
+    }
+
+    fn refused(&self, report: &Report) -> Error {
+        let notes = report.not_carried.iter();
+        let lines: String = notes.map(|note| format!("\n  {note}")).collect();
+        let why = format!("cannot be restored exactly:{lines}");
+        Error::new(ErrorKind::Refused, self.name(), why).help("--lossy restores it without these")
+    }
+
+    /// A port that only a lock can take is taken with a lock when losses are allowed.
+    fn build_or_lock(&self, options: &RestoreOptions, report: &mut Report) -> Result<OwnedFd, Error> {
+        let mut attempt = report.clone();
+        let error = match self.build(options, &mut attempt) {
+            Ok(fd) => {
+                *report = attempt;
+                return Ok(fd);
+            }
+            Err(error) => error,
+        };
+        let lockable = error.error.kind() == io::ErrorKind::Other && !self.endpoint.port_locked;
+        if !options.lossy || !lockable || self.endpoint.local.port() == 0 {
+            return Err(self.explain(error));
+        }
+        let mut locked = self.clone();
+        locked.endpoint.port_locked = true;
+        report.lose("port lock off", crate::error::reason(&error.error));
+        locked
+            .build(options, report)
+            .map_err(|failure| self.explain(failure))
+    }
+
+    fn build(&self, options: &RestoreOptions, report: &mut Report) -> Result<OwnedFd, Failure> {
+        let made = match &options.netns {
+            Some(netns) => netns::enter_in_thread(netns.as_fd(), || new_socket(self.protocol)),
+            None => new_socket(self.protocol),
+        };
+        let socket = made.map_err(|error| Failure::at("socket", error))?;
+        let fd = socket.as_fd();
+        self.write_options(fd, Stage::BeforeBind, report);
+        lossy(self.buffer_locks.restore(fd), "SO_BUF_LOCK", report);
+        for joined in &self.memberships {
+            let done = membership::restore(fd, joined, &self.interfaces);
+            lossy_step(done, report);
+        }
+        let program = self.filter.as_deref().unwrap_or_default();
+        lossy(filter::restore(fd, program), "filter", report);
+        self.endpoint.restore(fd, &self.options, &self.interfaces)?;
+        self.write_options(fd, Stage::AfterConnect, report);
+        lossy(self.shutdown.unwrap_or_default().restore(fd), "shutdown", report);
+        self.write_options(fd, Stage::Last, report);
+        if let Some(descriptor) = &self.descriptor {
+            lossy(descriptor.restore(fd), "descriptor flags", report);
+        }
+        Ok(socket)
+    }
+
+    fn write_options(&self, fd: BorrowedFd<'_>, stage: Stage, report: &mut Report) {
+        for refused in option::restore(fd, &self.options, &self.interfaces, stage) {
+            let value = refused.row.kind.show(&refused.value, &self.interfaces);
+            let mut why = crate::error::reason(&refused.error);
+            if let Some(capability) = refused.row.capability
+                && refused.error.kind() == io::ErrorKind::PermissionDenied
+            {
+                why = format!("{why}: needs {capability}");
+            }
+            report.lose(format!("{} {value}", refused.row.name), why + &self.map_hint(&refused.error));
+        }
+    }
+
+    /// Reads the new socket back: what the kernel changed in silence is a loss too.
+    fn verify(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Error> {
+        let mut now = Checkpoint::dump(&fd)?;
+        now.descriptor = self.descriptor;
+        for difference in crate::diff::diff(self, &now) {
+            let (what, had) = (difference.what, difference.a.unwrap_or_default());
+            let has = difference.b.unwrap_or_else(|| "nothing".into());
+            if !report.not_carried.iter().any(|note| note.what.starts_with(&what)) {
+                report.lose(what, format!("{had} became {has}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn explain(&self, failure: Failure) -> Error {
+        let errno = Errno::from_io_error(&failure.error);
+        let local = self.endpoint.local;
+        let help = match errno {
+            Some(Errno::ADDRNOTAVAIL) => {
+                let address = self.unavailable(&failure.step);
+                Some(format!("{address} is no address of this place: --map {address}=ADDRESS"))
+            }
+            Some(Errno::ADDRINUSE) => Some(format!(
+                "another socket has {local}: stop its owner (`sockcr list src {local}` shows it)"
+            )),
+            Some(Errno::ACCESS) if local.port() < 1024 => {
+                Some("ports below 1024 need CAP_NET_BIND_SERVICE".into())
+            }
+            Some(Errno::NETUNREACH) => Some("no route leads there from here".into()),
+            _ => None,
+        };
+        let mut what = format!("{}: {}", self.name(), failure.step);
+        if failure.step.contains(&local.to_string()) {
+            what = failure.step;
+        }
+        let error = Error::system(what, failure.error);
+        match help {
+            Some(help) => error.help(help),
+            None => error,
+        }
+    }
+
+    fn unavailable(&self, step: &str) -> std::net::Ipv4Addr {
+        let source = self.endpoint.source.unwrap_or(*self.endpoint.local.ip());
+        if step.starts_with("bind") {
+            *self.endpoint.local.ip()
+        } else {
+            source
+        }
+    }
+
+    fn map_hint(&self, error: &io::Error) -> String {
+        let text = error.to_string();
+        let names = self.interfaces.iter().map(|(_, name)| name.to_owned());
+        let device = self.options.get("SO_BINDTODEVICE");
+        let device = device.and_then(|value| match value {
+            option::Value::Text(name) => Some(name.clone()),
+            _ => None,
+        });
+        let missing = Errno::from_io_error(error) == Some(Errno::NODEV);
+        let name = names
+            .filter(|name| text.starts_with(&format!("device {name}:")))
+            .chain(device.filter(|_| missing))
+            .next();
+        name.map_or_else(String::new, |name| format!(" (--map {name}=DEVICE)"))
+    }
+}
+
+/// Restores several, all or nothing, in the order in which the members of a SO_REUSEPORT group
+/// were bound; answers them in the order given.
+pub fn restore_all(
+    checkpoints: &[Checkpoint],
+    options: &RestoreOptions,
+) -> Result<Vec<Restored>, Error> {
+    let mapped = crate::map::apply(checkpoints, &options.map)?;
+    let mut order: Vec<(usize, &Checkpoint)> = mapped.iter().enumerate().collect();
+    order.sort_by_key(|(_, checkpoint)| checkpoint.reuseport_index);
+    let mut restored: Vec<(usize, Restored)> = Vec::with_capacity(order.len());
+    for (at, checkpoint) in order {
+        restored.push((at, checkpoint.restore_mapped(options)?));
+    }
+    restored.sort_by_key(|(at, _)| *at);
+    Ok(restored.into_iter().map(|(_, restored)| restored).collect())
+}
+
+/// A fresh socket of this kind, in the network namespace of this thread.
+pub(crate) fn open(protocol: &Protocol) -> Result<OwnedFd, Error> {
+    new_socket(protocol)
+        .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))
+}
+
+fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
+    let family = AddressFamily::from_raw(protocol.family as u16);
+    let kind = SocketType::from_raw(protocol.socket_type);
+    let number = std::num::NonZeroU32::new(protocol.number).map(Number::from_raw);
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, number)?)
+}
+
+fn lossy(done: io::Result<()>, what: &str, report: &mut Report) {
+    if let Err(error) = done {
+        report.lose(what, crate::error::reason(&error));
+    }
+}
+
+fn lossy_step(done: Result<(), Failure>, report: &mut Report) {
+    if let Err(failure) = done {
+        report.lose(failure.step, crate::error::reason(&failure.error));
+    }
+}

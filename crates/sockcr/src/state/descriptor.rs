@@ -1,0 +1,126 @@
+//! The flags of the descriptor and of its open file.
+
+use sockcr_sys::descriptor as sys;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+const O_NONBLOCK: i32 = 0o4000;
+const O_ASYNC: i32 = 0o20000;
+
+/// Who gets SIGIO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Owner {
+    /// Nobody.
+    #[default]
+    Nobody,
+    /// The process that holds the socket, whichever it is after a restore.
+    Holder,
+    /// The process with this pid.
+    Process(i32),
+    /// The thread with this id.
+    Thread(i32),
+    /// The process group with this id.
+    Group(i32),
+}
+
+impl Owner {
+    /// (kind, id) as an image holds it.
+    pub(crate) fn to_numbers(self) -> (u32, i32) {
+        match self {
+            Owner::Nobody => (0, 0),
+            Owner::Holder => (1, 0),
+            Owner::Process(id) => (2, id),
+            Owner::Thread(id) => (3, id),
+            Owner::Group(id) => (4, id),
+        }
+    }
+
+    /// The inverse of [`Owner::to_numbers`].
+    pub(crate) fn from_numbers(kind: u32, id: i32) -> Option<Owner> {
+        match (kind, id) {
+            (0, 0) => Some(Owner::Nobody),
+            (1, 0) => Some(Owner::Holder),
+            (2, id) => Some(Owner::Process(id)),
+            (3, id) => Some(Owner::Thread(id)),
+            (4, id) => Some(Owner::Group(id)),
+            _ => None,
+        }
+    }
+}
+
+/// What fcntl(2) knows of a socket.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Descriptor {
+    /// O_NONBLOCK
+    pub nonblock: bool,
+    /// O_ASYNC
+    pub asynchronous: bool,
+    /// FD_CLOEXEC
+    pub close_on_exec: bool,
+    /// F_GETOWN_EX
+    pub owner: Owner,
+    /// F_GETSIG; 0 is SIGIO.
+    pub signal: i32,
+}
+
+impl Descriptor {
+    /// Reads the flags of a socket that the process `holder` has open, there with
+    /// `close_on_exec`.
+    pub(crate) fn dump(
+        fd: BorrowedFd<'_>,
+        holder: i32,
+        close_on_exec: bool,
+    ) -> io::Result<Descriptor> {
+        let flags = sys::status_flags(fd)?;
+        let owner = match sys::owner(fd)? {
+            (_, 0) => Owner::Nobody,
+            (sys::OWNER_THREAD, id) => Owner::Thread(id),
+            (sys::OWNER_GROUP, id) => Owner::Group(id),
+            (_, id) if id == holder => Owner::Holder,
+            (_, id) => Owner::Process(id),
+        };
+        Ok(Descriptor {
+            nonblock: flags & O_NONBLOCK != 0,
+            asynchronous: flags & O_ASYNC != 0,
+            close_on_exec,
+            owner,
+            signal: sys::signal(fd)?,
+        })
+    }
+
+    /// Writes them on a new socket, whose descriptor is close-on-exec and has no other flag.
+    pub(crate) fn restore(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        if self.signal != 0 {
+            sys::set_signal(fd, self.signal)?;
+        }
+        match self.owner {
+            Owner::Nobody => {}
+            Owner::Holder => sys::set_owner(fd, sys::OWNER_PROCESS, std::process::id() as i32)?,
+            Owner::Process(id) => sys::set_owner(fd, sys::OWNER_PROCESS, id)?,
+            Owner::Thread(id) => sys::set_owner(fd, sys::OWNER_THREAD, id)?,
+            Owner::Group(id) => sys::set_owner(fd, sys::OWNER_GROUP, id)?,
+        }
+        let status = if self.nonblock { O_NONBLOCK } else { 0 }
+            | if self.asynchronous { O_ASYNC } else { 0 };
+        if status != 0 {
+            sys::set_status_flags(fd, sys::status_flags(fd)? | status)?;
+        }
+        if !self.close_on_exec {
+            sys::set_close_on_exec(fd, false)?;
+        }
+        Ok(())
+    }
+
+    /// Bits 0 to 2 as an image holds them.
+    pub(crate) fn bits(&self) -> u32 {
+        u32::from(self.nonblock)
+            | u32::from(self.asynchronous) << 1
+            | u32::from(self.close_on_exec) << 2
+    }
+
+    pub(crate) fn set_bits(&mut self, bits: u32) {
+        self.nonblock = bits & 1 != 0;
+        self.asynchronous = bits & 2 != 0;
+        self.close_on_exec = bits & 4 != 0;
+    }
+}

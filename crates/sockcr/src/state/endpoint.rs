@@ -1,0 +1,272 @@
+//! Where a socket is bound and connected to, and which of it stays when it disconnects.
+//!
+//! The kernel sets the address and port locks as a side effect of how a socket came to its
+//! address; so restore goes the same way again:
+//!
+//! | address lock | port lock | way |
+//! |---|---|---|
+//! | yes | yes | bind(address, port) |
+//! | no | yes | bind(any, port) |
+//! | yes | no | IP_LOCAL_PORT_RANGE to just this port, bind(address, 0) |
+//! | yes | no port | IP_BIND_ADDRESS_NO_PORT, bind(address, 0) |
+//! | no | no | IP_LOCAL_PORT_RANGE to just this port, a send() with no destination |
+//!
+//! and then connect(peer).
+
+use crate::kernel::Hidden;
+use crate::option::{self, Options, Value};
+use crate::report::Report;
+use crate::state::interfaces::Interfaces;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, SocketAddrAny};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::BorrowedFd;
+
+const IPPROTO_IP: i32 = 0;
+const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
+const IP_MULTICAST_IF: i32 = 32;
+const IP_LOCAL_PORT_RANGE: i32 = 51;
+const LOOPBACK_INDEX: u32 = 1;
+const ESTABLISHED: u8 = 1;
+
+/// The addresses of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// As getsockname(2) tells it; 0.0.0.0:0 when unbound.
+    pub local: SocketAddrV4,
+    /// As getpeername(2) tells it, if connected; its port can be 0.
+    pub peer: Option<SocketAddrV4>,
+    /// `SOCK_BINDADDR_LOCK`: disconnecting keeps the local address.
+    pub address_locked: bool,
+    /// `SOCK_BINDPORT_LOCK`: disconnecting keeps the local port.
+    pub port_locked: bool,
+    /// `inet_saddr`, where datagrams of a connected socket come from, when it is not `local`.
+    pub source: Option<Ipv4Addr>,
+}
+
+impl Default for Endpoint {
+    fn default() -> Endpoint {
+        Endpoint {
+            local: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            peer: None,
+            address_locked: false,
+            port_locked: false,
+            source: None,
+        }
+    }
+}
+
+impl Endpoint {
+    /// Reads the addresses, and the locks by BPF or by the likeliest guess.
+    pub(crate) fn dump(
+        fd: BorrowedFd<'_>,
+        hidden: Option<&Hidden>,
+        report: &mut Report,
+    ) -> io::Result<Endpoint> {
+        let local = v4(rustix::net::getsockname(fd)?)?;
+        let peer = match rustix::net::getpeername(fd) {
+            Ok(peer) => peer.map(v4).transpose()?,
+            Err(Errno::NOTCONN) => None,
+            Err(error) => return Err(error.into()),
+        };
+        let mut endpoint = Endpoint {
+            local,
+            peer,
+            ..Endpoint::default()
+        };
+        match hidden {
+            Some(hidden) => endpoint.complete(hidden),
+            None => endpoint.guess(report),
+        }
+        Ok(endpoint)
+    }
+
+    fn complete(&mut self, hidden: &Hidden) {
+        self.address_locked = hidden.address_locked;
+        self.port_locked = hidden.port_locked;
+        // getpeername answers ENOTCONN for a socket connected to port 0 (inet_getname).
+        if self.peer.is_none() && hidden.state == ESTABLISHED {
+            self.peer = Some(SocketAddrV4::new(hidden.peer_address, hidden.peer_port));
+        }
+        if self.peer.is_some() && hidden.source_address != *self.local.ip() {
+            self.source = Some(hidden.source_address);
+        }
+    }
+
+    fn guess(&mut self, report: &mut Report) {
+        if self.local.port() == 0 && self.local.ip().is_unspecified() {
+            return;
+        }
+        let ephemeral = ephemeral_ports().contains(&self.local.port());
+        self.port_locked = self.local.port() != 0 && !ephemeral;
+        // Without a peer, only bind(2) can have set an address.
+        self.address_locked = self.peer.is_none() && !self.local.ip().is_unspecified();
+        let mut what = Vec::new();
+        if ephemeral {
+            what.push("port chosen by the kernel");
+        }
+        if self.peer.is_some() {
+            what.push("address chosen by the route");
+        }
+        if !what.is_empty() {
+            report.assume(what.join(", "), "only BPF sees whether bind(2) chose it");
+        }
+    }
+
+    /// Binds and connects a new socket.
+    pub(crate) fn restore(
+        &self,
+        fd: BorrowedFd<'_>,
+        options: &Options,
+        interfaces: &Interfaces,
+    ) -> Result<(), Failure> {
+        self.bind(fd)?;
+        let Some(peer) = self.peer else {
+            return self.check(fd);
+        };
+        if !self.address_locked || self.source.is_some() {
+            self.choose_source(fd)?;
+            option::rewrite(fd, "IP_MULTICAST_IF", options, interfaces)
+                .map_err(|error| Failure::at("IP_MULTICAST_IF", error))?;
+        }
+        rustix::net::connect(fd, &peer)
+            .map_err(|error| Failure::at(format!("connect to {peer}"), error.into()))?;
+        self.check(fd)
+    }
+
+    fn bind(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+        let address = match self.address_locked || self.peer.is_none() {
+            true => *self.local.ip(),
+            false => Ipv4Addr::UNSPECIFIED,
+        };
+        let port = self.local.port();
+        let bind = |port: u16| {
+            let to = SocketAddrV4::new(address, port);
+            rustix::net::bind(fd, &to)
+                .map_err(|error| Failure::at(format!("bind to {}", self.local), error.into()))
+        };
+        match (self.address_locked, self.port_locked, port) {
+            (_, true, port) => bind(port),
+            (true, false, 0) => with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0)),
+            (true, false, port) => with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || bind(0)),
+            (false, false, 0) => Ok(()),
+            (false, false, port) => {
+                with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port))
+            }
+        }?;
+        let got = local(fd)?.port();
+        if got != port {
+            let why = format!(
+                "port {port} cannot be taken without locking it: it is not in \
+                 net.ipv4.ip_local_port_range"
+            );
+            return Err(Failure::at(format!("bind to {}", self.local), io::Error::other(why)));
+        }
+        Ok(())
+    }
+
+    /// Gives the connected socket its source address without locking it, whatever the route would
+    /// choose: to a multicast peer, `__ip4_datagram_connect` takes the source from
+    /// IP_MULTICAST_IF, and a second connect keeps it. Nothing can come in meanwhile, because no
+    /// datagram comes from a multicast address; 224.0.0.1 is not routed.
+    fn choose_source(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+        let source = self.source.unwrap_or(*self.local.ip());
+        if source.is_unspecified() {
+            return Ok(());
+        }
+        let device = bound_device(fd).max(LOOPBACK_INDEX);
+        let request = [
+            Ipv4Addr::UNSPECIFIED.octets(),
+            source.octets(),
+            device.to_ne_bytes(),
+        ];
+        let all_hosts = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 1), 9);
+        sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())
+            .and_then(|()| Ok(rustix::net::connect(fd, &all_hosts)?))
+            .map_err(|error| Failure::at(format!("take source address {source}"), error))
+    }
+
+    /// The kernel chooses in silence when it cannot do as asked.
+    fn check(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+        let got = local(fd)?;
+        if got == self.local {
+            return Ok(());
+        }
+        let why = io::Error::other(format!("the kernel gave {got} instead"));
+        Err(Failure::at(format!("local address {}", self.local), why))
+    }
+}
+
+/// A step that failed.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub step: String,
+    pub error: io::Error,
+}
+
+impl Failure {
+    pub(crate) fn at(step: impl Into<String>, error: io::Error) -> Failure {
+        let step = step.into();
+        Failure { step, error }
+    }
+}
+
+fn v4(address: SocketAddrAny) -> io::Result<SocketAddrV4> {
+    Ok(SocketAddrV4::try_from(address)?)
+}
+
+fn local(fd: BorrowedFd<'_>) -> Result<SocketAddrV4, Failure> {
+    rustix::net::getsockname(fd)
+        .map_err(io::Error::from)
+        .and_then(v4)
+        .map_err(|error| Failure::at("getsockname", error))
+}
+
+fn only(port: u16) -> u32 {
+    u32::from(port) << 16 | u32::from(port)
+}
+
+/// Runs `step` with an IPPROTO_IP option set that is 0 before and after.
+fn with_option(
+    fd: BorrowedFd<'_>,
+    name: i32,
+    value: u32,
+    step: impl FnOnce() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    let set = |value: u32| {
+        sockcr_sys::sockopt::set(fd, IPPROTO_IP, name, &value.to_ne_bytes())
+            .map_err(|error| Failure::at("bind without a lock", error))
+    };
+    set(value)?;
+    step()?;
+    set(0)
+}
+
+/// A send without a destination fails, but binds the socket first (`inet_send_prepare`).
+fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
+    match rustix::net::send(fd, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+        Ok(_) | Err(Errno::DESTADDRREQ) => Ok(()),
+        // inet_autobind: the only port of the range is taken.
+        Err(Errno::AGAIN) => Err(Failure::at(
+            format!("bind to port {port}"),
+            Errno::ADDRINUSE.into(),
+        )),
+        Err(error) => Err(Failure::at(format!("bind to port {port}"), error.into())),
+    }
+}
+
+/// The ports the kernel gives out, in the network namespace of this thread.
+fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
+    let text = text.unwrap_or_default();
+    let mut ports = text.split_whitespace().map_while(|port| port.parse().ok());
+    ports.next().unwrap_or(32768)..=ports.next().unwrap_or(60999)
+}
+
+fn bound_device(fd: BorrowedFd<'_>) -> u32 {
+    let row = option::find("SO_BINDTOIFINDEX");
+    let value = row.and_then(|row| row.read(fd).ok().flatten());
+    let index = value.as_ref().and_then(Value::number).unwrap_or(0);
+    u32::try_from(index).unwrap_or(0)
+}

@@ -1,0 +1,32 @@
+//! The classic BPF filter of a socket.
+
+use crate::report::Report;
+use rustix::io::Errno;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+pub use sockcr_sys::sockopt::Instruction;
+
+/// Reads the filter (`SO_GET_FILTER`, since 3.8), empty when there is none; an eBPF program is
+/// reported.
+pub(crate) fn dump(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Vec<Instruction>> {
+    match sockcr_sys::sockopt::filter(fd) {
+        Ok(program) => Some(program),
+        Err(error) => {
+            let why = match Errno::from_io_error(&error) {
+                Some(Errno::ACCESS) => "an eBPF program is attached, which no option gives back".into(),
+                _ => format!("SO_GET_FILTER: {}", crate::error::reason(&error)),
+            };
+            report.lose("filter", why);
+            None
+        }
+    }
+}
+
+/// Attaches the filter.
+pub(crate) fn restore(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+    match program {
+        [] => Ok(()),
+        _ => sockcr_sys::sockopt::attach_filter(fd, program),
+    }
+}

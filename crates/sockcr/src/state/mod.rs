@@ -1,0 +1,10 @@
+//! The state of a socket that no option holds, one file each, its dump beside its restore.
+
+pub mod descriptor;
+pub mod endpoint;
+pub mod filter;
+pub mod interfaces;
+pub mod locks;
+pub mod membership;
+pub mod shutdown;
+pub(crate) mod unread;

@@ -1,0 +1,96 @@
+//! What a socket holds beyond its settings, and a checkpoint does not: each is reported by name.
+
+use super::shutdown::poll_now;
+use crate::kernel::Hidden;
+use crate::report::Report;
+use rustix::event::PollFlags;
+use std::io;
+use std::os::fd::BorrowedFd;
+
+const SOL_SOCKET: i32 = 1;
+const SO_MEMINFO: i32 = 55;
+const WMEM_ALLOC: usize = 2;
+
+/// Reports queues, corked data, errors and counters.
+pub(crate) fn report(
+    fd: BorrowedFd<'_>,
+    hidden: Option<&Hidden>,
+    report: &mut Report,
+) -> io::Result<()> {
+    match hidden {
+        Some(hidden) => from_kernel(hidden, report),
+        None => from_outside(fd, report)?,
+    }
+    Ok(())
+}
+
+fn from_kernel(hidden: &Hidden, report: &mut Report) {
+    let mut lose = |there: bool, what: &str, why: String| {
+        if there {
+            report.lose(what, why);
+        }
+    };
+    let queued = hidden.receive_queue;
+    lose(queued > 0, "receive queue", plural(queued, "datagram"));
+    let errors = hidden.error_queue;
+    lose(errors > 0, "error queue", plural(errors, "entry"));
+    let error = hidden.pending_error;
+    let text = crate::error::reason(&io::Error::from_raw_os_error(error));
+    lose(error != 0, "pending error", format!("SO_ERROR {error}: {text}"));
+    // udp_sock.len counts the UDP header of 8 bytes too.
+    let corked = hidden.pending_bytes.saturating_sub(8);
+    lose(hidden.pending, "corked data", plural(corked, "byte"));
+    let policy = hidden.policies.contains(&true);
+    lose(policy, "IPsec policy", "IP_XFRM_POLICY gives none back".into());
+    lose(
+        hidden.reuseport_program,
+        "SO_REUSEPORT program",
+        "no option gives it back".into(),
+    );
+    for (key, what) in [
+        (hidden.timestamp_key, "time stamp counter"),
+        (hidden.zerocopy_key, "zero-copy counter"),
+    ] {
+        lose(key != 0, what, format!("stands at {key}; a new socket counts from 0"));
+    }
+    if hidden.source_address != hidden.bound_address && hidden.peer_address.is_unspecified() {
+        let source = hidden.source_address;
+        lose(
+            !source.is_unspecified(),
+            "source address",
+            format!("{source}, left over from an earlier connection"),
+        );
+    }
+}
+
+/// Without BPF: what poll(2) and SO_MEMINFO tell, neither of which consumes anything.
+fn from_outside(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
+    let events = poll_now(fd)?;
+    if events.contains(PollFlags::IN) && !events.contains(PollFlags::RDHUP) {
+        report.lose("receive queue", "not empty");
+    }
+    if events.contains(PollFlags::ERR) {
+        report.lose("errors", "a pending error or an error queue");
+    }
+    let mut counters = [0u8; 36];
+    sockcr_sys::sockopt::get(fd, SOL_SOCKET, SO_MEMINFO, &mut counters)?;
+    let word = counters.chunks(4).nth(WMEM_ALLOC).unwrap_or_default();
+    let unsent = word.try_into().map_or(0, u32::from_ne_bytes);
+    if unsent > 0 {
+        let why = "corked, or still with the device; without CAP_BPF the two look alike";
+        report.lose("unsent data", why);
+    }
+    report.assume(
+        "no IPsec policy, SO_REUSEPORT program, or time stamp counter",
+        "only BPF sees them",
+    );
+    Ok(())
+}
+
+fn plural(count: u32, noun: &str) -> String {
+    match (count, noun.strip_suffix('y')) {
+        (1, _) => format!("1 {noun}"),
+        (_, Some(stem)) => format!("{count} {stem}ies"),
+        _ => format!("{count} {noun}s"),
+    }
+}
