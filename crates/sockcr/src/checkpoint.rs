@@ -83,7 +83,8 @@ pub struct UnknownAttribute {
 /// How the process that owns a socket holds it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Held {
-    pub pid: i32,
+    /// `None`: this process.
+    pub pid: Option<i32>,
     pub fd: u32,
     pub close_on_exec: bool,
 }
@@ -97,7 +98,7 @@ impl Checkpoint {
         use std::os::fd::AsRawFd;
         let fd = socket.as_fd();
         let held = Held {
-            pid: std::process::id() as i32,
+            pid: None,
             fd: fd.as_raw_fd() as u32,
             close_on_exec: sockcr_sys::descriptor::close_on_exec(fd)
                 .map_err(|error| Error::system("read the descriptor's flags", error))?,
@@ -121,11 +122,17 @@ impl Checkpoint {
         Checkpoint::dump(&socket)
     }
 
-    /// Leaves out what names this host or this one socket, so that equal sockets give equal bytes.
+    /// Leaves out what names this host, this one socket or one descriptor of it, so that equal
+    /// sockets give equal bytes: inode, descriptor number, close-on-exec, place in a group,
+    /// assumptions. Device indexes are numbered anew, in the order of the names.
     #[must_use]
     pub fn canonical(mut self) -> Checkpoint {
         self.inode = None;
         self.fd = None;
+        self.renumber_interfaces();
+        if let Some(descriptor) = &mut self.descriptor {
+            descriptor.close_on_exec = false;
+        }
         self.reuseport_index = None;
         self.report.assumed.clear();
         self.unknown
@@ -158,10 +165,19 @@ impl Checkpoint {
     fn forget_unused_interfaces(&mut self) {
         let options = self.options.iter();
         let mut used: Vec<u32> = options
-            .filter_map(|(row, value)| row.kind.interfaces(value))
+            .filter_map(|(row, value)| row.kind.interface(value))
             .collect();
         used.extend(self.memberships.iter().map(|m| m.interface));
         self.interfaces.retain(&used);
+    }
+
+    fn renumber_interfaces(&mut self) {
+        let new = self.interfaces.renumber();
+        let of = |old: u32| new.get(&old).copied().unwrap_or(old);
+        self.options.each_interface(|index| *index = of(*index));
+        for membership in &mut self.memberships {
+            membership.interface = of(membership.interface);
+        }
     }
 
     /// How the socket is called in messages: protocol, addresses.
@@ -201,7 +217,7 @@ fn read(
     report.not_carried.append(&mut failed);
     let memberships = membership::dump(fd, hidden, report)?;
     let mut interfaces = Interfaces::default();
-    let used = options.iter().filter_map(|(row, value)| row.kind.interfaces(value));
+    let used = options.iter().filter_map(|(row, value)| row.kind.interface(value));
     for index in used.chain(memberships.iter().map(|m| m.interface)) {
         interfaces.learn(fd, index, report);
     }
@@ -212,7 +228,7 @@ fn read(
         inode: u32::try_from(inode).ok(),
         fd: Some(held.fd),
         protocol,
-        buffer_locks: BufferLocks::dump(fd, report),
+        buffer_locks: BufferLocks::dump(fd, hidden, report),
         endpoint: Endpoint::dump(fd, hidden, report)?,
         memberships,
         filter: program,

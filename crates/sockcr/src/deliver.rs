@@ -31,3 +31,23 @@ pub fn command(sockets: Vec<(String, OwnedFd)>, argv: &[OsString]) -> Error {
         .exec();
     Error::system(format!("run {}", program.to_string_lossy()), error)
 }
+
+/// The sockets that this process was given by [`command`], or by systemd, with their names.
+///
+/// Duplicates, so that each call answers them; empty when LISTEN_PID is not this process.
+pub fn received() -> Result<Vec<(String, OwnedFd)>, Error> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    if number("LISTEN_PID") != Some(std::process::id()) {
+        return Ok(Vec::new());
+    }
+    let count = number("LISTEN_FDS").unwrap_or(0);
+    let names = std::env::var("LISTEN_FDNAMES").unwrap_or_default();
+    let mut names = names.split(':').map(str::to_owned);
+    let mut sockets = Vec::new();
+    for fd in (FIRST..).take(count as usize) {
+        let socket = sockcr_sys::descriptor::duplicate(fd)
+            .map_err(|error| Error::system(format!("descriptor {fd} of LISTEN_FDS"), error))?;
+        sockets.push((names.next().unwrap_or_default(), socket));
+    }
+    Ok(sockets)
+}

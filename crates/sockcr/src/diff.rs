@@ -24,7 +24,8 @@ pub struct Property {
     pub value: String,
 }
 
-/// The differences, in the order of the first; inodes and other facts about one host do not count.
+/// The differences, in the order of the first: none exactly when the canonical images are equal
+/// ([`Checkpoint::canonical`]).
 pub fn diff(a: &Checkpoint, b: &Checkpoint) -> Vec<Difference> {
     let (of_a, of_b) = (properties(a), properties(b));
     let value = |list: &[Property], name: &str| {
@@ -75,14 +76,14 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     if let Some(descriptor) = &checkpoint.descriptor {
         add("O_NONBLOCK", descriptor.nonblock.to_string());
         add("O_ASYNC", descriptor.asynchronous.to_string());
-        add("close-on-exec", descriptor.close_on_exec.to_string());
         add("owner", format!("{:?}", descriptor.owner));
         add("signal", descriptor.signal.to_string());
     }
     for (at, note) in checkpoint.report.not_carried.iter().enumerate() {
         add(&format!("not carried {}", at + 1), note.to_string());
     }
-    for unknown in &checkpoint.unknown {
+    let required = |number: u16| number < sockcr_image::number::INFORMATIONAL;
+    for unknown in checkpoint.unknown.iter().filter(|u| required(u.number)) {
         let payload = crate::hex::encode(&unknown.payload);
         add(&format!("attribute {}", unknown.number), payload);
     }

@@ -46,7 +46,7 @@ impl Found {
     /// Reads everything of the socket, and changes nothing in it.
     pub fn dump(&self) -> Result<Checkpoint, Error> {
         let held = Held {
-            pid: self.holder.pid,
+            pid: Some(self.holder.pid),
             fd: self.holder.fd as u32,
             close_on_exec: self.close_on_exec,
         };

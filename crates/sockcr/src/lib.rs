@@ -26,6 +26,7 @@ pub mod option;
 pub mod protocol;
 pub mod report;
 pub mod restore;
+pub mod sandbox;
 pub mod state;
 pub mod stop;
 pub mod target;

@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::option::{self, Value};
+use std::borrow::Cow;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 
@@ -32,10 +33,13 @@ impl FromStr for Mapping {
 }
 
 /// Carries the mappings out; one that names nothing in any of the checkpoints is an error.
-pub(crate) fn apply(
-    checkpoints: &[Checkpoint],
+pub(crate) fn apply<'a>(
+    checkpoints: &'a [Checkpoint],
     map: &[Mapping],
-) -> Result<Vec<Checkpoint>, Error> {
+) -> Result<Cow<'a, [Checkpoint]>, Error> {
+    if map.is_empty() {
+        return Ok(Cow::Borrowed(checkpoints));
+    }
     let mut mapped = checkpoints.to_vec();
     for mapping in map {
         let found = mapped
@@ -50,7 +54,7 @@ pub(crate) fn apply(
             return Err(Error::new(ErrorKind::BadInput, format!("--map {old}"), why));
         }
     }
-    Ok(mapped)
+    Ok(Cow::Owned(mapped))
 }
 
 /// Carries out one mapping; says whether it changed anything.

@@ -8,10 +8,11 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::map::Mapping;
 use crate::netns;
-use crate::option::{self, Stage};
+use crate::option::{self, Stage, Writer};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::endpoint::Failure;
+use crate::state::locks::BufferLocks;
 use crate::state::{filter, membership};
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -47,10 +48,8 @@ impl Checkpoint {
     /// Refused, naming each, when something cannot be restored exactly, unless `lossy` is set.
     /// Needs the privileges of what it writes: each row of [`option`] names its own.
     pub fn restore(&self, options: &RestoreOptions) -> Result<Restored, Error> {
-        let mut restored = restore_all(std::slice::from_ref(self), options)?;
-        restored
-            .pop()
-            .ok_or_else(|| Error::new(ErrorKind::Refused, self.name(), "was not restored"))
+        let mapped = crate::map::apply(std::slice::from_ref(self), &options.map)?;
+        mapped.first().unwrap_or(self).restore_mapped(options)
     }
 
     fn restore_mapped(&self, options: &RestoreOptions) -> Result<Restored, Error> {
@@ -88,14 +87,12 @@ impl Checkpoint {
 
     /// A port that only a lock can take is taken with a lock when losses are allowed.
     fn build_or_lock(&self, options: &RestoreOptions, report: &mut Report) -> Result<OwnedFd, Error> {
-        let mut attempt = report.clone();
-        let error = match self.build(options, &mut attempt) {
-            Ok(fd) => {
-                *report = attempt;
-                return Ok(fd);
-            }
+        let before = report.clone();
+        let error = match self.build(options, report) {
+            Ok(fd) => return Ok(fd),
             Err(error) => error,
         };
+        *report = before;
         let lockable = error.error.kind() == io::ErrorKind::Other && !self.endpoint.port_locked;
         if !options.lossy || !lockable || self.endpoint.local.port() == 0 {
             return Err(self.explain(error));
@@ -115,8 +112,16 @@ impl Checkpoint {
         };
         let socket = made.map_err(|error| Failure::at("socket", error))?;
         let fd = socket.as_fd();
-        self.write_options(fd, Stage::BeforeBind, report);
-        lossy(self.buffer_locks.restore(fd), "SO_BUF_LOCK", report);
+        let mut writer = Writer {
+            fd,
+            options: &self.options,
+            locks: self.buffer_locks,
+            interfaces: &self.interfaces,
+            written: BufferLocks::default(),
+        };
+        self.write_options(&mut writer, Stage::BeforeBind, report);
+        let locked = self.buffer_locks.restore(fd, writer.written);
+        lossy(locked, "SO_BUF_LOCK", report);
         for joined in &self.memberships {
             let done = membership::restore(fd, joined, &self.interfaces);
             lossy_step(done, report);
@@ -124,17 +129,17 @@ impl Checkpoint {
         let program = self.filter.as_deref().unwrap_or_default();
         lossy(filter::restore(fd, program), "filter", report);
         self.endpoint.restore(fd, &self.options, &self.interfaces)?;
-        self.write_options(fd, Stage::AfterConnect, report);
+        self.write_options(&mut writer, Stage::AfterConnect, report);
         lossy(self.shutdown.unwrap_or_default().restore(fd), "shutdown", report);
-        self.write_options(fd, Stage::Last, report);
+        self.write_options(&mut writer, Stage::Last, report);
         if let Some(descriptor) = &self.descriptor {
             lossy(descriptor.restore(fd), "descriptor flags", report);
         }
         Ok(socket)
     }
 
-    fn write_options(&self, fd: BorrowedFd<'_>, stage: Stage, report: &mut Report) {
-        for refused in option::restore(fd, &self.options, &self.interfaces, stage) {
+    fn write_options(&self, writer: &mut Writer<'_>, stage: Stage, report: &mut Report) {
+        for refused in writer.write(stage) {
             let value = refused.row.kind.show(&refused.value, &self.interfaces);
             let mut why = crate::error::reason(&refused.error);
             if let Some(capability) = refused.row.capability
@@ -148,8 +153,7 @@ impl Checkpoint {
 
     /// Reads the new socket back: what the kernel changed in silence is a loss too.
     fn verify(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Error> {
-        let mut now = Checkpoint::dump(&fd)?;
-        now.descriptor = self.descriptor;
+        let now = Checkpoint::dump(&fd)?;
         for difference in crate::diff::diff(self, &now) {
             let (what, had) = (difference.what, difference.a.unwrap_or_default());
             let has = difference.b.unwrap_or_else(|| "nothing".into());

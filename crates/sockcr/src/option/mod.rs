@@ -12,8 +12,11 @@ pub(crate) mod wire;
 pub use text::bytes;
 pub use value::{Kind, Unit, Value};
 
+use crate::error::{Error, ErrorKind};
 use crate::kernel::Hidden;
 use crate::state::interfaces::Interfaces;
+use crate::state::locks::BufferLocks;
+use rustix::fd::AsFd;
 use rustix::io::Errno;
 use sockcr_image::number;
 use std::io;
@@ -303,20 +306,37 @@ impl Row {
 
     /// Writes the option, by the steps its kind needs.
     pub fn write(&self, fd: BorrowedFd<'_>, value: &Value) -> io::Result<()> {
-        let set = |number: u16, bytes: &[u8]| {
-            sockcr_sys::sockopt::set(fd, self.level.number(), number.into(), bytes)
-        };
         for bytes in self.kind.encode(value) {
-            match self.force.map(|number| set(number, &bytes)) {
-                Some(Ok(())) => {}
-                // The forced form is for CAP_NET_ADMIN of the initial user namespace only.
-                Some(Err(error)) if error.raw_os_error() != Some(Errno::PERM.raw_os_error()) => {
-                    return Err(error);
-                }
-                _ => set(self.number, &bytes)?,
+            match self.force {
+                Some(force) => self.write_forced(fd, force, &bytes, value)?,
+                None => self.set(fd, self.number, &bytes)?,
             }
         }
         Ok(())
+    }
+
+    fn set(&self, fd: BorrowedFd<'_>, number: u16, bytes: &[u8]) -> io::Result<()> {
+        sockcr_sys::sockopt::set(fd, self.level.number(), number.into(), bytes)
+    }
+
+    /// The forced form is for CAP_NET_ADMIN of the initial user namespace only; the other one
+    /// clamps in silence, so it is asked what became of it.
+    fn write_forced(
+        &self,
+        fd: BorrowedFd<'_>,
+        force: u16,
+        bytes: &[u8],
+        value: &Value,
+    ) -> io::Result<()> {
+        match self.set(fd, force, bytes) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::PERM) => {}
+            done => return done,
+        }
+        self.set(fd, self.number, bytes)?;
+        match self.read(fd)?.as_ref() == Some(value) {
+            true => Ok(()),
+            false => Err(io::Error::other(self.kind.clamped(value))),
+        }
     }
 }
 
@@ -337,6 +357,27 @@ pub fn rows() -> impl Iterator<Item = &'static Row> + Clone {
 /// The row of this name.
 pub fn find(name: &str) -> Option<&'static Row> {
     rows().find(|row| row.name.eq_ignore_ascii_case(name))
+}
+
+/// Sets an option of a socket of this process to the value that `text` says.
+///
+/// ```
+/// let socket = std::net::UdpSocket::bind("127.0.0.1:0")?;
+/// sockcr::option::write(&socket, "IP_MTU_DISCOVER", "IP_PMTUDISC_DO")?;
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+pub fn write(socket: &impl AsFd, name: &str, text: &str) -> Result<(), Error> {
+    let bad = |why: String| Error::new(ErrorKind::BadInput, format!("{name}={text}"), why);
+    let row = find(name)
+        .filter(|row| row.carried())
+        .ok_or_else(|| bad("no such option, or none that can be set".into()))?;
+    let fd = socket.as_fd();
+    let mut interfaces = Interfaces::default();
+    let value = row.kind.parse(text, &mut interfaces).map_err(bad)?;
+    row.kind
+        .localize(&value, fd, &interfaces)
+        .and_then(|value| row.write(fd, &value))
+        .map_err(|error| Error::system(format!("{name}={text}"), error))
 }
 
 /// The values of one socket, in the order of the rows.
@@ -364,6 +405,20 @@ impl Options {
     /// All of them, in the order of the rows.
     pub fn iter(&self) -> impl Iterator<Item = (&'static Row, &Value)> {
         self.0.iter().map(|(row, value)| (*row, value))
+    }
+
+    /// Lets `change` change every device index.
+    pub(crate) fn each_interface(&mut self, mut change: impl FnMut(&mut u32)) {
+        for (row, value) in &mut self.0 {
+            let Some(mut index) = row.kind.interface(value) else {
+                continue;
+            };
+            change(&mut index);
+            match value {
+                Value::Int(number) | Value::Pair(_, number) => *number = index.into(),
+                Value::Text(_) | Value::Bytes(_) => {}
+            }
+        }
     }
 
     pub(crate) fn push(&mut self, row: &'static Row, value: Value) {
@@ -403,6 +458,7 @@ fn read_whole(
             return Ok(hidden.unicast_ttl.map(|ttl| Value::Int(ttl.into())));
         }
         (Some(Field::Txtime), Some(hidden)) if hidden.txtime => return row.read(fd),
+        (Some(Field::Txtime), Some(_)) => None,
         (Some(Field::MulticastIndex), Some(hidden)) => Some(Value::Pair(
             u32::from(hidden.multicast_address).into(),
             hidden.multicast_index.into(),
@@ -439,50 +495,66 @@ pub(crate) struct Refused {
     pub error: io::Error,
 }
 
-/// Writes what differs from a fresh socket, at this stage.
-pub(crate) fn restore(
-    fd: BorrowedFd<'_>,
-    options: &Options,
-    interfaces: &Interfaces,
-    stage: Stage,
-) -> Vec<Refused> {
-    let mut refused = Vec::new();
-    let rows = options.iter();
-    for (row, value) in rows.filter(|(row, _)| row.access == Access::Carried(stage)) {
-        if let Err(error) = restore_row(fd, row, value, options, interfaces) {
-            let value = value.clone();
-            refused.push(Refused { row, value, error });
-        }
-    }
-    refused
+/// A new socket on its way to what a checkpoint says.
+pub(crate) struct Writer<'a> {
+    pub fd: BorrowedFd<'a>,
+    pub options: &'a Options,
+    pub locks: BufferLocks,
+    pub interfaces: &'a Interfaces,
+    /// The buffers that have been set, and so are locked.
+    pub written: BufferLocks,
 }
 
-fn restore_row(
-    fd: BorrowedFd<'_>,
-    row: &'static Row,
-    value: &Value,
-    options: &Options,
-    interfaces: &Interfaces,
-) -> io::Result<()> {
-    let written = |name| options.get(name).zip(find(name));
-    let disturbed = row
-        .disturbed_by
-        .and_then(written)
-        .is_some_and(|(value, row)| row.is_default(value) != Some(true));
-    let fresh = match row.is_default(value) {
-        _ if row.only_when_set() => false,
-        Some(fresh) => fresh,
-        None => row.read(fd)?.as_ref() == Some(value),
-    };
-    if fresh && !disturbed {
-        return Ok(());
+impl Writer<'_> {
+    /// Writes what differs from a fresh socket, at this stage.
+    pub fn write(&mut self, stage: Stage) -> Vec<Refused> {
+        let mut refused = Vec::new();
+        for (row, value) in self.options.iter() {
+            if !matches!(row.access, Access::Carried(at) if at == stage) {
+                continue;
+            }
+            if let Err(error) = self.write_row(row, value) {
+                let value = value.clone();
+                refused.push(Refused { row, value, error });
+            }
+        }
+        refused
     }
-    row.kind.check(value).map_err(io::Error::other)?;
-    let value = row.kind.localize(value, fd, interfaces)?;
-    row.write(fd, &value)?;
-    // Limits clamp a buffer in silence (net.core.rmem_max): ask what became of it.
-    if row.force.is_some() && row.read(fd)?.as_ref() != Some(&value) {
-        return Err(io::Error::other(row.kind.clamped(&value)));
+
+    fn write_row(&mut self, row: &'static Row, value: &Value) -> io::Result<()> {
+        if self.is_fresh(row, value)? && !self.is_disturbed(row) {
+            return Ok(());
+        }
+        row.kind.check(value).map_err(io::Error::other)?;
+        let value = row.kind.localize(value, self.fd, self.interfaces)?;
+        row.write(self.fd, &value)?;
+        match row.name {
+            "SO_SNDBUF" => self.written.send = true,
+            "SO_RCVBUF" => self.written.receive = true,
+            _ => {}
+        }
+        Ok(())
     }
-    Ok(())
+
+    /// Whether the new socket has this value by itself.
+    fn is_fresh(&self, row: &'static Row, value: &Value) -> io::Result<bool> {
+        let locked = match row.name {
+            "SO_SNDBUF" => self.locks.send,
+            "SO_RCVBUF" => self.locks.receive,
+            _ => row.only_when_set(),
+        };
+        match row.is_default(value) {
+            _ if locked && row.kind.check(value).is_ok() => Ok(false),
+            Some(fresh) => Ok(fresh),
+            None => Ok(row.read(self.fd)?.as_ref() == Some(value)),
+        }
+    }
+
+    /// Whether another row was written that changes this one.
+    fn is_disturbed(&self, row: &'static Row) -> bool {
+        let written = |name| self.options.get(name).zip(find(name));
+        row.disturbed_by
+            .and_then(written)
+            .is_some_and(|(value, row)| row.is_default(value) != Some(true))
+    }
 }

@@ -142,7 +142,7 @@ impl Kind {
     }
 
     /// How many bytes to ask the kernel for.
-    pub(super) fn size(self) -> usize {
+    pub fn size(self) -> usize {
         match self {
             Kind::U64(_) | Kind::Linger | Kind::Timestamping(_) | Kind::Txtime => 8,
             Kind::Timeval | Kind::Device => 16,
@@ -299,8 +299,8 @@ impl Kind {
         )
     }
 
-    /// The device indexes in a value, each to be named in the image.
-    pub fn interfaces(self, value: &Value) -> Option<u32> {
+    /// The device index in a value, to be named in the image.
+    pub fn interface(self, value: &Value) -> Option<u32> {
         let index = match (self, value) {
             (Kind::Interface, Value::Int(index)) => *index,
             (Kind::MulticastInterface, Value::Pair(_, index)) => *index,

@@ -64,11 +64,11 @@ pub struct Descriptor {
 }
 
 impl Descriptor {
-    /// Reads the flags of a socket that the process `holder` has open, there with
+    /// Reads the flags of a socket that the process `holder`, or this one, has open, there with
     /// `close_on_exec`.
     pub(crate) fn dump(
         fd: BorrowedFd<'_>,
-        holder: i32,
+        holder: Option<i32>,
         close_on_exec: bool,
     ) -> io::Result<Descriptor> {
         let flags = sys::status_flags(fd)?;
@@ -76,7 +76,7 @@ impl Descriptor {
             (_, 0) => Owner::Nobody,
             (sys::OWNER_THREAD, id) => Owner::Thread(id),
             (sys::OWNER_GROUP, id) => Owner::Group(id),
-            (_, id) if id == holder => Owner::Holder,
+            (_, id) if id == holder.unwrap_or_else(|| std::process::id() as i32) => Owner::Holder,
             (_, id) => Owner::Process(id),
         };
         Ok(Descriptor {

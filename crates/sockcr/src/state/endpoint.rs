@@ -64,33 +64,36 @@ impl Endpoint {
         hidden: Option<&Hidden>,
         report: &mut Report,
     ) -> io::Result<Endpoint> {
-        let local = v4(rustix::net::getsockname(fd)?)?;
+        if let Some(hidden) = hidden {
+            return Ok(Endpoint::from_kernel(hidden));
+        }
         let peer = match rustix::net::getpeername(fd) {
             Ok(peer) => peer.map(v4).transpose()?,
             Err(Errno::NOTCONN) => None,
             Err(error) => return Err(error.into()),
         };
         let mut endpoint = Endpoint {
-            local,
+            local: v4(rustix::net::getsockname(fd)?)?,
             peer,
             ..Endpoint::default()
         };
-        match hidden {
-            Some(hidden) => endpoint.complete(hidden),
-            None => endpoint.guess(report),
-        }
+        endpoint.guess(report);
         Ok(endpoint)
     }
 
-    fn complete(&mut self, hidden: &Hidden) {
-        self.address_locked = hidden.address_locked;
-        self.port_locked = hidden.port_locked;
-        // getpeername answers ENOTCONN for a socket connected to port 0 (inet_getname).
-        if self.peer.is_none() && hidden.state == ESTABLISHED {
-            self.peer = Some(SocketAddrV4::new(hidden.peer_address, hidden.peer_port));
-        }
-        if self.peer.is_some() && hidden.source_address != *self.local.ip() {
-            self.source = Some(hidden.source_address);
+    /// As `inet_getname` tells it, and more: it answers ENOTCONN for a socket connected to port 0.
+    fn from_kernel(hidden: &Hidden) -> Endpoint {
+        let connected = hidden.state == ESTABLISHED;
+        let address = match hidden.bound_address.is_unspecified() {
+            true => hidden.source_address,
+            false => hidden.bound_address,
+        };
+        Endpoint {
+            local: SocketAddrV4::new(address, hidden.bound_port),
+            peer: connected.then(|| SocketAddrV4::new(hidden.peer_address, hidden.peer_port)),
+            address_locked: hidden.address_locked,
+            port_locked: hidden.port_locked,
+            source: Some(hidden.source_address).filter(|source| connected && *source != address),
         }
     }
 
@@ -123,7 +126,10 @@ impl Endpoint {
     ) -> Result<(), Failure> {
         self.bind(fd)?;
         let Some(peer) = self.peer else {
-            return self.check(fd);
+            return match self.port_locked {
+                true => Ok(()),
+                false => self.check(fd),
+            };
         };
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
@@ -154,16 +160,7 @@ impl Endpoint {
             (false, false, port) => {
                 with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port))
             }
-        }?;
-        let got = local(fd)?.port();
-        if got != port {
-            let why = format!(
-                "port {port} cannot be taken without locking it: it is not in \
-                 net.ipv4.ip_local_port_range"
-            );
-            return Err(Failure::at(format!("bind to {}", self.local), io::Error::other(why)));
         }
-        Ok(())
     }
 
     /// Gives the connected socket its source address without locking it, whatever the route would
@@ -189,12 +186,21 @@ impl Endpoint {
 
     /// The kernel chooses in silence when it cannot do as asked.
     fn check(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
-        let got = local(fd)?;
+        let got = rustix::net::getsockname(fd).map_err(io::Error::from);
+        let got = got.and_then(v4).map_err(|e| Failure::at("getsockname", e))?;
         if got == self.local {
             return Ok(());
         }
-        let why = io::Error::other(format!("the kernel gave {got} instead"));
-        Err(Failure::at(format!("local address {}", self.local), why))
+        let why = match got.port() == self.local.port() {
+            true => format!("the kernel gave {got} instead"),
+            false => format!(
+                "port {} cannot be taken without locking it: it is not in \
+                 net.ipv4.ip_local_port_range",
+                self.local.port()
+            ),
+        };
+        let step = format!("bind to {}", self.local);
+        Err(Failure::at(step, io::Error::other(why)))
     }
 }
 
@@ -214,13 +220,6 @@ impl Failure {
 
 fn v4(address: SocketAddrAny) -> io::Result<SocketAddrV4> {
     Ok(SocketAddrV4::try_from(address)?)
-}
-
-fn local(fd: BorrowedFd<'_>) -> Result<SocketAddrV4, Failure> {
-    rustix::net::getsockname(fd)
-        .map_err(io::Error::from)
-        .and_then(v4)
-        .map_err(|error| Failure::at("getsockname", error))
 }
 
 fn only(port: u16) -> u32 {

@@ -72,6 +72,19 @@ impl Interfaces {
         self.0.retain(|index, _| used.contains(index));
     }
 
+    /// Numbers the devices from 1 in the order of their names, those that are gone last; answers
+    /// the new index of each old one.
+    pub(crate) fn renumber(&mut self) -> BTreeMap<u32, u32> {
+        let mut order: Vec<(u32, String)> = std::mem::take(&mut self.0).into_iter().collect();
+        order.sort_by_key(|(index, name)| (name.is_empty(), name.clone(), *index));
+        let mut numbers = BTreeMap::new();
+        for ((old, name), new) in order.into_iter().zip(1..) {
+            numbers.insert(old, new);
+            self.0.insert(new, name);
+        }
+        numbers
+    }
+
     pub(crate) fn insert(&mut self, index: u32, name: &str) -> bool {
         self.0.insert(index, name.into()).is_none()
     }

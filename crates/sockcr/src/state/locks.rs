@@ -1,5 +1,6 @@
 //! The locks on the buffer sizes: a size that the owner chose is not tuned by the kernel.
 
+use crate::kernel::Hidden;
 use crate::report::Report;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,8 +18,18 @@ pub struct BufferLocks {
 }
 
 impl BufferLocks {
-    /// Reads them (`SO_BUF_LOCK`, since 5.14).
-    pub(crate) fn dump(fd: BorrowedFd<'_>, report: &mut Report) -> BufferLocks {
+    /// Takes them from BPF, or reads them (`SO_BUF_LOCK`, since 5.14).
+    pub(crate) fn dump(
+        fd: BorrowedFd<'_>,
+        hidden: Option<&Hidden>,
+        report: &mut Report,
+    ) -> BufferLocks {
+        if let Some(hidden) = hidden {
+            return BufferLocks {
+                send: hidden.send_buffer_locked,
+                receive: hidden.receive_buffer_locked,
+            };
+        }
         match read(fd) {
             Ok(locks) => locks,
             Err(error) => {
@@ -29,9 +40,9 @@ impl BufferLocks {
         }
     }
 
-    /// Puts them back; after the buffers, because setting those sets the locks.
-    pub(crate) fn restore(self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        if read(fd)? == self {
+    /// Puts them back on a new socket, of which `written` is locked: setting a buffer locks it.
+    pub(crate) fn restore(self, fd: BorrowedFd<'_>, written: BufferLocks) -> io::Result<()> {
+        if written == self {
             return Ok(());
         }
         let bits = u32::from(self.send) | u32::from(self.receive) << 1;

@@ -25,41 +25,40 @@ pub(crate) fn report(
 }
 
 fn from_kernel(hidden: &Hidden, report: &mut Report) {
-    let mut lose = |there: bool, what: &str, why: String| {
-        if there {
-            report.lose(what, why);
-        }
-    };
-    let queued = hidden.receive_queue;
-    lose(queued > 0, "receive queue", plural(queued, "datagram"));
-    let errors = hidden.error_queue;
-    lose(errors > 0, "error queue", plural(errors, "entry"));
-    let error = hidden.pending_error;
-    let text = crate::error::reason(&io::Error::from_raw_os_error(error));
-    lose(error != 0, "pending error", format!("SO_ERROR {error}: {text}"));
-    // udp_sock.len counts the UDP header of 8 bytes too.
-    let corked = hidden.pending_bytes.saturating_sub(8);
-    lose(hidden.pending, "corked data", plural(corked, "byte"));
-    let policy = hidden.policies.contains(&true);
-    lose(policy, "IPsec policy", "IP_XFRM_POLICY gives none back".into());
-    lose(
-        hidden.reuseport_program,
-        "SO_REUSEPORT program",
-        "no option gives it back".into(),
-    );
+    if hidden.receive_queue > 0 {
+        report.lose("receive queue", plural(hidden.receive_queue, "datagram"));
+    }
+    if hidden.error_queue > 0 {
+        report.lose("error queue", plural(hidden.error_queue, "entry"));
+    }
+    if hidden.pending_error != 0 {
+        let error = io::Error::from_raw_os_error(hidden.pending_error);
+        let text = crate::error::reason(&error);
+        report.lose("pending error", format!("SO_ERROR {}: {text}", hidden.pending_error));
+    }
+    if hidden.pending {
+        // udp_sock.len counts the UDP header of 8 bytes too.
+        let payload = hidden.pending_bytes.saturating_sub(8);
+        report.lose("corked data", plural(payload, "byte"));
+    }
+    if hidden.policies.contains(&true) {
+        report.lose("IPsec policy", "IP_XFRM_POLICY gives none back");
+    }
+    if hidden.reuseport_program {
+        report.lose("SO_REUSEPORT program", "no option gives it back");
+    }
     for (key, what) in [
         (hidden.timestamp_key, "time stamp counter"),
         (hidden.zerocopy_key, "zero-copy counter"),
     ] {
-        lose(key != 0, what, format!("stands at {key}; a new socket counts from 0"));
+        if key != 0 {
+            report.lose(what, format!("stands at {key}; a new socket counts from 0"));
+        }
     }
-    if hidden.source_address != hidden.bound_address && hidden.peer_address.is_unspecified() {
-        let source = hidden.source_address;
-        lose(
-            !source.is_unspecified(),
-            "source address",
-            format!("{source}, left over from an earlier connection"),
-        );
+    let source = hidden.source_address;
+    let connected = !hidden.peer_address.is_unspecified();
+    if source != hidden.bound_address && !source.is_unspecified() && !connected {
+        report.lose("source address", format!("{source}, left over from a connection"));
     }
 }
 

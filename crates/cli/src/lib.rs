@@ -1,0 +1,96 @@
+//! The command `sockcr`: see, tune, checkpoint and restore live Linux sockets.
+//!
+//! It is a library so that the scenarios in `tests/` can be the command themselves.
+#![forbid(unsafe_code)]
+
+mod check;
+mod demo;
+mod diff;
+mod dump;
+mod edit;
+mod encode;
+mod expression;
+mod list;
+mod options;
+mod output;
+mod packaging;
+mod restore;
+mod show;
+mod source;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// See, tune, checkpoint and restore any live Linux socket.
+///
+/// A TARGET is PID:FD, PID (every socket of the process), inode:N, cookie:N, udp:ADDR:PORT or
+/// udp:*:PORT. An IMAGE is a file, or - for standard input.
+#[derive(Parser)]
+#[command(name = "sockcr", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+
+    /// Work in this network namespace: its name under /run/netns, or a path
+    #[arg(long, global = true, value_name = "NAME")]
+    netns: Option<String>,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    List(list::Arguments),
+    Show(show::Arguments),
+    Dump(dump::Arguments),
+    Restore(restore::Arguments),
+    Diff(diff::Arguments),
+    Encode(encode::Arguments),
+    Edit(edit::Arguments),
+    Options(options::Arguments),
+    Check(check::Arguments),
+    Demo(demo::Arguments),
+    Completions(packaging::Completions),
+    /// Print the manual page, or write one for each verb into a folder
+    Man(packaging::Manual),
+}
+
+/// How a verb ended when it did not fail.
+enum Outcome {
+    Done,
+    /// Different, or refused: exit 1 without a message.
+    Different,
+}
+
+/// Does what the arguments of this process say.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match run(cli) {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Different) => ExitCode::FAILURE,
+        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::complain(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    if let Some(name) = &cli.netns {
+        use std::os::fd::AsFd;
+        sockcr::netns::enter(sockcr::netns::open(name)?.as_fd())?;
+    }
+    match cli.verb {
+        Verb::List(arguments) => list::run(&arguments),
+        Verb::Show(arguments) => show::run(&arguments),
+        Verb::Dump(arguments) => dump::run(&arguments),
+        Verb::Restore(arguments) => restore::run(&arguments),
+        Verb::Diff(arguments) => diff::run(&arguments),
+        Verb::Encode(arguments) => encode::run(&arguments),
+        Verb::Edit(arguments) => edit::run(&arguments),
+        Verb::Options(arguments) => options::run(&arguments),
+        Verb::Check(arguments) => check::run(&arguments),
+        Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Completions(arguments) => packaging::completions(&arguments),
+        Verb::Man(arguments) => packaging::manual(&arguments),
+    }
+}

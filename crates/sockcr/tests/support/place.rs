@@ -1,0 +1,178 @@
+//! Network namespaces of a test's own, with devices.
+
+use std::any::type_name_of_val;
+use std::fs;
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use rustix::net::{AddressFamily, SocketType, socket};
+
+use super::{Outcome, skip};
+
+/// Set in a child that is alone in its user namespace.
+const INSIDE: &str = "SOCKCR_TEST_INSIDE";
+
+/// Runs a test in a network namespace of its own, whose loopback device is up.
+///
+/// A plain user gets one by way of a user namespace, which only a process with one thread can
+/// enter: the test binary runs once more for it.
+pub fn isolated<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
+    let test = test_name(type_name_of_val(&body));
+    let inside = std::env::var_os(INSIDE).is_some();
+    let entered = std::thread::scope(|scope| {
+        let thread = scope.spawn(|| match sockcr_sys::netns::unshare(libc::CLONE_NEWNET) {
+            Ok(()) => Some(up("lo").map_err(Into::into).and_then(|()| body())),
+            Err(_) => None,
+        });
+        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    });
+    match entered {
+        Some(outcome) => outcome,
+        None if inside => skip("no network namespace of its own, not even as its root"),
+        None => in_user_namespace(&test),
+    }
+}
+
+/// `rows::live_sweep` of `rows::live_sweep::{{closure}}`, without the name of the binary.
+fn test_name(of: &str) -> String {
+    let path = of.split("::{{").next().unwrap_or_default();
+    path.split_once("::").map_or(path, |(_, name)| name).to_owned()
+}
+
+fn in_user_namespace(test: &str) -> Outcome {
+    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
+    let maps = [
+        ("/proc/self/setgroups", "deny".to_owned()),
+        ("/proc/self/uid_map", format!("0 {} 1", uid.as_raw())),
+        ("/proc/self/gid_map", format!("0 {} 1", gid.as_raw())),
+    ];
+    let mut child = Command::new(std::env::current_exe()?);
+    child.args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
+    let enter = move || {
+        sockcr_sys::netns::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
+        maps.iter().try_for_each(|(path, text)| fs::write(path, text))
+    };
+    // SAFETY: between fork and exec only system calls on memory prepared before.
+    unsafe { child.pre_exec(enter) };
+    let output = match child.output() {
+        Ok(output) => output,
+        Err(why) => return skip(&format!("no network namespace and no user namespace: {why}")),
+    };
+    print!("{}", String::from_utf8_lossy(&output.stdout));
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned().into()),
+    }
+}
+
+fn control() -> io::Result<OwnedFd> {
+    Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+}
+
+/// Brings a device of this namespace up.
+pub fn up(device: &str) -> io::Result<()> {
+    sockcr_sys::interface::bring_up(control()?.as_fd(), device)
+}
+
+/// The index of a device of this namespace.
+pub fn index(device: &str) -> io::Result<u32> {
+    sockcr_sys::interface::index(control()?.as_fd(), device)
+}
+
+/// Writes a sysctl of this network namespace.
+pub fn sysctl(name: &str, value: &str) -> io::Result<()> {
+    fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
+}
+
+/// A device, with its address.
+#[derive(Clone, Debug)]
+pub struct Device {
+    pub name: &'static str,
+    pub index: u32,
+    pub address: Ipv4Addr,
+}
+
+/// Two devices besides lo, up, at the two ends of one cable: m0 is 10.9.0.1/24, m1 10.9.1.1/24.
+pub fn devices() -> io::Result<[Device; 2]> {
+    veth("m0", "m1")?;
+    let device = |name, address| {
+        set_address(name, address)?;
+        up(name)?;
+        let index = index(name)?;
+        Ok::<_, io::Error>(Device { name, index, address })
+    };
+    let (a, b) = (Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 1, 1));
+    Ok([device("m0", a)?, device("m1", b)?])
+}
+
+/// Gives a device an address, with a network of 24 bits.
+fn set_address(device: &str, address: Ipv4Addr) -> io::Result<()> {
+    let control = control()?;
+    let mask = Ipv4Addr::new(255, 255, 255, 0);
+    for (call, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
+        // SAFETY: ifreq is plain data for which all zeroes is a value.
+        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+        for (to, from) in request.ifr_name.iter_mut().zip(device.bytes().take(15)) {
+            *to = from as libc::c_char;
+        }
+        let [a, b, c, d] = value.octets().map(|octet| octet as libc::c_char);
+        request.ifr_ifru.ifru_addr = libc::sockaddr {
+            sa_family: libc::AF_INET as libc::sa_family_t,
+            sa_data: [0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0],
+        };
+        // SAFETY: both calls read one ifreq.
+        let done = unsafe { libc::ioctl(control.as_raw_fd(), call, &raw mut request) };
+        if done < 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Makes a pair of devices by rtnetlink (RTM_NEWLINK).
+fn veth(one: &str, other: &str) -> io::Result<()> {
+    const RTM_NEWLINK: u16 = 16;
+    const REQUEST_ACK_EXCL_CREATE: u16 = 0x1 | 0x4 | 0x200 | 0x400;
+    const IFNAME: u16 = 3;
+    const LINKINFO: u16 = 18;
+    const INFO_KIND: u16 = 1;
+    const INFO_DATA: u16 = 2;
+    const PEER: u16 = 1;
+    let anything = vec![0u8; 16];
+    let peer = [anything.clone(), attribute(IFNAME, other.as_bytes())].concat();
+    let data = attribute(INFO_DATA, &attribute(PEER, &peer));
+    let info = [attribute(INFO_KIND, b"veth"), data].concat();
+    let name = attribute(IFNAME, one.as_bytes());
+    let body = [anything, name, attribute(LINKINFO, &info)].concat();
+    let mut message = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
+    message.extend(RTM_NEWLINK.to_ne_bytes());
+    message.extend(REQUEST_ACK_EXCL_CREATE.to_ne_bytes());
+    message.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+    message.extend(body);
+    ask_kernel(&message)
+}
+
+fn attribute(number: u16, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = ((payload.len() + 4) as u16).to_ne_bytes().to_vec();
+    bytes.extend(number.to_ne_bytes());
+    bytes.extend(payload);
+    bytes.resize(bytes.len().next_multiple_of(4), 0);
+    bytes
+}
+
+/// Sends one netlink message and reads whether it was done.
+fn ask_kernel(message: &[u8]) -> io::Result<()> {
+    use rustix::net::{RecvFlags, SendFlags, recv, send};
+    let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
+    send(&netlink, message, SendFlags::empty())?;
+    let mut answer = [0u8; 4096];
+    recv(&netlink, &mut answer, RecvFlags::empty())?;
+    let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, a, b, c, d, ..] = answer;
+    match i32::from_ne_bytes([a, b, c, d]) {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(-error)),
+    }
+}

@@ -1,0 +1,2 @@
+use sockcr_scenarios::Scenario;
+pub const ALL: &[Scenario] = &[];
