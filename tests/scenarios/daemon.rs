@@ -3,17 +3,18 @@
 use anyhow::{Context, ensure};
 use sockcr_scenarios::command::{done, sockcr};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, program};
+use sockcr_scenarios::process::{Process, program, run};
 use sockcr_scenarios::{Outcome, Scenario, actor, dns};
 use std::net::SocketAddrV4;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("daemon::looked_at_while_it_works", NEEDS, looked_at_while_it_works),
-    Scenario::new("daemon::dumped_by_every_name", NEEDS, dumped_by_every_name),
+    Scenario::new("daemon::dumped_by_every_name", NEEDS_SS, dumped_by_every_name),
     Scenario::new("daemon::taken_over", NEEDS, taken_over),
 ];
 
 const NEEDS: &[Need] = &[Need::Program("dnsmasq")];
+const NEEDS_SS: &[Need] = &[Need::Program("dnsmasq"), Need::Program("ss")];
 const ADDRESSES: [&str; 2] = ["127.0.0.1:5353", "127.0.0.2:5353"];
 
 /// dnsmasq, answering.
@@ -67,7 +68,7 @@ fn looked_at_while_it_works() -> Outcome {
         }
         let target = format!("{pid}:{fd}");
         done(["show", &target])?
-            .prints(&[address, "SO_REUSEADDR  on", "O_NONBLOCK", "IP_TTL"])?
+            .prints(&[address, "SO_REUSEADDR  on", "O_NONBLOCK", "SO_RCVBUF"])?
             .quiet()?;
         let shown = done(["show", "--json", &target])?.json()?;
         ensure!(shown["sockets"][0]["endpoint"]["local"] == *address, "{shown}");
@@ -111,8 +112,9 @@ fn dumped_by_every_name() -> Outcome {
     Ok(())
 }
 
-/// The cookie as ss(8) shows it: asking is what gives the socket one.
+/// The cookie; a socket has none before somebody asks, as ss(8) does.
 fn cookie(inode: u64) -> anyhow::Result<u64> {
+    run("ss", &["--udp", "--all", "--extended"])?;
     let listed = done(["list", "--json"])?.json()?;
     let sockets = listed["sockets"].as_array().context("no list")?;
     let socket = sockets.iter().find(|socket| socket["inode"] == inode);

@@ -111,7 +111,7 @@ fn thread() -> anyhow::Result<()> {
         rustix::thread::unshare(rustix::thread::UnshareFlags::FILES)?;
         let socket = socket::unbound()?;
         let mut facts = facts(&socket)?;
-        facts["tid"] = rustix::thread::gettid().as_raw_nonzero().get().into();
+        facts["tid"] = rustix::thread::gettid().as_raw_pid().into();
         say(&facts)?;
         until_closed()
     };

@@ -5,7 +5,10 @@ use crate::{Outcome, Scenario, actor, need, wait};
 use anyhow::{Context, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 use rustix::fd::AsFd;
-use rustix::process::{Pid, WaitOptions, getegid, geteuid, getpid, set_child_subreaper, wait as reap};
+use rustix::process::{
+    Signal, WaitOptions, getegid, geteuid, getpid, getppid, set_child_subreaper,
+    set_parent_process_death_signal, wait as reap,
+};
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
@@ -47,14 +50,16 @@ pub fn main(scenarios: &[&'static [Scenario]]) -> ExitCode {
     match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{error:?}");
+            eprintln!("{error:#}");
             ExitCode::FAILURE
         }
     }
 }
 
 fn harness(scenarios: impl Iterator<Item = &'static Scenario>) -> ExitCode {
-    let trials = scenarios.map(|scenario| Trial::ignorable_test(scenario.name, || trial(scenario)));
+    let trials = scenarios.map(|scenario| {
+        Trial::ignorable_test(scenario.name, move || trial(scenario))
+    });
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
@@ -63,7 +68,7 @@ fn trial(scenario: &'static Scenario) -> Result<Completion, Failed> {
         Some(why) => Ok(Completion::ignored_with(format!("skipped: {why}"))),
         None => match outside(scenario) {
             Ok(()) => Ok(Completion::Completed),
-            Err(error) => Err(format!("{error:?}").into()),
+            Err(error) => Err(format!("{error:#}").into()),
         },
     }
 }
@@ -158,10 +163,10 @@ fn become_program(arguments: &[String]) -> anyhow::Result<()> {
 }
 
 fn sockcr(parent: &str) -> ExitCode {
-    // What the command starts has another parent, and lives as long as that lets it.
-    let own = rustix::process::getppid().map(Pid::as_raw_nonzero);
-    if own.is_some_and(|own| own.to_string() == parent) && end_with_parent(own.map_or(0, i32::from)).is_err() {
-        return ExitCode::FAILURE;
+    let started_by = getppid().map(|pid| pid.as_raw_pid().to_string());
+    // What the command itself starts is for the command to end.
+    if started_by.as_deref() == Some(parent) {
+        let _ = set_parent_process_death_signal(Some(Signal::KILL));
     }
     sockcr_cli::main()
 }

@@ -111,7 +111,7 @@ impl Drop for Process {
 /// Makes this process end with the one that started it, and lets its siblings look into it.
 pub fn end_with_parent(parent: i32) -> anyhow::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
-    let now = getppid().map_or(0, |pid| pid.as_raw_nonzero().get());
+    let now = getppid().map_or(0, |pid| pid.as_raw_pid());
     ensure!(now == parent, "the process that started this one is gone");
     // Only kernels with Yama know it.
     let _ = set_ptracer(PTracer::Any);

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::Ipv4Addr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use sockcr::option::{self, Access, Default, Kind, Row, Value};
 use sockcr::{Checkpoint, RestoreOptions, json};
@@ -30,7 +30,7 @@ fn known(level: i32, name: i32) -> bool {
         there(socket::get(&socket, level, name, *length).map(drop))
     });
     let numbers = NUMBERS.iter().map(|number| number.to_ne_bytes().to_vec());
-    let writable = numbers.chain(LENGTHS.iter().map(|length| vec![0; *length])).any(|value| {
+    let writable = numbers.chain(LENGTHS[1..].iter().map(|length| vec![0; *length])).any(|value| {
         let socket = udp().unwrap();
         there(socket::set(&socket, level, name, &value))
     });
@@ -112,7 +112,11 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
     let socket = udp()?;
     let mut wrong = Vec::new();
     for row in option::rows() {
-        let Ok(bytes) = socket::get(&socket, level(row), row.number.into(), 256) else { continue };
+        let name = (level(row), i32::from(row.number));
+        if NOT_SWEPT.contains(&name) {
+            continue;
+        }
+        let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else { continue };
         let right = match row.default {
             Default::Number(default) => number(&bytes) == default,
             Default::Empty => bytes.iter().all(|byte| *byte == 0),
@@ -182,7 +186,7 @@ fn there_and_back(row: &'static Row, value: &Value, way: &str) -> Result<(), Str
         return refused(row, value, error).map_err(|why| words("set", &why));
     }
     let before = socket::sweep(&socket);
-    let hidden = reader().ok().map(|reader| reader.read((&socket).into()).unwrap());
+    let hidden = reader().ok().map(|reader| reader.read(socket.as_fd()).unwrap());
     let checkpoint = Checkpoint::dump(&socket).map_err(|error| words("dump", &error))?;
     check_json(&checkpoint).map_err(|error| words("JSON", &error))?;
     drop(socket);
@@ -194,7 +198,7 @@ fn there_and_back(row: &'static Row, value: &Value, way: &str) -> Result<(), Str
         same if same.is_empty() => {}
         other => return Err(words("read back", &other)),
     }
-    let after = reader().ok().map(|reader| reader.read((&restored.fd).into()).unwrap());
+    let after = reader().ok().map(|reader| reader.read(restored.fd.as_fd()).unwrap());
     let settings = |hidden: sockcr::kernel::Hidden| (hidden.unicast_ttl, hidden.busy_poll_budget, hidden.txtime, hidden.multicast_index);
     match (hidden.map(settings), after.map(settings)) {
         (before, after) if before == after => Ok(()),
@@ -356,7 +360,7 @@ fn the_rfc_options_have_their_attributes() {
     let options = (5..=40).filter(|number| ![21, 22, 37, 38].contains(number));
     let have: BTreeSet<u16> = option::rows().map(|row| row.attribute).collect();
     let missing: Vec<u16> = options.filter(|number| !have.contains(number)).collect();
-    assert_eq!(missing, []);
+    assert!(missing.is_empty(), "{missing:?}");
 }
 
 #[test]

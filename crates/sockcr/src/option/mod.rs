@@ -483,9 +483,19 @@ pub(crate) fn rewrite(
     options: &Options,
     interfaces: &Interfaces,
 ) -> io::Result<()> {
-    let row = find(name).ok_or(io::ErrorKind::NotFound)?;
     let value = options.get(name).cloned().unwrap_or(Value::Pair(0, 0));
-    row.write(fd, &row.kind.localize(&value, fd, interfaces)?)
+    write(fd, name, &value, interfaces)
+}
+
+/// Writes one option by its name, whatever it was.
+pub(crate) fn write(
+    fd: BorrowedFd<'_>,
+    name: &str,
+    value: &Value,
+    interfaces: &Interfaces,
+) -> io::Result<()> {
+    let row = find(name).ok_or(io::ErrorKind::NotFound)?;
+    row.write(fd, &row.kind.localize(value, fd, interfaces)?)
 }
 
 /// One option that restore could not write.

@@ -16,6 +16,7 @@
 use crate::kernel::Hidden;
 use crate::option::{self, Options, Value};
 use crate::report::Report;
+use crate::state::filter;
 use crate::state::interfaces::Interfaces;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny};
@@ -126,19 +127,30 @@ impl Endpoint {
     ) -> Result<(), Failure> {
         self.bind(fd)?;
         let Some(peer) = self.peer else {
-            return match self.port_locked {
-                true => Ok(()),
-                false => self.check(fd),
-            };
+            return self.check(fd);
         };
+        let connect = || self.connect(fd, peer, options, interfaces);
+        connect().or_else(|failure| match undirected(fd, options, interfaces, connect) {
+            Some(Ok(())) => Ok(()),
+            Some(Err(_)) | None => Err(failure),
+        })?;
+        self.check(fd)
+    }
+
+    fn connect(
+        &self,
+        fd: BorrowedFd<'_>,
+        peer: SocketAddrV4,
+        options: &Options,
+        interfaces: &Interfaces,
+    ) -> Result<(), Failure> {
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
             option::rewrite(fd, "IP_MULTICAST_IF", options, interfaces)
                 .map_err(|error| Failure::at("IP_MULTICAST_IF", error))?;
         }
         rustix::net::connect(fd, &peer)
-            .map_err(|error| Failure::at(format!("connect to {peer}"), error.into()))?;
-        self.check(fd)
+            .map_err(|error| Failure::at(format!("connect to {peer}"), error.into()))
     }
 
     fn bind(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
@@ -172,15 +184,10 @@ impl Endpoint {
         if source.is_unspecified() {
             return Ok(());
         }
+        // The loopback device takes any source address; when it is down, the device of the address.
         let device = bound_device(fd).max(LOOPBACK_INDEX);
-        let request = [
-            Ipv4Addr::UNSPECIFIED.octets(),
-            source.octets(),
-            device.to_ne_bytes(),
-        ];
-        let all_hosts = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 1), 9);
-        sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())
-            .and_then(|()| Ok(rustix::net::connect(fd, &all_hosts)?))
+        take_source(fd, source, device)
+            .or_else(|error| take_source(fd, source, 0).map_err(|_| error))
             .map_err(|error| Failure::at(format!("take source address {source}"), error))
     }
 
@@ -202,6 +209,46 @@ impl Endpoint {
         let step = format!("bind to {}", self.local);
         Err(Failure::at(step, io::Error::other(why)))
     }
+}
+
+fn take_source(fd: BorrowedFd<'_>, source: Ipv4Addr, device: u32) -> io::Result<()> {
+    let request = [
+        Ipv4Addr::UNSPECIFIED.octets(),
+        source.octets(),
+        device.to_ne_bytes(),
+    ];
+    let all_hosts = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 1), 9);
+    sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())?;
+    Ok(rustix::net::connect(fd, &all_hosts)?)
+}
+
+/// Connects a socket whose owner restricted it to a device only after it was connected, to a peer
+/// that no route of that device leads to: without the restriction, behind a filter that lets
+/// nothing in meanwhile. `None` when there is no restriction.
+fn undirected(
+    fd: BorrowedFd<'_>,
+    options: &Options,
+    interfaces: &Interfaces,
+    connect: impl FnOnce() -> Result<(), Failure>,
+) -> Option<Result<(), Failure>> {
+    let unicast = options.get("IP_UNICAST_IF").filter(|value| !value.is_empty());
+    let device = options.get("SO_BINDTODEVICE").filter(|value| !value.is_empty());
+    unicast.or(device)?;
+    let write = |name: &str, value: &Value| option::write(fd, name, value, interfaces);
+    let lift = || {
+        write("IP_UNICAST_IF", &Value::Int(0))?;
+        device.map_or(Ok(()), |_| write("SO_BINDTODEVICE", &Value::Text(String::new())))
+    };
+    let put_back = || {
+        unicast.map_or(Ok(()), |value| write("IP_UNICAST_IF", value))?;
+        device.map_or(Ok(()), |value| write("SO_BINDTODEVICE", value))
+    };
+    let failed = |error| Failure::at("connect without a device", error);
+    Some(filter::shut(fd, || {
+        lift().map_err(failed)?;
+        connect()?;
+        put_back().map_err(failed)
+    }, failed))
 }
 
 /// A step that failed.

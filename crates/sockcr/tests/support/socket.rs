@@ -25,10 +25,12 @@ const SO_ATTACH_FILTER: i32 = 26;
 const SO_MEMINFO: i32 = 55;
 const SO_INCOMING_NAPI_ID: i32 = 56;
 const SO_COOKIE: i32 = 57;
+const IP_MTU: i32 = 14;
 
-/// What names one socket, counts, or is cleared by reading it; and the filter, whose length is not
-/// in bytes.
-pub const NOT_SWEPT: [(i32, i32); 5] = [
+/// What names one socket, counts, is cleared by reading it, or belongs to the route that happens to
+/// be cached; and the filter, whose length is not in bytes.
+pub const NOT_SWEPT: [(i32, i32); 6] = [
+    (IP, IP_MTU),
     (SOCKET, SO_ERROR),
     (SOCKET, SO_ATTACH_FILTER),
     (SOCKET, SO_MEMINFO),

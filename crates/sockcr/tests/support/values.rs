@@ -136,15 +136,16 @@ pub fn apply(socket: &impl AsFd, row: &Row, value: &Value) -> Result<(), i32> {
     steps.iter().try_for_each(|(number, bytes)| socket::set(socket, level(row), *number, bytes))
 }
 
+fn flags<'a>(names: &[(&'a str, i64)], bits: i64) -> Vec<&'a str> {
+    let set = names.iter().filter(|(_, bit)| bits & bit != 0);
+    set.map(|(name, _)| *name).collect()
+}
+
 /// The spellings of a value that the documentation promises; devices must be named by hand.
 pub fn spellings(kind: Kind, value: &Value) -> Vec<String> {
     let name = |names: &[(&str, i64)], number: i64| {
         let found = names.iter().find(|(_, value)| *value == number);
         found.map_or_else(|| number.to_string(), |(name, _)| (*name).into())
-    };
-    let flags = |names: &[(&str, i64)], bits: i64| {
-        let set = names.iter().filter(|(_, bit)| bits & bit != 0);
-        set.map(|(name, _)| *name).collect::<Vec<_>>()
     };
     match (kind, value) {
         (Kind::Flag, Value::Int(0)) => ["0", "off", "no", "false"].map(String::from).into(),
