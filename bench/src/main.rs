@@ -41,7 +41,12 @@ fn main() -> anyhow::Result<()> {
 
 /// A bound socket, with the settings that servers have or with none.
 fn prepared(change: bool) -> anyhow::Result<UdpSocket> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     let options = [
         ("SO_REUSEADDR", "on"),
         ("SO_RCVBUF", "400000"),
@@ -70,7 +75,7 @@ fn dump(name: &str, socket: &UdpSocket) -> anyhow::Result<()> {
 fn readings() -> Vec<(i32, u16, usize)> {
     let hidden = kernel::reader().is_ok();
     let asked = |row: &&Row| match row.access {
-        Access::Carried(_) => !(hidden && row.hidden.is_some()) ,
+        Access::Carried(_) => !(hidden && row.hidden.is_some()),
         _ => matches!(row.name, "SO_DOMAIN" | "SO_TYPE" | "SO_PROTOCOL"),
     };
     let rows = option::rows().filter(asked);
@@ -82,7 +87,12 @@ fn read_all(socket: &UdpSocket, calls: &[(i32, u16, usize)]) -> anyhow::Result<(
     let mut buffer = [0; 64];
     for (level, number, length) in calls {
         // Some are not answered by every kernel; the call is made all the same.
-        let _ = sockopt::get(socket.as_fd(), *level, (*number).into(), &mut buffer[..*length]);
+        let _ = sockopt::get(
+            socket.as_fd(),
+            *level,
+            (*number).into(),
+            &mut buffer[..*length],
+        );
     }
     sockopt::filter(socket.as_fd())?;
     Ok(())
@@ -120,9 +130,19 @@ fn writings(checkpoint: &Checkpoint) -> Vec<(i32, u16, i32)> {
 }
 
 fn bare(checkpoint: &Checkpoint, writes: &[(i32, u16, i32)]) -> anyhow::Result<OwnedFd> {
-    let socket = socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    let socket = socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
     for (level, number, value) in writes {
-        sockopt::set(socket.as_fd(), *level, (*number).into(), &value.to_ne_bytes())?;
+        sockopt::set(
+            socket.as_fd(),
+            *level,
+            (*number).into(),
+            &value.to_ne_bytes(),
+        )?;
     }
     bind(&socket, &checkpoint.endpoint.local)?;
     Ok(socket)
@@ -133,7 +153,11 @@ fn codec(name: &str, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     let write = best(REPEAT, || Ok(drop(checkpoint.to_bytes()?)))?;
     let read = best(REPEAT, || Ok(drop(Checkpoint::from_bytes(&bytes)?)))?;
     let copy = best(REPEAT, || Ok(drop(std::hint::black_box(bytes.clone()))))?;
-    print(&format!("encode {name}: {} bytes", bytes.len()), write, copy);
+    print(
+        &format!("encode {name}: {} bytes", bytes.len()),
+        write,
+        copy,
+    );
     print(&format!("decode {name}"), read, copy);
     Ok(())
 }
@@ -171,7 +195,11 @@ fn cold_start() -> anyhow::Result<()> {
         return Ok(());
     }
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let target = format!("{}:{}", std::process::id(), std::os::fd::AsRawFd::as_raw_fd(&socket));
+    let target = format!(
+        "{}:{}",
+        std::process::id(),
+        std::os::fd::AsRawFd::as_raw_fd(&socket)
+    );
     let mut times = Vec::new();
     for _ in 0..ROUNDS {
         let began = Instant::now();
@@ -181,7 +209,11 @@ fn cold_start() -> anyhow::Result<()> {
         times.push(began.elapsed().as_secs_f64() * 1e3);
     }
     times.sort_by(f64::total_cmp);
-    println!("{:44} {:>8.2} ms, median by the clock", "sockcr show PID:FD, cold", times[ROUNDS / 2]);
+    println!(
+        "{:44} {:>8.2} ms, median by the clock",
+        "sockcr show PID:FD, cold",
+        times[ROUNDS / 2]
+    );
     Ok(())
 }
 
@@ -204,5 +236,8 @@ fn cpu_time() -> f64 {
 }
 
 fn print(what: &str, ours: f64, floor: f64) {
-    println!("{what:44} {ours:>8.2} µs {floor:>8.2} µs {:>7.2}", ours / floor);
+    println!(
+        "{what:44} {ours:>8.2} µs {floor:>8.2} µs {:>7.2}",
+        ours / floor
+    );
 }

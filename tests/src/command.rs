@@ -8,7 +8,7 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 /// The user without any privilege.
 pub const NOBODY: u32 = 65534;
@@ -73,27 +73,27 @@ impl Sockcr {
     /// Runs it to its end.
     pub fn run(mut self) -> anyhow::Result<Ran> {
         let output = self.command.output()?;
-        Ok(Ran {
-            arguments: self.arguments,
-            code: output.status.code(),
-            bytes: output.stdout,
-            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(Ran::new(self.arguments, output))
     }
 
     /// Runs it to its end with its standard output there.
     pub fn run_into(mut self, output: OwnedFd) -> anyhow::Result<Ran> {
         self.command.stdout(output).stderr(Stdio::piped());
+        self.run_spawned()
+    }
+
+    /// Runs it to its end with its standard error there.
+    pub fn errors_into(mut self, errors: OwnedFd) -> anyhow::Result<Ran> {
+        self.command.stdout(Stdio::piped()).stderr(errors);
+        self.run_spawned()
+    }
+
+    fn run_spawned(mut self) -> anyhow::Result<Ran> {
         let child = self.command.spawn()?;
-        // Our copy of the output is in the command.
+        // Our copies of the child's files are in there.
         drop(self.command);
         let output = child.wait_with_output()?;
-        Ok(Ran {
-            arguments: self.arguments,
-            code: output.status.code(),
-            bytes: Vec::new(),
-            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
-        })
+        Ok(Ran::new(self.arguments, output))
     }
 
     /// Starts it.
@@ -103,6 +103,15 @@ impl Sockcr {
 }
 
 impl Ran {
+    fn new(arguments: Vec<OsString>, output: Output) -> Ran {
+        Ran {
+            arguments,
+            code: output.status.code(),
+            bytes: output.stdout,
+            errors: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }
+    }
+
     /// It must have done as told.
     pub fn done(self) -> anyhow::Result<Ran> {
         ensure!(self.code == Some(0), "did not do it: {self}");

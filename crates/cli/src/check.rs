@@ -19,7 +19,12 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         output::json(&json!({ "features": features }))?;
         return Ok(Outcome::Done);
     }
-    for Feature { what, missing, without } in &features {
+    for Feature {
+        what,
+        missing,
+        without,
+    } in &features
+    {
         match missing {
             None => line(format_args!("{}  {what}", styled(GOOD, "yes")))?,
             Some(why) => {

@@ -39,7 +39,9 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     match arguments.serve {
         Some(Role::Opens) => serve(&open()?),
         Some(Role::Receives) => {
-            let (_, socket) = deliver::received()?.pop().context("LISTEN_FDS: nothing came")?;
+            let (_, socket) = deliver::received()?
+                .pop()
+                .context("LISTEN_FDS: nothing came")?;
             serve(&UdpSocket::from(socket))
         }
         None => story(),
@@ -87,10 +89,18 @@ fn story() -> anyhow::Result<Outcome> {
     let moved = dump(&Target::Process(third.pid()))?;
     for change in diff::diff(&before, &moved) {
         let side = |value: Option<String>| value.unwrap_or_default();
-        line(format_args!("  {}: {} → {}", change.what, side(change.a), side(change.b)))?;
+        line(format_args!(
+            "  {}: {} → {}",
+            change.what,
+            side(change.a),
+            side(change.b)
+        ))?;
     }
     third.kill()?;
-    line(format_args!("\n{}", styled(GOOD, "The socket outlived its process, with nothing lost.")))?;
+    line(format_args!(
+        "\n{}",
+        styled(GOOD, "The socket outlived its process, with nothing lost.")
+    ))?;
     Ok(Outcome::Done)
 }
 
@@ -110,7 +120,11 @@ fn dump(target: &Target) -> anyhow::Result<Checkpoint> {
 fn compare(before: &Checkpoint, after: &Checkpoint) -> anyhow::Result<()> {
     let [a, b] = [before, after].map(|c| c.clone().canonical().to_bytes());
     let (a, b) = (a?, b?);
-    ensure!(a == b, "the restored socket differs: {:?}", diff::diff(before, after));
+    ensure!(
+        a == b,
+        "the restored socket differs: {:?}",
+        diff::diff(before, after)
+    );
     let text = format!("  both dumps are the same {} bytes", a.len());
     line(styled(GOOD, text))
 }

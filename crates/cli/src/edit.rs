@@ -39,7 +39,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         for change in diff::diff(before, after) {
             let side = |value: Option<String>| value.unwrap_or_else(|| "-".into());
             let (old, new) = (side(change.a), side(change.b));
-            output::remark(format_args!("{}: {}: {old} → {new}", before.name(), change.what));
+            output::remark(format_args!(
+                "{}: {}: {old} → {new}",
+                before.name(),
+                change.what
+            ));
         }
     }
     Ok(Outcome::Done)

@@ -221,7 +221,10 @@ fn host(text: &str) -> anyhow::Result<Host> {
     };
     let port = match port {
         None | Some("*") => None,
-        Some(port) => Some(port.parse().with_context(|| format!("{port:?} is no port"))?),
+        Some(port) => Some(
+            port.parse()
+                .with_context(|| format!("{port:?} is no port"))?,
+        ),
     };
     let network = match address {
         "" | "*" => None,
@@ -232,7 +235,9 @@ fn host(text: &str) -> anyhow::Result<Host> {
 
 fn network(text: &str) -> anyhow::Result<(Ipv4Addr, u32)> {
     let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
-    let address = address.parse().with_context(|| format!("{address:?} is no IPv4 address"))?;
+    let address = address
+        .parse()
+        .with_context(|| format!("{address:?} is no IPv4 address"))?;
     let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32);
     let prefix = prefix.with_context(|| format!("{text:?}: a prefix is 0 to 32"))?;
     Ok((address, prefix))
@@ -273,8 +278,17 @@ mod tests {
     #[test]
     fn nonsense_is_refused() {
         for expression in [
-            "foo", "src", "sport = x", "src > 1.2.3.4", "( src 1.2.3.4", "src 1.2.3.4 )",
-            "src 1.2.3.4/33", "and", "sport 1 or", "not", "src 1.2.3",
+            "foo",
+            "src",
+            "sport = x",
+            "src > 1.2.3.4",
+            "( src 1.2.3.4",
+            "src 1.2.3.4 )",
+            "src 1.2.3.4/33",
+            "and",
+            "sport 1 or",
+            "not",
+            "src 1.2.3",
         ] {
             assert!(expression.parse::<Expression>().is_err(), "{expression}");
         }

@@ -55,13 +55,30 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
 }
 
 fn print(sockets: &[&Listed]) -> anyhow::Result<()> {
-    let titles = ["INODE", "PID:FD", "COMMAND", "PROTOCOL", "LOCAL", "PEER", "QUEUED", "CHECKPOINT"];
+    let titles = [
+        "INODE",
+        "PID:FD",
+        "COMMAND",
+        "PROTOCOL",
+        "LOCAL",
+        "PEER",
+        "QUEUED",
+        "CHECKPOINT",
+    ];
     let mut rows = vec![titles.map(str::to_owned).to_vec()];
     for socket in sockets {
         rows.push(vec![
             socket.inode.to_string(),
-            socket.holders.iter().map(pid_fd).collect::<Vec<_>>().join(","),
-            socket.holders.first().map_or_else(String::new, |h| command(h.pid)),
+            socket
+                .holders
+                .iter()
+                .map(pid_fd)
+                .collect::<Vec<_>>()
+                .join(","),
+            socket
+                .holders
+                .first()
+                .map_or_else(String::new, |h| command(h.pid)),
             socket.kind.clone(),
             address(socket, &socket.local),
             address(socket, &socket.peer),
@@ -86,7 +103,11 @@ fn command(pid: i32) -> String {
     let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
     // A name can hold anything; what is no letter must not reach the terminal.
     let printable = |c: char| if c.is_control() { '?' } else { c };
-    name.unwrap_or_default().trim_end().chars().map(printable).collect()
+    name.unwrap_or_default()
+        .trim_end()
+        .chars()
+        .map(printable)
+        .collect()
 }
 
 /// Addresses of other families than IPv4 are not read.

@@ -44,7 +44,13 @@ fn print(rows: &[&'static Row]) -> anyhow::Result<()> {
     cells.extend(rows.iter().map(|row| {
         let number = row.number.to_string();
         let level = row.level.name();
-        vec![row.name.into(), level.into(), number, row.since.into(), carried(row)]
+        vec![
+            row.name.into(),
+            level.into(),
+            number,
+            row.since.into(),
+            carried(row),
+        ]
     }));
     output::table(&cells).into_iter().try_for_each(line)
 }

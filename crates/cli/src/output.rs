@@ -91,7 +91,9 @@ pub fn write(path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         return Ok(stdout.flush()?);
     }
     let target = Path::new(path);
-    let name = target.file_name().with_context(|| format!("{path}: is no file name"))?;
+    let name = target
+        .file_name()
+        .with_context(|| format!("{path}: is no file name"))?;
     let special = std::fs::metadata(target).is_ok_and(|have| !have.is_file());
     if special {
         // A pipe or a device keeps its place.

@@ -60,5 +60,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
 /// Its name in LISTEN_FDNAMES: protocol, address and port.
 fn name(checkpoint: &Checkpoint) -> String {
     let local = checkpoint.endpoint.local;
-    format!("{}-{}-{}", checkpoint.protocol.name, local.ip(), local.port())
+    format!(
+        "{}-{}-{}",
+        checkpoint.protocol.name,
+        local.ip(),
+        local.port()
+    )
 }

@@ -49,8 +49,18 @@ pub fn page(checkpoint: &Checkpoint, only_changed: bool) -> anyhow::Result<Vec<S
         .options
         .iter()
         .partition(|(row, value)| differs(&fresh, row, value));
-    section(&mut text, "options set", &changed_rows(checkpoint, &changed), CHANGED);
-    section(&mut text, "groups, in the order of joining", &groups(checkpoint), STRONG);
+    section(
+        &mut text,
+        "options set",
+        &changed_rows(checkpoint, &changed),
+        CHANGED,
+    );
+    section(
+        &mut text,
+        "groups, in the order of joining",
+        &groups(checkpoint),
+        STRONG,
+    );
     section(&mut text, "filter", &filter(checkpoint), STRONG);
     section(&mut text, "descriptor", &descriptor(checkpoint), STRONG);
     if !only_changed {
@@ -58,11 +68,21 @@ pub fn page(checkpoint: &Checkpoint, only_changed: bool) -> anyhow::Result<Vec<S
             .iter()
             .map(|(row, value)| vec![row.name.to_owned(), shown(checkpoint, row, value)])
             .collect();
-        section(&mut text, "options as in a fresh socket", &columns(&rows), FAINT);
+        section(
+            &mut text,
+            "options as in a fresh socket",
+            &columns(&rows),
+            FAINT,
+        );
     }
     let notes = |notes: &[sockcr::Note]| notes.iter().map(|n| n.to_string()).collect::<Vec<_>>();
     let report = &checkpoint.report;
-    section(&mut text, "not carried", &notes(&report.not_carried), WARNING);
+    section(
+        &mut text,
+        "not carried",
+        &notes(&report.not_carried),
+        WARNING,
+    );
     section(&mut text, "assumed", &notes(&report.assumed), FAINT);
     let unknown = checkpoint.unknown.iter();
     let unknown: Vec<_> = unknown
@@ -197,6 +217,8 @@ fn section(text: &mut Vec<String>, title: &str, lines: &[String], style: anstyle
     }
     text.push(String::new());
     text.push(format!("  {title}"));
-    let lines = lines.iter().map(|line| format!("    {}", styled(style, line)));
+    let lines = lines
+        .iter()
+        .map(|line| format!("    {}", styled(style, line)));
     text.extend(lines);
 }

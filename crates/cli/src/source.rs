@@ -60,7 +60,10 @@ pub fn dump(found: &[find::Found]) -> anyhow::Result<Vec<Checkpoint>> {
 /// A target if it reads as one, else an image.
 pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
     let as_target = name.parse::<Target>();
-    match (as_target, std::path::Path::new(name).exists() || name == "-") {
+    match (
+        as_target,
+        std::path::Path::new(name).exists() || name == "-",
+    ) {
         (Ok(named), false) => target(&named),
         (_, true) => image(name),
         (Err(error), false) if name.contains(['/', '.']) && !name.starts_with("udp:") => {

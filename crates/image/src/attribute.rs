@@ -354,11 +354,17 @@ mod tests {
     fn every_type_comes_back() {
         assert_eq!(read(&one(|w| w.flag(6))).as_flag(), Ok(()));
         assert_eq!(read(&one(|w| w.u8(29, 0xfe))).as_u8(), Ok(0xfe));
-        assert_eq!(read(&one(|w| w.u32(1, u32::MAX - 1))).as_u32(), Ok(u32::MAX - 1));
+        assert_eq!(
+            read(&one(|w| w.u32(1, u32::MAX - 1))).as_u32(),
+            Ok(u32::MAX - 1)
+        );
         assert_eq!(read(&one(|w| w.i32(72, -4711))).as_i32(), Ok(-4711));
         assert_eq!(read(&one(|w| w.u64(300, 1 << 63))).as_u64(), Ok(1 << 63));
         assert_eq!(read(&one(|w| w.str(75, "größe"))).as_str(), Ok("größe"));
-        assert_eq!(read(&one(|w| w.put(78, &[10, 1, 0, 1]))).as_array(), Ok([10, 1, 0, 1]));
+        assert_eq!(
+            read(&one(|w| w.put(78, &[10, 1, 0, 1]))).as_array(),
+            Ok([10, 1, 0, 1])
+        );
     }
 
     #[test]
@@ -374,11 +380,20 @@ mod tests {
     #[test]
     fn a_value_of_another_length_is_refused() {
         let error = read(&one(|w| w.u32(13, 6))).as_u8().unwrap_err();
-        assert_eq!(error.to_string(), "attribute 13 at byte 0 holds 4 bytes instead of 1");
+        assert_eq!(
+            error.to_string(),
+            "attribute 13 at byte 0 holds 4 bytes instead of 1"
+        );
         let error = read(&one(|w| w.u8(29, 6))).as_u32().unwrap_err();
-        assert_eq!(error.to_string(), "attribute 29 at byte 0 holds 1 byte instead of 4");
+        assert_eq!(
+            error.to_string(),
+            "attribute 29 at byte 0 holds 1 byte instead of 4"
+        );
         let error = read(&one(|w| w.u8(6, 1))).as_flag().unwrap_err();
-        assert_eq!(error.to_string(), "attribute 6 at byte 0 holds 1 byte instead of 0");
+        assert_eq!(
+            error.to_string(),
+            "attribute 6 at byte 0 holds 1 byte instead of 0"
+        );
         assert!(read(&one(|w| w.u32(1, 1))).as_u64().is_err());
         assert!(read(&one(|w| w.u64(1, 1))).as_i32().is_err());
     }
@@ -388,7 +403,10 @@ mod tests {
         let bytes = one(|w| w.nested(66, |inner| inner.put(67, &[])));
         let attribute = read(&bytes);
         let error = attribute.as_u32().unwrap_err();
-        assert_eq!(error.to_string(), "attribute 66 at byte 0 holds attributes instead of a value");
+        assert_eq!(
+            error.to_string(),
+            "attribute 66 at byte 0 holds attributes instead of a value"
+        );
         assert!(attribute.as_str().is_err() && attribute.as_array::<4>().is_err());
     }
 
@@ -421,7 +439,10 @@ mod tests {
             inner.u32(67, 1)?;
             inner.str(75, "\0")
         };
-        assert_eq!(writer.nested(66, half), Err(Error::NulInText { number: 75 }));
+        assert_eq!(
+            writer.nested(66, half),
+            Err(Error::NulInText { number: 75 })
+        );
         let full = |inner: &mut Writer| {
             inner.put(70, &[1; 40000])?;
             inner.put(70, &[2; 40000])
@@ -438,7 +459,10 @@ mod tests {
             let mut writer = Writer::new();
             let limit = MAX_NUMBER;
             assert_eq!(writer.flag(number), Err(Error::NoNumber { number, limit }));
-            assert_eq!(writer.put_nested(number, &[]), Err(Error::NoNumber { number, limit }));
+            assert_eq!(
+                writer.put_nested(number, &[]),
+                Err(Error::NoNumber { number, limit })
+            );
         }
         assert_eq!(read(&one(|w| w.flag(MAX_NUMBER))).number, 0x3fff);
     }

@@ -109,7 +109,9 @@ pub fn looks_like_image(bytes: &[u8]) -> bool {
 /// [`Command::Queue`] that is not behind its own socket, attributes that are not whole, and
 /// more than [`MAX_IMAGE`] bytes.
 pub fn encode(messages: &[Message]) -> Result<Vec<u8>, Error> {
-    let sizes = messages.iter().map(|message| MESSAGE.saturating_add(message.attributes.len()));
+    let sizes = messages
+        .iter()
+        .map(|message| MESSAGE.saturating_add(message.attributes.len()));
     let size = sizes.fold(HEADER + END, usize::saturating_add);
     check_size(size)?;
     let mut image = Vec::with_capacity(size);

@@ -5,7 +5,7 @@
 //!
 //! - [`attribute`] writes attributes, and reads them from bytes nobody has vouched for.
 //! - [`number`] says which attribute has which number.
-//! - [`file`] puts messages together to an image, and verifies one before it hands out any of it.
+//! - [`mod@file`] puts messages together to an image, and verifies one before it hands out any of it.
 //!
 //! Nothing here opens a file or a socket, allocates by a length that was not checked, or panics
 //! on what it reads. `docs/format.md` describes the bytes.

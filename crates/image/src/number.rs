@@ -123,15 +123,16 @@ numbers! {
     /// In [`IPOPT_MEMBERSHIP`], about the [`IPOPT_MREQ`] before it: u32 mode, 0 to exclude and 1
     /// to include, then 4 bytes for each source. Absent: nobody is excluded.
     MEMBERSHIP_FILTER = 68,
-    /// u32: the interface index of IP_MULTICAST_IF.
+    /// u32: the interface index of IP_MULTICAST_IF; absent: none.
     MULTICAST_IFINDEX = 69,
-    /// SO_ATTACH_FILTER: struct sock_filter, 8 bytes for each instruction.
+    /// SO_ATTACH_FILTER: struct sock_filter, 8 bytes for each instruction; empty: no filter.
     FILTER = 70,
     /// u32: bit 0 O_NONBLOCK, bit 1 O_ASYNC, bit 2 close on exec.
     DESCRIPTOR_FLAGS = 71,
-    /// struct f_owner_ex, who gets the signals: u32 kind, i32 id.
+    /// Who gets the signals: u32 kind, i32 id. Kind 0 is nobody and 1 whoever holds the socket,
+    /// both with id 0; 2 is the process, 3 the thread, 4 the process group with that id.
     OWNER = 72,
-    /// u32: the signal that says I/O is possible (F_SETSIG).
+    /// u32: the signal that says I/O is possible (F_SETSIG); 0 is SIGIO.
     SIGNAL = 73,
     /// Nested, once for each thing the image should hold and does not: [`WHAT`] and [`REASON`].
     NOT_CARRIED = 74,

@@ -112,7 +112,10 @@ impl Checkpoint {
         let mut report = Report::default();
         let hidden = hidden(fd, &mut report);
         read(fd, protocol, held, hidden.as_ref(), &mut report)
-            .map(|checkpoint| Checkpoint { report, ..checkpoint })
+            .map(|checkpoint| Checkpoint {
+                report,
+                ..checkpoint
+            })
             .map_err(|error| Error::system(format!("dump {} socket", protocol.name), error))
     }
 
@@ -140,14 +143,21 @@ impl Checkpoint {
         self
     }
 
-    /// Gives an option the value that `text` says, as typed by a person.
+    /// Changes what `name` names to what `text` says, as typed by a person: an option, or `local`
+    /// or `peer`, an ADDR:PORT or `none`.
     pub fn edit(&mut self, name: &str, text: &str) -> Result<(), Error> {
         let bad = |why: String| Error::new(ErrorKind::BadInput, format!("{name}={text}"), why);
+        if let "local" | "peer" = name {
+            return self.endpoint.edit(name, text).map_err(bad);
+        }
         let row = option::find(name)
             .filter(|row| self.protocol.tables.iter().any(|table| table.contains(row)))
             .ok_or_else(|| {
-                bad(format!("{} sockets have no such option", self.protocol.name))
-                    .help("`sockcr options` lists them")
+                bad(format!(
+                    "{} sockets have no such option",
+                    self.protocol.name
+                ))
+                .help("`sockcr options` lists them")
             })?;
         if !row.carried() {
             return Err(bad("a checkpoint does not carry this option".into())
@@ -158,6 +168,12 @@ impl Checkpoint {
             _ => Some(row.kind.parse(text, &mut self.interfaces).map_err(bad)?),
         };
         self.options.set(row, value);
+        // As setsockopt(2) does: a size that was chosen is locked.
+        match row.name {
+            "SO_SNDBUF" => self.buffer_locks.send = true,
+            "SO_RCVBUF" => self.buffer_locks.receive = true,
+            _ => {}
+        }
         self.forget_unused_interfaces();
         Ok(())
     }
@@ -217,7 +233,9 @@ fn read(
     report.not_carried.append(&mut failed);
     let memberships = membership::dump(fd, hidden, report)?;
     let mut interfaces = Interfaces::default();
-    let used = options.iter().filter_map(|(row, value)| row.kind.interface(value));
+    let used = options
+        .iter()
+        .filter_map(|(row, value)| row.kind.interface(value));
     for index in used.chain(memberships.iter().map(|m| m.interface)) {
         interfaces.learn(fd, index, report);
     }

@@ -17,7 +17,10 @@ pub fn command(sockets: Vec<(String, OwnedFd)>, argv: &[OsString]) -> Error {
     let Some((program, arguments)) = argv.split_first() else {
         return Error::system("command", std::io::ErrorKind::InvalidInput.into());
     };
-    let names: Vec<String> = sockets.iter().map(|(name, _)| name.replace(':', "-")).collect();
+    let names: Vec<String> = sockets
+        .iter()
+        .map(|(name, _)| name.replace(':', "-"))
+        .collect();
     let count = sockets.len();
     let fds = sockets.into_iter().map(|(_, fd)| fd).collect();
     if let Err(error) = sockcr_sys::descriptor::place(fds, FIRST) {

@@ -57,7 +57,10 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     add("local address", endpoint.local.to_string());
     add("address lock", locked(endpoint.address_locked));
     add("port lock", locked(endpoint.port_locked));
-    add("peer", endpoint.peer.map_or("none".into(), |p| p.to_string()));
+    add(
+        "peer",
+        endpoint.peer.map_or("none".into(), |p| p.to_string()),
+    );
     if let Some(source) = endpoint.source {
         add("source address", source.to_string());
     }
@@ -65,9 +68,15 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
         add(row.name, row.kind.show(value, &checkpoint.interfaces));
     }
     add("send buffer lock", locked(checkpoint.buffer_locks.send));
-    add("receive buffer lock", locked(checkpoint.buffer_locks.receive));
+    add(
+        "receive buffer lock",
+        locked(checkpoint.buffer_locks.receive),
+    );
     for (at, membership) in checkpoint.memberships.iter().enumerate() {
-        add(&format!("membership {}", at + 1), describe(checkpoint, membership));
+        add(
+            &format!("membership {}", at + 1),
+            describe(checkpoint, membership),
+        );
     }
     add("filter", filter(checkpoint));
     if let Some(shutdown) = checkpoint.shutdown {

@@ -113,7 +113,11 @@ pub fn list(pid: Option<i32>) -> Result<Listing, Error> {
 }
 
 fn listed(file: &SocketFile) -> Listed {
-    let numbers = (file.family.into(), file.socket_type.into(), file.protocol.into());
+    let numbers = (
+        file.family.into(),
+        file.socket_type.into(),
+        file.protocol.into(),
+    );
     let (family, kind, number) = numbers;
     Listed {
         inode: file.inode,
@@ -170,7 +174,11 @@ fn process(target: &Target, pid: i32) -> Result<Vec<Found>, Error> {
         return Err(explain(target, pid, Errno::PERM.into()));
     }
     if found.is_empty() {
-        return Err(Error::new(ErrorKind::NotFound, target, "has no internet socket"));
+        return Err(Error::new(
+            ErrorKind::NotFound,
+            target,
+            "has no internet socket",
+        ));
     }
     Ok(found)
 }
@@ -181,7 +189,11 @@ fn matching(target: &Target) -> Result<Vec<Found>, Error> {
     let named = |socket: &&Listed| match target {
         Target::Inode(inode) => socket.inode == *inode,
         Target::Cookie(cookie) => socket.cookie == *cookie && *cookie != 0,
-        Target::Local { protocol, address, port } => {
+        Target::Local {
+            protocol,
+            address,
+            port,
+        } => {
             socket.protocol.is_some_and(|p| p.name == *protocol)
                 && socket.local.port() == *port
                 && address.is_none_or(|address| *socket.local.ip() == address)
@@ -342,9 +354,10 @@ fn scan(pid: Option<i32>) -> io::Result<(Vec<SocketFile>, usize)> {
                 }
             }
         }
-        hidden += usize::from(std::fs::read_dir(format!("/proc/{pid}/fd")).is_err_and(
-            |error| error.kind() == io::ErrorKind::PermissionDenied,
-        ));
+        hidden += usize::from(
+            std::fs::read_dir(format!("/proc/{pid}/fd"))
+                .is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied),
+        );
     }
     Ok((found, hidden))
 }

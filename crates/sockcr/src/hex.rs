@@ -8,7 +8,7 @@ pub(crate) fn encode(bytes: &[u8]) -> String {
 /// The inverse of [`encode`]; only what `encode` writes is accepted.
 pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.as_bytes();
-    if digits.len() % 2 != 0 || digits.iter().any(u8::is_ascii_uppercase) {
+    if !digits.len().is_multiple_of(2) || digits.iter().any(u8::is_ascii_uppercase) {
         return None;
     }
     let digit = |byte: u8| (byte as char).to_digit(16);

@@ -136,7 +136,10 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
     pieces.word(number::PROTOCOL, protocol.number);
     put_endpoint(&mut pieces, &checkpoint.endpoint);
     pieces.flag(number::SOCKOPT_SNDBUF_ULOCK, checkpoint.buffer_locks.send);
-    pieces.flag(number::SOCKOPT_RCVBUF_ULOCK, checkpoint.buffer_locks.receive);
+    pieces.flag(
+        number::SOCKOPT_RCVBUF_ULOCK,
+        checkpoint.buffer_locks.receive,
+    );
     for (row, value) in checkpoint.options.iter() {
         put_option(&mut pieces, row, value);
     }
@@ -151,7 +154,11 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
         pieces.plain(number::SHUTDOWN, [shutdown.bits()]);
     }
     put_interfaces(&mut pieces, &checkpoint.interfaces)?;
-    put_notes(&mut pieces, number::NOT_CARRIED, &checkpoint.report.not_carried)?;
+    put_notes(
+        &mut pieces,
+        number::NOT_CARRIED,
+        &checkpoint.report.not_carried,
+    )?;
     put_notes(&mut pieces, number::ASSUMED, &checkpoint.report.assumed)?;
     if let Some(index) = checkpoint.reuseport_index {
         pieces.word(number::REUSEPORT_INDEX, index);
@@ -268,7 +275,9 @@ fn from_attributes(bytes: &[u8]) -> Result<Checkpoint, String> {
         let attribute = attribute.map_err(|error| error.to_string())?;
         let number = attribute.number;
         if number < last {
-            return Err(format!("attribute {number} stands after {last}, out of order"));
+            return Err(format!(
+                "attribute {number} stands after {last}, out of order"
+            ));
         }
         let repeats = [number::NOT_CARRIED, number::ASSUMED].contains(&number);
         if number == last && !repeats {
@@ -399,7 +408,13 @@ impl Reading {
     /// In the order of the rows; a flag of the RFC that is absent is off.
     fn options(&self, protocol: &Protocol) -> Options {
         let mut options = Options::default();
-        for row in protocol.tables.iter().copied().flatten().filter(|r| r.carried()) {
+        for row in protocol
+            .tables
+            .iter()
+            .copied()
+            .flatten()
+            .filter(|r| r.carried())
+        {
             let found = self.values.iter().find(|(have, _)| *have == row);
             let value = match (found, row.wire) {
                 (Some((_, Value::Pair(address, _))), Wire::MulticastInterface) => {
@@ -485,7 +500,9 @@ fn interfaces(attribute: &Attribute<'_>) -> Result<Interfaces, ImageError> {
             fits.then(|| (u32::from_ne_bytes(*index), name))
         });
         let wrong = || inner.invalid("is no index and name of a device");
-        let (index, name) = entry.filter(|_| inner.number == number::INTERFACE).ok_or_else(wrong)?;
+        let (index, name) = entry
+            .filter(|_| inner.number == number::INTERFACE)
+            .ok_or_else(wrong)?;
         if index == 0 || !interfaces.insert(index, name) {
             return Err(wrong());
         }

@@ -118,13 +118,30 @@ pub fn from_json(text: &str) -> Result<Vec<Checkpoint>, Error> {
     let bad = |why: String| Error::new(ErrorKind::BadInput, "JSON", why);
     let document: Document = serde_json::from_str(text).map_err(|e| bad(e.to_string()))?;
     if document.format != 1 {
-        return Err(bad(format!("format {} is not known, only 1", document.format)));
+        return Err(bad(format!(
+            "format {} is not known, only 1",
+            document.format
+        )));
     }
     let sockets = document.sockets.into_iter().zip(1..);
     let checkpoints = sockets.map(|(socket, ordinal)| {
-        from_socket(socket).map_err(|why| bad(format!("socket {ordinal}: {why}")))
+        from_socket(socket)
+            .and_then(fits)
+            .map_err(|why| bad(format!("socket {ordinal}: {why}")))
     });
     checkpoints.collect()
+}
+
+/// A number that is too large for its attribute would be cut when it is written.
+fn fits(checkpoint: Checkpoint) -> Result<Checkpoint, String> {
+    let again = checkpoint
+        .to_bytes()
+        .and_then(|image| Checkpoint::from_bytes(&image))
+        .map_err(|error| error.to_string())?;
+    match crate::diff::diff(&checkpoint, &again).first() {
+        Some(difference) => Err(format!("{}: does not fit", difference.what)),
+        None => Ok(checkpoint),
+    }
 }
 
 fn to_socket(checkpoint: &Checkpoint) -> Socket {
@@ -190,7 +207,12 @@ fn to_membership(membership: &Membership, interfaces: &Interfaces) -> Membership
         group: membership.group,
         interface: interfaces.to_json(membership.interface),
         address: membership.address,
-        mode: if membership.include { "include" } else { "exclude" }.into(),
+        mode: if membership.include {
+            "include"
+        } else {
+            "exclude"
+        }
+        .into(),
         sources: membership.sources.clone(),
     }
 }
@@ -269,7 +291,10 @@ fn from_interfaces(entries: &[InterfaceJson]) -> Result<Interfaces, String> {
     for entry in entries {
         if entry.index == 0 || entry.name.len() > 15 || !interfaces.insert(entry.index, &entry.name)
         {
-            return Err(format!("interface {} {:?} is wrong", entry.index, entry.name));
+            return Err(format!(
+                "interface {} {:?} is wrong",
+                entry.index, entry.name
+            ));
         }
     }
     Ok(interfaces)
@@ -290,7 +315,13 @@ fn from_options(
     {
         return Err(format!("{name} is no option that is carried"));
     }
-    for row in protocol.tables.iter().copied().flatten().filter(|r| r.carried()) {
+    for row in protocol
+        .tables
+        .iter()
+        .copied()
+        .flatten()
+        .filter(|r| r.carried())
+    {
         if let Some(json) = options.get(row.name) {
             let value = row.kind.from_json(json, interfaces);
             let value = value.map_err(|why| format!("{}: {why}", row.name))?;
@@ -306,14 +337,21 @@ fn from_membership(json: &MembershipJson, interfaces: &Interfaces) -> Result<Mem
     let wrong = |what: &dyn std::fmt::Display| format!("membership {}: {what}", json.group);
     Ok(Membership {
         group: json.group,
-        interface: interfaces
-            .from_json(&json.interface)
-            .ok_or_else(|| wrong(&format!("interface {} is not among interfaces", json.interface)))?,
+        interface: interfaces.parse_json(&json.interface).ok_or_else(|| {
+            wrong(&format!(
+                "interface {} is not among interfaces",
+                json.interface
+            ))
+        })?,
         address: json.address,
         include: match &*json.mode {
             "include" => true,
             "exclude" => false,
-            mode => return Err(wrong(&format!("mode {mode:?} is neither include nor exclude"))),
+            mode => {
+                return Err(wrong(&format!(
+                    "mode {mode:?} is neither include nor exclude"
+                )));
+            }
         },
         sources: json.sources.clone(),
     })

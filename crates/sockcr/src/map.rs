@@ -27,7 +27,9 @@ impl FromStr for Mapping {
             (Err(_), Err(_)) if !old.is_empty() && (1..16).contains(&new.len()) => {
                 Ok(Mapping::Device(old.into(), new.into()))
             }
-            _ => Err(bad("takes two IPv4 addresses, or two device names of at most 15 bytes")),
+            _ => Err(bad(
+                "takes two IPv4 addresses, or two device names of at most 15 bytes",
+            )),
         }
     }
 }
@@ -42,9 +44,9 @@ pub(crate) fn apply<'a>(
     }
     let mut mapped = checkpoints.to_vec();
     for mapping in map {
-        let found = mapped
-            .iter_mut()
-            .fold(false, |found, checkpoint| apply_one(checkpoint, mapping) | found);
+        let found = mapped.iter_mut().fold(false, |found, checkpoint| {
+            apply_one(checkpoint, mapping) | found
+        });
         if !found {
             let old = match mapping {
                 Mapping::Address(old, _) => old.to_string(),

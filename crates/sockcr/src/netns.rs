@@ -27,7 +27,12 @@ pub fn own_cookie() -> io::Result<u64> {
 pub(crate) fn probe() -> io::Result<OwnedFd> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
     let kind = SocketType::DGRAM;
-    Ok(socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, None)?)
+    Ok(socket_with(
+        AddressFamily::INET,
+        kind,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// Runs `work` in the network namespace of a socket.
@@ -69,8 +74,12 @@ pub fn open(name: &str) -> Result<OwnedFd, Error> {
             _ => ErrorKind::System,
         };
         let why = crate::error::reason(&error);
-        Error::new(kind, format!("network namespace {name}"), format!("{path}: {why}"))
-            .help("`ip netns list` shows the named ones; a path such as /proc/PID/ns/net does too")
+        Error::new(
+            kind,
+            format!("network namespace {name}"),
+            format!("{path}: {why}"),
+        )
+        .help("`ip netns list` shows the named ones; a path such as /proc/PID/ns/net does too")
     })?;
     Ok(opened.into())
 }

@@ -8,7 +8,7 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::map::Mapping;
 use crate::netns;
-use crate::option::{self, Stage, Writer};
+use crate::option::{Stage, Value, Writer};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::endpoint::Failure;
@@ -18,6 +18,7 @@ use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
 use std::io;
+use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// How to restore.
@@ -86,7 +87,11 @@ impl Checkpoint {
     }
 
     /// A port that only a lock can take is taken with a lock when losses are allowed.
-    fn build_or_lock(&self, options: &RestoreOptions, report: &mut Report) -> Result<OwnedFd, Error> {
+    fn build_or_lock(
+        &self,
+        options: &RestoreOptions,
+        report: &mut Report,
+    ) -> Result<OwnedFd, Error> {
         let before = report.clone();
         let error = match self.build(options, report) {
             Ok(fd) => return Ok(fd),
@@ -123,14 +128,20 @@ impl Checkpoint {
         let locked = self.buffer_locks.restore(fd, writer.written);
         lossy(locked, "SO_BUF_LOCK", report);
         for joined in &self.memberships {
-            let done = membership::restore(fd, joined, &self.interfaces);
-            lossy_step(done, report);
+            if let Err(failure) = membership::restore(fd, joined, &self.interfaces) {
+                let why = crate::error::reason(&failure.error);
+                report.lose(failure.step, why + &self.map_hint(&failure.error));
+            }
         }
         let program = self.filter.as_deref().unwrap_or_default();
         lossy(filter::restore(fd, program), "filter", report);
         self.endpoint.restore(fd, &self.options, &self.interfaces)?;
         self.write_options(&mut writer, Stage::AfterConnect, report);
-        lossy(self.shutdown.unwrap_or_default().restore(fd), "shutdown", report);
+        lossy(
+            self.shutdown.unwrap_or_default().restore(fd),
+            "shutdown",
+            report,
+        );
         self.write_options(&mut writer, Stage::Last, report);
         if let Some(descriptor) = &self.descriptor {
             lossy(descriptor.restore(fd), "descriptor flags", report);
@@ -147,7 +158,10 @@ impl Checkpoint {
             {
                 why = format!("{why}: needs {capability}");
             }
-            report.lose(format!("{} {value}", refused.row.name), why + &self.map_hint(&refused.error));
+            report.lose(
+                format!("{} {value}", refused.row.name),
+                why + &self.map_hint(&refused.error),
+            );
         }
     }
 
@@ -157,7 +171,11 @@ impl Checkpoint {
         for difference in crate::diff::diff(self, &now) {
             let (what, had) = (difference.what, difference.a.unwrap_or_default());
             let has = difference.b.unwrap_or_else(|| "nothing".into());
-            if !report.not_carried.iter().any(|note| note.what.starts_with(&what)) {
+            if !report
+                .not_carried
+                .iter()
+                .any(|note| note.what.starts_with(&what))
+            {
                 report.lose(what, format!("{had} became {has}"));
             }
         }
@@ -170,7 +188,9 @@ impl Checkpoint {
         let help = match errno {
             Some(Errno::ADDRNOTAVAIL) => {
                 let address = self.unavailable(&failure.step);
-                Some(format!("{address} is no address of this place: --map {address}=ADDRESS"))
+                Some(format!(
+                    "{address} is no address of this place: --map {address}=ADDRESS"
+                ))
             }
             Some(Errno::ADDRINUSE) => Some(format!(
                 "another socket has {local}: stop its owner (`sockcr list src {local}` shows it)"
@@ -192,7 +212,7 @@ impl Checkpoint {
         }
     }
 
-    fn unavailable(&self, step: &str) -> std::net::Ipv4Addr {
+    fn unavailable(&self, step: &str) -> Ipv4Addr {
         let source = self.endpoint.source.unwrap_or(*self.endpoint.local.ip());
         if step.starts_with("bind") {
             *self.endpoint.local.ip()
@@ -201,20 +221,27 @@ impl Checkpoint {
         }
     }
 
+    /// The `--map` that would help, when a device or an address is not here.
     fn map_hint(&self, error: &io::Error) -> String {
         let text = error.to_string();
-        let names = self.interfaces.iter().map(|(_, name)| name.to_owned());
-        let device = self.options.get("SO_BINDTODEVICE");
-        let device = device.and_then(|value| match value {
-            option::Value::Text(name) => Some(name.clone()),
+        let named = self.interfaces.iter().map(|(_, name)| name);
+        let named = named.filter(|name| text.starts_with(&format!("device {name}:")));
+        let bound = match self.options.get("SO_BINDTODEVICE") {
+            Some(Value::Text(name)) => Some(name.as_str()),
             _ => None,
-        });
-        let missing = Errno::from_io_error(error) == Some(Errno::NODEV);
-        let name = names
-            .filter(|name| text.starts_with(&format!("device {name}:")))
-            .chain(device.filter(|_| missing))
-            .next();
-        name.map_or_else(String::new, |name| format!(" (--map {name}=DEVICE)"))
+        };
+        let errno = Errno::from_io_error(error);
+        let bound = bound.filter(|_| errno == Some(Errno::NODEV));
+        if let Some(name) = named.chain(bound).next() {
+            return format!(" (--map {name}=DEVICE)");
+        }
+        match (errno, self.options.get("IP_MULTICAST_IF")) {
+            (Some(Errno::ADDRNOTAVAIL), Some(Value::Pair(address, 0))) => {
+                let address = Ipv4Addr::from(*address as u32);
+                format!(" (--map {address}=ADDRESS)")
+            }
+            _ => String::new(),
+        }
     }
 }
 
@@ -251,11 +278,5 @@ fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
 fn lossy(done: io::Result<()>, what: &str, report: &mut Report) {
     if let Err(error) = done {
         report.lose(what, crate::error::reason(&error));
-    }
-}
-
-fn lossy_step(done: Result<(), Failure>, report: &mut Report) {
-    if let Err(failure) = done {
-        report.lose(failure.step, crate::error::reason(&failure.error));
     }
 }

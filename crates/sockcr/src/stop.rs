@@ -41,7 +41,11 @@ pub fn stop(pid: i32) -> Result<Stopped, Error> {
         }
     }
     match threads.is_empty() {
-        true => Err(Error::new(ErrorKind::NotFound, format!("process {pid}"), "no such process")),
+        true => Err(Error::new(
+            ErrorKind::NotFound,
+            format!("process {pid}"),
+            "no such process",
+        )),
         false => Ok(Stopped { _threads: threads }),
     }
 }

@@ -43,7 +43,11 @@ impl FromStr for Target {
 
 fn parse(text: &str) -> Option<Target> {
     let Some((head, rest)) = text.split_once(':') else {
-        return text.parse().ok().filter(|pid| *pid > 0).map(Target::Process);
+        return text
+            .parse()
+            .ok()
+            .filter(|pid| *pid > 0)
+            .map(Target::Process);
     };
     match head {
         "inode" => rest.parse().ok().map(Target::Inode),
@@ -82,7 +86,11 @@ impl fmt::Display for Target {
             Target::Process(pid) => write!(f, "process {pid}"),
             Target::Inode(inode) => write!(f, "inode {inode}"),
             Target::Cookie(cookie) => write!(f, "cookie {cookie}"),
-            Target::Local { protocol, address, port } => match address {
+            Target::Local {
+                protocol,
+                address,
+                port,
+            } => match address {
                 Some(address) => write!(f, "{protocol}:{address}:{port}"),
                 None => write!(f, "{protocol}:*:{port}"),
             },
@@ -115,7 +123,18 @@ mod tests {
 
     #[test]
     fn what_names_nothing_says_what_would() {
-        for text in ["", "x", "0", "-1", "1:-1", "1:x", "inode:", "udp:53", "udp:1.2.3:53", "udp:*:70000"] {
+        for text in [
+            "",
+            "x",
+            "0",
+            "-1",
+            "1:-1",
+            "1:x",
+            "inode:",
+            "udp:53",
+            "udp:1.2.3:53",
+            "udp:*:70000",
+        ] {
             let error = text.parse::<Target>().unwrap_err();
             assert_eq!(error.kind(), ErrorKind::BadInput, "{text}");
             assert!(error.next_step().unwrap().contains("inode:N"), "{text}");

@@ -1,6 +1,10 @@
 //! The option tables against the running kernel: nothing is missing, the defaults are right, and
 //! every value of every row comes back.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
 
 mod support;
 
@@ -30,17 +34,21 @@ fn known(level: i32, name: i32) -> bool {
         there(socket::get(&socket, level, name, *length).map(drop))
     });
     let numbers = NUMBERS.iter().map(|number| number.to_ne_bytes().to_vec());
-    let writable = numbers.chain(LENGTHS[1..].iter().map(|length| vec![0; *length])).any(|value| {
-        let socket = udp().unwrap();
-        there(socket::set(&socket, level, name, &value))
-    });
+    let writable = numbers
+        .chain(LENGTHS[1..].iter().map(|length| vec![0; *length]))
+        .any(|value| {
+            let socket = udp().unwrap();
+            there(socket::set(&socket, level, name, &value))
+        });
     readable || writable
 }
 
 #[test]
 fn every_option_of_the_kernel_has_a_row() -> Outcome {
     isolated(|| {
-        let rows: BTreeSet<_> = option::rows().map(|row| (level(row), row.number.into())).collect();
+        let rows: BTreeSet<_> = option::rows()
+            .map(|row| (level(row), row.number.into()))
+            .collect();
         let levels = [SOCKET, IP, UDP].into_iter();
         let names = levels.flat_map(|level| (0..=HIGHEST).map(move |name| (level, name)));
         // SO_ATTACH_FILTER would need a pointer; its row is checked by the filters' tests.
@@ -67,21 +75,39 @@ const SILENT: &[(&str, &str)] = &[
     ("SO_NETNS_COOKIE", "wants exactly 8 bytes; asked so below"),
     ("IP_MTU", "connected sockets"),
     ("IPT_SO_GET_INFO", "with CAP_NET_ADMIN and a table's name"),
-    ("IPT_SO_GET_ENTRIES", "with CAP_NET_ADMIN and a table's name"),
+    (
+        "IPT_SO_GET_ENTRIES",
+        "with CAP_NET_ADMIN and a table's name",
+    ),
     ("IPT_SO_GET_REVISION_MATCH", "with CAP_NET_ADMIN and a name"),
-    ("IPT_SO_GET_REVISION_TARGET", "with CAP_NET_ADMIN and a name"),
+    (
+        "IPT_SO_GET_REVISION_TARGET",
+        "with CAP_NET_ADMIN and a name",
+    ),
     ("SO_IP_SET", "with CAP_NET_ADMIN and a request"),
     ("ARPT_SO_GET_INFO", "with CAP_NET_ADMIN and a table's name"),
-    ("ARPT_SO_GET_ENTRIES", "with CAP_NET_ADMIN and a table's name"),
-    ("ARPT_SO_GET_REVISION_MATCH", "with CAP_NET_ADMIN and a name"),
-    ("ARPT_SO_GET_REVISION_TARGET", "with CAP_NET_ADMIN and a name"),
+    (
+        "ARPT_SO_GET_ENTRIES",
+        "with CAP_NET_ADMIN and a table's name",
+    ),
+    (
+        "ARPT_SO_GET_REVISION_MATCH",
+        "with CAP_NET_ADMIN and a name",
+    ),
+    (
+        "ARPT_SO_GET_REVISION_TARGET",
+        "with CAP_NET_ADMIN and a name",
+    ),
 ];
 
 #[test]
 fn every_readable_row_answers() -> Outcome {
     let socket = udp()?;
     let readable = |row: &&Row| {
-        matches!(row.access, Access::Carried(_) | Access::ReadOnly(_) | Access::Alias(_))
+        matches!(
+            row.access,
+            Access::Carried(_) | Access::ReadOnly(_) | Access::Alias(_)
+        )
     };
     let listed = |row: &&Row| SILENT.iter().any(|(name, _)| *name == row.name);
     let mute: Vec<_> = option::rows()
@@ -93,8 +119,14 @@ fn every_readable_row_answers() -> Outcome {
         })
         .collect();
     assert_eq!(mute, [], "rows said to be readable, and the errno");
-    assert!(socket::get(&socket, SOCKET, 71, 8).is_ok(), "SO_NETNS_COOKIE");
-    assert!(SILENT.iter().all(|(name, _)| option::find(name).is_some()), "a row of the list is gone");
+    assert!(
+        socket::get(&socket, SOCKET, 71, 8).is_ok(),
+        "SO_NETNS_COOKIE"
+    );
+    assert!(
+        SILENT.iter().all(|(name, _)| option::find(name).is_some()),
+        "a row of the list is gone"
+    );
     Ok(())
 }
 
@@ -116,7 +148,9 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
         if NOT_SWEPT.contains(&name) {
             continue;
         }
-        let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else { continue };
+        let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else {
+            continue;
+        };
         let right = match row.default {
             Default::Number(default) => number(&bytes) == default,
             Default::Empty => bytes.iter().all(|byte| *byte == 0),
@@ -135,14 +169,21 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
 fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
     isolated(|| {
         place::sysctl("net.ipv4.ip_default_ttl", "77")?;
-        let read = |name: &str| std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
+        let read =
+            |name: &str| std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
         for row in option::rows() {
-            let Default::Sysctl(name) = row.default else { continue };
+            let Default::Sysctl(name) = row.default else {
+                continue;
+            };
             // The limits of buffers and of busy polling are shown in the first namespace only.
             let Ok(says) = read(name) else { continue };
             let says: i64 = says.trim().parse()?;
             // ip_no_pmtu_disc says whether to leave it; the option says whether to do it.
-            let says = if name.ends_with("ip_no_pmtu_disc") { 1 - says } else { says };
+            let says = if name.ends_with("ip_no_pmtu_disc") {
+                1 - says
+            } else {
+                says
+            };
             let bytes = socket::get(&udp()?, level(row), row.number.into(), 4).unwrap();
             assert_eq!(number(&bytes), says, "{}", row.name);
         }
@@ -181,25 +222,44 @@ fn prepared(way: &str) -> OwnedFd {
 /// One value, on one socket, there and back; what went wrong, or nothing.
 fn there_and_back(row: &'static Row, value: &Value, way: &str) -> Result<(), String> {
     let socket = prepared(way);
-    let words = |what: &str, error: &dyn Debug| format!("{} {value:?} {way}: {what}: {error:?}", row.name);
+    let words =
+        |what: &str, error: &dyn Debug| format!("{} {value:?} {way}: {what}: {error:?}", row.name);
     if let Err(error) = apply(&socket, row, value) {
         return refused(row, value, error).map_err(|why| words("set", &why));
     }
     let before = socket::sweep(&socket);
-    let hidden = reader().ok().map(|reader| reader.read(socket.as_fd()).unwrap());
+    let hidden = reader()
+        .ok()
+        .map(|reader| reader.read(socket.as_fd()).unwrap());
     let checkpoint = Checkpoint::dump(&socket).map_err(|error| words("dump", &error))?;
     check_json(&checkpoint).map_err(|error| words("JSON", &error))?;
     drop(socket);
-    let bytes = checkpoint.to_bytes().map_err(|error| words("to bytes", &error))?;
+    let bytes = checkpoint
+        .to_bytes()
+        .map_err(|error| words("to bytes", &error))?;
     let again = Checkpoint::from_bytes(&bytes).map_err(|error| words("from bytes", &error))?;
-    let options = RestoreOptions { verify: true, ..RestoreOptions::default() };
-    let restored = again.restore(&options).map_err(|error| words("restore", &error))?;
+    let options = RestoreOptions {
+        verify: true,
+        ..RestoreOptions::default()
+    };
+    let restored = again
+        .restore(&options)
+        .map_err(|error| words("restore", &error))?;
     match socket::differences(&before, &socket::sweep(&restored.fd)) {
         same if same.is_empty() => {}
         other => return Err(words("read back", &other)),
     }
-    let after = reader().ok().map(|reader| reader.read(restored.fd.as_fd()).unwrap());
-    let settings = |hidden: sockcr::kernel::Hidden| (hidden.unicast_ttl, hidden.busy_poll_budget, hidden.txtime, hidden.multicast_index);
+    let after = reader()
+        .ok()
+        .map(|reader| reader.read(restored.fd.as_fd()).unwrap());
+    let settings = |hidden: sockcr::kernel::Hidden| {
+        (
+            hidden.unicast_ttl,
+            hidden.busy_poll_budget,
+            hidden.txtime,
+            hidden.multicast_index,
+        )
+    };
     match (hidden.map(settings), after.map(settings)) {
         (before, after) if before == after => Ok(()),
         other => Err(words("hidden", &other)),
@@ -211,7 +271,10 @@ fn refused(row: &Row, value: &Value, error: i32) -> Result<(), String> {
     let error = std::io::Error::from_raw_os_error(error);
     let plain = error.kind() == std::io::ErrorKind::PermissionDenied && reader().is_err();
     match may_be_refused(row, value) {
-        Some(why) => println!("{} {value:?} is not settable here: {why} ({error})", row.name),
+        Some(why) => println!(
+            "{} {value:?} is not settable here: {why} ({error})",
+            row.name
+        ),
         None if plain => println!("{} {value:?} is not settable here: {error}", row.name),
         None => return Err(error.to_string()),
     }
@@ -242,7 +305,12 @@ fn every_value_of_every_carried_row_comes_back() -> Outcome {
             }
         }
         println!("{cases} cases");
-        assert!(wrong.is_empty(), "{} of {cases}:\n{}", wrong.len(), wrong.join("\n"));
+        assert!(
+            wrong.is_empty(),
+            "{} of {cases}:\n{}",
+            wrong.len(),
+            wrong.join("\n")
+        );
         Ok(())
     })
 }
@@ -253,7 +321,9 @@ fn every_documented_spelling_is_understood() {
     for row in option::rows().filter(|row| row.carried()) {
         for value in samples(row, &devices) {
             for text in spellings(row.kind, &value) {
-                let parsed = row.kind.parse(&text, &mut sockcr::state::interfaces::Interfaces::default());
+                let parsed = row
+                    .kind
+                    .parse(&text, &mut sockcr::state::interfaces::Interfaces::default());
                 assert_eq!(parsed.as_ref(), Ok(&value), "{}={text:?}", row.name);
             }
         }
@@ -278,11 +348,19 @@ const TYPED: &[(&str, &str, Value)] = &[
     ("SO_MARK", "0xffffffff", Value::Int(0xffff_ffff)),
     ("IP_MULTICAST_IF", "10.0.0.1", Value::Pair(0x0a00_0001, 0)),
     ("IP_MULTICAST_IF", "eth0", Value::Pair(0, 1)),
-    ("IP_MULTICAST_IF", "10.0.0.1@eth0", Value::Pair(0x0a00_0001, 1)),
+    (
+        "IP_MULTICAST_IF",
+        "10.0.0.1@eth0",
+        Value::Pair(0x0a00_0001, 1),
+    ),
     ("IP_UNICAST_IF", "eth0", Value::Int(1)),
     ("IP_UNICAST_IF", "any", Value::Int(0)),
     ("IP_MTU_DISCOVER", "ip_pmtudisc_probe", Value::Int(3)),
-    ("IP_LOCAL_PORT_RANGE", "40000-50000", Value::Pair(40_000, 50_000)),
+    (
+        "IP_LOCAL_PORT_RANGE",
+        "40000-50000",
+        Value::Pair(40_000, 50_000),
+    ),
     ("SO_TXTIME", "CLOCK_TAI:2", Value::Pair(11, 2)),
 ];
 
@@ -291,7 +369,11 @@ fn values_as_people_type_them() {
     for (name, text, value) in TYPED {
         let mut interfaces = sockcr::state::interfaces::Interfaces::default();
         let row = option::find(name).unwrap();
-        assert_eq!(row.kind.parse(text, &mut interfaces).as_ref(), Ok(value), "{name}={text}");
+        assert_eq!(
+            row.kind.parse(text, &mut interfaces).as_ref(),
+            Ok(value),
+            "{name}={text}"
+        );
     }
 }
 
@@ -341,7 +423,11 @@ fn unique<T: Eq + Hash + Ord + Debug>(what: &str, of: impl Fn(&'static Row) -> T
     let mut seen = BTreeMap::new();
     for row in option::rows() {
         if let Some(other) = seen.insert(of(row), row.name) {
-            panic!("{what} {:?} belongs to {other} and to {}", of(row), row.name);
+            panic!(
+                "{what} {:?} belongs to {other} and to {}",
+                of(row),
+                row.name
+            );
         }
     }
 }
@@ -366,16 +452,38 @@ fn the_rfc_options_have_their_attributes() {
 #[test]
 fn every_row_says_where_it_comes_from() {
     for row in option::rows() {
-        assert!(row.since.split('.').all(|part| part.parse::<u32>().is_ok()), "{}: {}", row.name, row.since);
+        assert!(
+            row.since.split('.').all(|part| part.parse::<u32>().is_ok()),
+            "{}: {}",
+            row.name,
+            row.since
+        );
         assert!(row.source.contains(".c "), "{}: {}", row.name, row.source);
-        assert!(row.kind == Kind::Opaque(0) || !row.kind.describe().is_empty(), "{}", row.name);
+        assert!(
+            row.kind == Kind::Opaque(0) || !row.kind.describe().is_empty(),
+            "{}",
+            row.name
+        );
         if let Access::Alias(name) = row.access {
-            assert!(option::find(name).is_some_and(Row::carried), "{}: {name}", row.name);
+            assert!(
+                option::find(name).is_some_and(Row::carried),
+                "{}: {name}",
+                row.name
+            );
         }
         if let Some(name) = row.disturbed_by {
-            assert!(option::find(name).is_some_and(Row::carried), "{}: {name}", row.name);
+            assert!(
+                option::find(name).is_some_and(Row::carried),
+                "{}: {name}",
+                row.name
+            );
         }
-        assert!(NOT_SWEPT.iter().all(|name| *name != (level(row), row.number.into())) || !row.carried());
+        assert!(
+            NOT_SWEPT
+                .iter()
+                .all(|name| *name != (level(row), row.number.into()))
+                || !row.carried()
+        );
     }
 }
 
@@ -401,10 +509,24 @@ fn the_rows_stand_in_an_order_that_restores() {
     for name in ["SO_LOCK_FILTER", "UDP_CORK"] {
         assert_eq!(stage(name), Access::Carried(option::Stage::Last), "{name}");
     }
-    for name in ["SO_REUSEADDR", "SO_REUSEPORT", "SO_BINDTODEVICE", "IP_TRANSPARENT", "IP_FREEBIND"] {
-        assert_eq!(stage(name), Access::Carried(option::Stage::BeforeBind), "{name}");
+    for name in [
+        "SO_REUSEADDR",
+        "SO_REUSEPORT",
+        "SO_BINDTODEVICE",
+        "IP_TRANSPARENT",
+        "IP_FREEBIND",
+    ] {
+        assert_eq!(
+            stage(name),
+            Access::Carried(option::Stage::BeforeBind),
+            "{name}"
+        );
     }
     for row in option::rows().filter(|row| row.disturbed_by.is_some()) {
-        assert!(place(row.disturbed_by.unwrap()) < place(row.name), "{}", row.name);
+        assert!(
+            place(row.disturbed_by.unwrap()) < place(row.name),
+            "{}",
+            row.name
+        );
     }
 }

@@ -59,7 +59,10 @@ pub fn open(messages: &[Raw]) -> Vec<u8> {
 
 /// Messages in an image whose counts and checksum are right.
 pub fn sealed(messages: &[Raw]) -> Vec<u8> {
-    let sockets = messages.iter().filter(|message| message.command != 3).count();
+    let sockets = messages
+        .iter()
+        .filter(|message| message.command != 3)
+        .count();
     closed(messages, sockets as u32, messages.len() as u32)
 }
 
@@ -109,7 +112,10 @@ fn every_shape() -> Result<Vec<u8>, Error> {
         groups.put(number::IPOPT_MREQ, &[239, 1, 1, 1, 10, 1, 0, 1, 2, 0, 0, 0])?;
         groups.put(number::MEMBERSHIP_FILTER, &[1, 0, 0, 0, 10, 1, 0, 9])
     })?;
-    writer.put(number::UDP_BIND, &[2, 0, 0x13, 0x88, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0])?;
+    writer.put(
+        number::UDP_BIND,
+        &[2, 0, 0x13, 0x88, 127, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0],
+    )?;
     writer.nested(number::INTERFACES, |interfaces| {
         interfaces.put(number::INTERFACE, b"\x02\0\0\0eth0")?;
         interfaces.put(number::INTERFACE, b"\x07\0\0\0")

@@ -12,7 +12,10 @@ pub fn image(bytes: &[u8]) -> Result<Vec<Message>, Error> {
     assert!(looks_like_image(bytes));
     for message in &decoded {
         let start = message.offset;
-        assert_eq!(&bytes[start..start + message.attributes.len()], message.attributes);
+        assert_eq!(
+            &bytes[start..start + message.attributes.len()],
+            message.attributes
+        );
         assert!(message.attributes().all(|attribute| attribute.is_ok()));
     }
     let messages: Vec<Message> = decoded.iter().map(MessageRef::to_message).collect();
@@ -32,7 +35,10 @@ pub fn attribute_list(bytes: &[u8]) -> Result<usize, Error> {
     for attribute in attributes(bytes) {
         let attribute = attribute.inspect_err(explain)?;
         let start = attribute.offset + 4;
-        assert_eq!(&bytes[start..start + attribute.payload.len()], attribute.payload);
+        assert_eq!(
+            &bytes[start..start + attribute.payload.len()],
+            attribute.payload
+        );
         every_type(&attribute);
         every_level(attribute.nested(), bytes);
         match attribute.nested {
@@ -47,7 +53,10 @@ pub fn attribute_list(bytes: &[u8]) -> Result<usize, Error> {
 
 fn explain(error: &Error) {
     let text = error.to_string();
-    assert!(text.len() > 10 && !text.contains('\n'), "{text:?} explains nothing");
+    assert!(
+        text.len() > 10 && !text.contains('\n'),
+        "{text:?} explains nothing"
+    );
 }
 
 /// Each accessor accepts what has its length, and nothing else.
@@ -68,7 +77,10 @@ fn every_type(attribute: &Attribute<'_>) {
 fn every_level(mut level: Attributes<'_>, bytes: &[u8]) {
     while let Some(Ok(attribute)) = level.next() {
         let start = attribute.offset + 4;
-        assert_eq!(&bytes[start..start + attribute.payload.len()], attribute.payload);
+        assert_eq!(
+            &bytes[start..start + attribute.payload.len()],
+            attribute.payload
+        );
         level = attribute.nested();
     }
 }
@@ -86,19 +98,21 @@ pub fn seal(messages: &[u8]) -> Vec<u8> {
 /// An end with these counts, and the checksum of what is there.
 pub fn end(image: &mut Vec<u8>, sockets: u32, messages: u32) {
     let checksum = crc32c::crc32c(image);
-    let words = [28, 3 | 2 << 16, 0, 0, sockets, messages, checksum];
-    for (place, word) in words.into_iter().enumerate() {
-        match place {
-            1 => image.extend([3u16.to_ne_bytes(), 2u16.to_ne_bytes()].concat()),
-            _ => image.extend(word.to_ne_bytes()),
-        }
+    image.extend(28u32.to_ne_bytes());
+    image.extend(3u16.to_ne_bytes());
+    image.extend(2u16.to_ne_bytes());
+    for word in [0, 0, sockets, messages, checksum] {
+        image.extend(u32::to_ne_bytes(word));
     }
 }
 
 /// Sockets and messages, as far as lengths lead.
 fn count(mut messages: &[u8]) -> (u32, u32) {
     let (mut sockets, mut count) = (0, 0);
-    while let Some(length) = messages.first_chunk().map(|length| u32::from_ne_bytes(*length)) {
+    while let Some(length) = messages
+        .first_chunk()
+        .map(|length| u32::from_ne_bytes(*length))
+    {
         count += 1;
         sockets += u32::from(messages.get(16) != Some(&(file::Command::Queue as u8)));
         match messages.get(length.max(1) as usize..) {

@@ -18,7 +18,11 @@ fn refusal(bytes: &[u8]) -> Error {
 }
 
 fn fault(number: u16, offset: usize, fault: AttributeFault) -> Error {
-    Error::Attribute { number, offset, fault }
+    Error::Attribute {
+        number,
+        offset,
+        fault,
+    }
 }
 
 #[test]
@@ -39,7 +43,11 @@ fn attributes_cut_anywhere_are_refused() {
                     assert_eq!((offset, left), (start, length - start));
                     assert!(left < 4);
                 }
-                Error::Attribute { offset, fault: AttributeFault::Truncated { missing }, .. } => {
+                Error::Attribute {
+                    offset,
+                    fault: AttributeFault::Truncated { missing },
+                    ..
+                } => {
                     assert_eq!(offset, start);
                     let end = starts.iter().find(|start| **start > length);
                     assert_eq!(missing, end.unwrap_or(&whole.len()) - length);
@@ -94,7 +102,10 @@ fn network_byte_order_is_refused() {
 #[test]
 fn number_0_is_refused() {
     for number in [0, 0x8000] {
-        assert_eq!(refusal(&raw(4, number, &[])), fault(0, 0, AttributeFault::Number));
+        assert_eq!(
+            refusal(&raw(4, number, &[])),
+            fault(0, 0, AttributeFault::Number)
+        );
     }
 }
 
@@ -106,7 +117,10 @@ fn what_is_left_over_is_refused() {
         assert_eq!(refusal(&bytes), Error::AttributeHeader { offset: 8, left });
     }
     let error = refusal(&[build::flags(&[6]), vec![0]].concat());
-    assert_eq!(error.to_string(), "1 byte at byte 4: too few for an attribute");
+    assert_eq!(
+        error.to_string(),
+        "1 byte at byte 4: too few for an attribute"
+    );
     // Four zeros are no end of a list: they claim to be an attribute of length 0.
     let error = refusal(&[build::flags(&[6]), vec![0; 4]].concat());
     assert_eq!(error, fault(0, 4, AttributeFault::Length { length: 0 }));
@@ -118,7 +132,10 @@ fn what_stands_before_damage_is_told() {
     let read: Vec<_> = attributes(&bytes).collect();
     assert_eq!(read.len(), 2);
     assert!(matches!(read[0], Ok(Attribute { number: 6, .. })));
-    assert_eq!(read[1], Err(fault(7, 4, AttributeFault::Length { length: 3 })));
+    assert_eq!(
+        read[1],
+        Err(fault(7, 4, AttributeFault::Length { length: 3 }))
+    );
 }
 
 #[test]
@@ -137,11 +154,20 @@ fn damage_inside_is_found_where_it_is() {
     let bytes = writer.finish();
     let outer = attributes(&bytes).nth(1).unwrap().unwrap();
     let error = outer.nested().next().unwrap().unwrap_err();
-    assert_eq!(error, fault(67, 8, AttributeFault::Truncated { missing: 4 }));
+    assert_eq!(
+        error,
+        fault(67, 8, AttributeFault::Truncated { missing: 4 })
+    );
     let inner = [raw(12, 67, &[0; 8]), raw(8, 75, b"a\0b\0")].concat();
     let outer = raw(4 + inner.len() as u16, 74 | 0x8000, &inner);
     let outer = attributes(&outer).next().unwrap().unwrap();
-    let error = outer.nested().nth(1).unwrap().unwrap().as_str().unwrap_err();
+    let error = outer
+        .nested()
+        .nth(1)
+        .unwrap()
+        .unwrap()
+        .as_str()
+        .unwrap_err();
     assert_eq!(error, fault(75, 16, AttributeFault::Text));
 }
 
@@ -161,5 +187,12 @@ fn thousands_of_levels_are_opened_one_by_one() {
     }
     assert_eq!(depth, 16383);
     let one_more = Writer::new().put_nested(66, &bytes).unwrap_err();
-    assert_eq!(one_more, Error::PayloadTooLong { number: 66, length: 65532, limit: 65531 });
+    assert_eq!(
+        one_more,
+        Error::PayloadTooLong {
+            number: 66,
+            length: 65532,
+            limit: 65531
+        }
+    );
 }

@@ -13,7 +13,10 @@ fn likely_words() -> impl Strategy<Value = Vec<u8>> {
         1 => (any::<u16>(), any::<u16>()),
     ];
     vec(word, 0..40).prop_map(|words| {
-        words.iter().flat_map(|(a, b)| [a.to_ne_bytes(), b.to_ne_bytes()].concat()).collect()
+        words
+            .iter()
+            .flat_map(|(a, b)| [a.to_ne_bytes(), b.to_ne_bytes()].concat())
+            .collect()
     })
 }
 

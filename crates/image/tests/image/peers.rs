@@ -14,7 +14,8 @@ type Read = Vec<(u16, Vec<u8>)>;
 
 fn ours(bytes: &[u8]) -> Read {
     let read = attributes(bytes).map(Result::unwrap);
-    read.map(|attribute| (attribute.number, attribute.payload.to_vec())).collect()
+    read.map(|attribute| (attribute.number, attribute.payload.to_vec()))
+        .collect()
 }
 
 /// Attributes as netlink-packet-core sees them.
@@ -25,7 +26,9 @@ fn theirs(bytes: &[u8]) -> Read {
 
 fn nested_in(message: &Message) -> Vec<(u16, &[u8])> {
     let read = attributes(&message.attributes).map(Result::unwrap);
-    read.filter(|attribute| attribute.nested).map(|a| (a.number, a.payload)).collect()
+    read.filter(|attribute| attribute.nested)
+        .map(|a| (a.number, a.payload))
+        .collect()
 }
 
 #[test]
@@ -40,7 +43,11 @@ fn netlink_packet_core_walks_an_image() {
         assert_eq!(read.sequence_number(), message.socket);
         assert_eq!(read.port_number(), 0);
         let (genlmsghdr, attributes) = read.payload().split_at(4);
-        assert_eq!(genlmsghdr, [message.command as u8, 1, 0, 0], "message {place}");
+        assert_eq!(
+            genlmsghdr,
+            [message.command as u8, 1, 0, 0],
+            "message {place}"
+        );
         assert_eq!(theirs(attributes), ours(&message.attributes));
         rest = &rest[read.length() as usize..];
     }
@@ -71,7 +78,10 @@ fn netlink_packet_core_opens_nested_attributes() {
     let groups = theirs(nested[0].value());
     assert_eq!(groups[0].0, number::IPOPT_MREQ);
     assert_eq!(groups[0].1, [239, 1, 1, 1, 10, 1, 0, 1, 2, 0, 0, 0]);
-    assert_eq!(groups[1], (number::MEMBERSHIP_FILTER, vec![1, 0, 0, 0, 10, 1, 0, 9]));
+    assert_eq!(
+        groups[1],
+        (number::MEMBERSHIP_FILTER, vec![1, 0, 0, 0, 10, 1, 0, 9])
+    );
 }
 
 #[test]
@@ -81,7 +91,10 @@ fn neli_walks_an_image() {
     let mut rest = Cursor::new(&image[16..]);
     for message in &messages {
         let read = Nlmsghdr::<u16, Genlmsghdr<u8, u16>>::from_bytes(&mut rest).unwrap();
-        assert_eq!((*read.nl_type(), *read.nl_seq(), *read.nl_pid()), (32, message.socket, 0));
+        assert_eq!(
+            (*read.nl_type(), *read.nl_seq(), *read.nl_pid()),
+            (32, message.socket, 0)
+        );
         let body = read.get_payload().unwrap();
         assert_eq!((*body.cmd(), *body.version()), (message.command as u8, 1));
         let attributes: Read = body
@@ -102,12 +115,28 @@ fn neli_opens_nested_attributes() {
     let mut rest = Cursor::new(&image[16..]);
     let read = Nlmsghdr::<u16, Genlmsghdr<u8, u16>>::from_bytes(&mut rest).unwrap();
     let handle = read.get_payload().unwrap().attrs().get_attr_handle();
-    let note = handle.get_nested_attributes::<u16>(number::NOT_CARRIED).unwrap();
-    let text = |number| note.get_attribute(number).unwrap().nla_payload().as_ref().to_vec();
+    let note = handle
+        .get_nested_attributes::<u16>(number::NOT_CARRIED)
+        .unwrap();
+    let text = |number| {
+        note.get_attribute(number)
+            .unwrap()
+            .nla_payload()
+            .as_ref()
+            .to_vec()
+    };
     assert_eq!(text(number::WHAT), b"error queue");
     assert_eq!(text(number::REASON), b"reading it would empty it");
-    assert_eq!(handle.get_attr_payload_as::<u32>(number::SOCK_TYPE).unwrap(), 2);
-    assert_eq!(handle.get_attr_payload_as::<u8>(number::IPOPT_TTL).unwrap(), 64);
+    assert_eq!(
+        handle
+            .get_attr_payload_as::<u32>(number::SOCK_TYPE)
+            .unwrap(),
+        2
+    );
+    assert_eq!(
+        handle.get_attr_payload_as::<u8>(number::IPOPT_TTL).unwrap(),
+        64
+    );
 }
 
 #[test]
@@ -120,7 +149,11 @@ fn every_attribute_of_every_length_is_read_alike() {
         let attributes = writer.finish();
         let expected = vec![(70, payload.clone()), (66, payload)];
         assert_eq!(theirs(&attributes), expected);
-        let message = Message { command: Command::Dump, socket: 1, attributes };
+        let message = Message {
+            command: Command::Dump,
+            socket: 1,
+            attributes,
+        };
         let image = file::encode(&[message]).unwrap();
         let mut rest = Cursor::new(&image[16..]);
         let read = Nlmsghdr::<u16, Genlmsghdr<u8, u16>>::from_bytes(&mut rest).unwrap();

@@ -9,7 +9,10 @@ use sockcr_image::file::{self, Command, Message, MessageRef};
 type Written = (u16, bool, Vec<u8>);
 
 fn any_attributes() -> impl Strategy<Value = Vec<Written>> {
-    vec((1..=MAX_NUMBER, any::<bool>(), vec(any::<u8>(), 0..40)), 0..12)
+    vec(
+        (1..=MAX_NUMBER, any::<bool>(), vec(any::<u8>(), 0..40)),
+        0..12,
+    )
 }
 
 fn write(written: &[Written]) -> Vec<u8> {
@@ -29,11 +32,19 @@ fn any_messages() -> impl Strategy<Value = Vec<Message>> {
     vec(socket, 0..6).prop_map(|sockets| {
         let mut messages = Vec::new();
         for ((restore, own, queue), socket) in sockets.into_iter().zip(1..) {
-            let command = if restore { Command::Restore } else { Command::Dump };
+            let command = if restore {
+                Command::Restore
+            } else {
+                Command::Dump
+            };
             let queued = queue.iter().map(|one| (Command::Queue, one));
             for (command, written) in [(command, &own)].into_iter().chain(queued) {
                 let attributes = write(written);
-                messages.push(Message { command, socket, attributes });
+                messages.push(Message {
+                    command,
+                    socket,
+                    attributes,
+                });
             }
         }
         messages
@@ -138,8 +149,11 @@ fn the_checksum_is_crc32c() {
 #[test]
 fn a_message_stands_on_its_own() {
     let image = file::encode(&build::sample()).unwrap();
-    let owned: Vec<Message> =
-        file::decode(&image).unwrap().iter().map(MessageRef::to_message).collect();
+    let owned: Vec<Message> = file::decode(&image)
+        .unwrap()
+        .iter()
+        .map(MessageRef::to_message)
+        .collect();
     drop(image);
     assert_eq!(owned, build::sample());
 }

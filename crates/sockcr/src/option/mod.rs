@@ -4,8 +4,8 @@
 
 pub mod ip;
 pub mod socket;
-pub mod udp;
 mod text;
+pub mod udp;
 pub(crate) mod value;
 pub(crate) mod wire;
 
@@ -484,11 +484,11 @@ pub(crate) fn rewrite(
     interfaces: &Interfaces,
 ) -> io::Result<()> {
     let value = options.get(name).cloned().unwrap_or(Value::Pair(0, 0));
-    write(fd, name, &value, interfaces)
+    put(fd, name, &value, interfaces)
 }
 
 /// Writes one option by its name, whatever it was.
-pub(crate) fn write(
+pub(crate) fn put(
     fd: BorrowedFd<'_>,
     name: &str,
     value: &Value,

@@ -52,7 +52,7 @@ const fn action(number: u16, name: &'static str, access: Access) -> Row {
 pub static ROWS: &[Row] = &[
     flag(1, "SO_DEBUG").rfc(number::SOCKOPT_DEBUG, Wire::Flag).needs("CAP_NET_ADMIN"),
     flag(2, "SO_REUSEADDR").rfc(number::SOCKOPT_REUSEADDR, Wire::Flag),
-    row(3, "SO_TYPE", Kind::Int(0, 10, Unit::None)).access(MADE),
+    row(3, "SO_TYPE", Kind::Int(0, 10, Unit::None)).default(Default::None).access(MADE),
     action(4, "SO_ERROR", Access::NotRead("reading it clears it; BPF sees sock.sk_err")),
     flag(5, "SO_DONTROUTE").rfc(number::SOCKOPT_DONTROUTE, Wire::Flag).stage(Stage::AfterConnect),
     flag(6, "SO_BROADCAST").rfc(number::SOCKOPT_BROADCAST, Wire::Flag),

@@ -278,7 +278,7 @@ pub fn bytes(number: u64) -> String {
     let units = [(1u64 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
     match units.into_iter().find(|(size, _)| number >= *size) {
         None => format!("{number} B"),
-        Some((size, unit)) if number % size == 0 => {
+        Some((size, unit)) if number.is_multiple_of(size) => {
             format!("{number} B ({} {unit})", number / size)
         }
         Some((size, unit)) => format!("{number} B ({:.1} {unit})", number as f64 / size as f64),

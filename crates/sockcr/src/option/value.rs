@@ -341,10 +341,10 @@ impl Kind {
         };
         let value = match self {
             Kind::U64(_) => json.as_u64().map(|number| Value::Int(number as i64)),
-            Kind::Interface => interfaces.from_json(json).map(|i| Value::Int(i.into())),
+            Kind::Interface => interfaces.parse_json(json).map(|i| Value::Int(i.into())),
             Kind::MulticastInterface => json.get("address").and_then(|address| {
                 let address: Ipv4Addr = address.as_str()?.parse().ok()?;
-                let index = interfaces.from_json(json.get("interface")?)?;
+                let index = interfaces.parse_json(json.get("interface")?)?;
                 Some(Value::Pair(u32::from(address).into(), index.into()))
             }),
             Kind::Linger => pair("onoff", "linger"),
@@ -353,10 +353,9 @@ impl Kind {
             Kind::Txtime => pair("clockid", "flags"),
             Kind::PortRange => pair("low", "high"),
             Kind::Device => json.as_str().map(|text| Value::Text(text.into())),
-            Kind::Bytes(_) | Kind::Opaque(_) => json
-                .as_str()
-                .and_then(crate::hex::decode)
-                .map(Value::Bytes),
+            Kind::Bytes(_) | Kind::Opaque(_) => {
+                json.as_str().and_then(crate::hex::decode).map(Value::Bytes)
+            }
             _ => json.as_i64().map(Value::Int),
         };
         value.ok_or_else(|| format!("{json} is not {}", self.describe()))

@@ -67,9 +67,10 @@ fn raw(kind: Kind, value: &Value) -> Vec<u8> {
         (Kind::Timeval, Value::Pair(seconds, micros)) => {
             [seconds.to_ne_bytes(), micros.to_ne_bytes()].concat()
         }
-        (Kind::PortRange, Value::Pair(low, high)) => {
-            ((*high as u32) << 16 | (*low as u32 & 0xffff)).to_ne_bytes().into()
-        }
+        (Kind::PortRange, Value::Pair(low, high)) => ((*high as u32) << 16
+            | (*low as u32 & 0xffff))
+            .to_ne_bytes()
+            .into(),
         (_, Value::Pair(a, b)) => words(*a, *b),
         (_, Value::Int(number)) => number.to_ne_bytes().into(),
         (_, Value::Text(text)) => text.clone().into_bytes(),

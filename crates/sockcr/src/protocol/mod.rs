@@ -55,8 +55,12 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<&'static Protocol, Error> {
     })?;
     find(family, socket_type, number).ok_or_else(|| {
         let kind = describe(family, socket_type, number);
-        Error::new(ErrorKind::NotSupported, kind, "this kind of socket is not carried yet")
-            .help("carried are: UDP over IPv4")
+        Error::new(
+            ErrorKind::NotSupported,
+            kind,
+            "this kind of socket is not carried yet",
+        )
+        .help("carried are: UDP over IPv4")
     })
 }
 

@@ -118,6 +118,33 @@ impl Endpoint {
         }
     }
 
+    /// Changes the local address or the peer as a person says it; an address given to an unbound
+    /// socket is locked, as bind(2) does.
+    pub(crate) fn edit(&mut self, name: &str, text: &str) -> Result<(), String> {
+        let address = match text {
+            "none" => None,
+            text => {
+                let wrong = |_| format!("{text:?} is neither ADDR:PORT nor none");
+                Some(text.parse::<SocketAddrV4>().map_err(wrong)?)
+            }
+        };
+        match (name, address) {
+            ("peer", peer) => self.peer = peer,
+            (_, None) if self.peer.is_some() => {
+                return Err("a connected socket has a local address: peer=none first".into());
+            }
+            (_, None) => *self = Endpoint::default(),
+            (_, Some(local)) => {
+                if self.local == Endpoint::default().local {
+                    self.address_locked = !local.ip().is_unspecified();
+                    self.port_locked = local.port() != 0;
+                }
+                self.local = local;
+            }
+        }
+        Ok(())
+    }
+
     /// Binds and connects a new socket.
     pub(crate) fn restore(
         &self,
@@ -127,13 +154,18 @@ impl Endpoint {
     ) -> Result<(), Failure> {
         self.bind(fd)?;
         let Some(peer) = self.peer else {
-            return self.check(fd);
+            return match self.port_locked {
+                true => Ok(()),
+                false => self.check(fd),
+            };
         };
         let connect = || self.connect(fd, peer, options, interfaces);
-        connect().or_else(|failure| match undirected(fd, options, interfaces, connect) {
-            Some(Ok(())) => Ok(()),
-            Some(Err(_)) | None => Err(failure),
-        })?;
+        connect().or_else(
+            |failure| match undirected(fd, options, interfaces, connect) {
+                Some(Ok(())) => Ok(()),
+                Some(Err(_)) | None => Err(failure),
+            },
+        )?;
         self.check(fd)
     }
 
@@ -194,7 +226,9 @@ impl Endpoint {
     /// The kernel chooses in silence when it cannot do as asked.
     fn check(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
         let got = rustix::net::getsockname(fd).map_err(io::Error::from);
-        let got = got.and_then(v4).map_err(|e| Failure::at("getsockname", e))?;
+        let got = got
+            .and_then(v4)
+            .map_err(|e| Failure::at("getsockname", e))?;
         if got == self.local {
             return Ok(());
         }
@@ -231,24 +265,34 @@ fn undirected(
     interfaces: &Interfaces,
     connect: impl FnOnce() -> Result<(), Failure>,
 ) -> Option<Result<(), Failure>> {
-    let unicast = options.get("IP_UNICAST_IF").filter(|value| !value.is_empty());
-    let device = options.get("SO_BINDTODEVICE").filter(|value| !value.is_empty());
+    let unicast = options
+        .get("IP_UNICAST_IF")
+        .filter(|value| !value.is_empty());
+    let device = options
+        .get("SO_BINDTODEVICE")
+        .filter(|value| !value.is_empty());
     unicast.or(device)?;
-    let write = |name: &str, value: &Value| option::write(fd, name, value, interfaces);
+    let write = |name: &str, value: &Value| option::put(fd, name, value, interfaces);
     let lift = || {
         write("IP_UNICAST_IF", &Value::Int(0))?;
-        device.map_or(Ok(()), |_| write("SO_BINDTODEVICE", &Value::Text(String::new())))
+        device.map_or(Ok(()), |_| {
+            write("SO_BINDTODEVICE", &Value::Text(String::new()))
+        })
     };
     let put_back = || {
         unicast.map_or(Ok(()), |value| write("IP_UNICAST_IF", value))?;
         device.map_or(Ok(()), |value| write("SO_BINDTODEVICE", value))
     };
-    let failed = |error| Failure::at("connect without a device", error);
-    Some(filter::shut(fd, || {
-        lift().map_err(failed)?;
-        connect()?;
-        put_back().map_err(failed)
-    }, failed))
+    let failed = |error: io::Error| Failure::at("connect without a device", error);
+    Some(filter::shut(
+        fd,
+        || {
+            lift().map_err(failed)?;
+            connect()?;
+            put_back().map_err(failed)
+        },
+        failed,
+    ))
 }
 
 /// A step that failed.

@@ -14,7 +14,9 @@ pub(crate) fn dump(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Vec<Instru
         Ok(program) => Some(program),
         Err(error) => {
             let why = match Errno::from_io_error(&error) {
-                Some(Errno::ACCESS) => "an eBPF program is attached, which no option gives back".into(),
+                Some(Errno::ACCESS) => {
+                    "an eBPF program is attached, which no option gives back".into()
+                }
                 _ => format!("SO_GET_FILTER: {}", crate::error::reason(&error)),
             };
             report.lose("filter", why);

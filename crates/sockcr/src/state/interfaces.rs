@@ -106,7 +106,7 @@ impl Interfaces {
     }
 
     /// The inverse of [`Interfaces::to_json`].
-    pub(crate) fn from_json(&self, json: &Json) -> Option<u32> {
+    pub(crate) fn parse_json(&self, json: &Json) -> Option<u32> {
         match json.as_str() {
             Some(name) => {
                 let (index, _) = self.0.iter().find(|(_, have)| *have == name)?;

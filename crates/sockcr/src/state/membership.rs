@@ -109,7 +109,9 @@ fn read(fd: BorrowedFd<'_>, interface: u32, group: Ipv4Addr) -> io::Result<Optio
         }
         let count = word(&filter, HEAD - 4) as usize;
         if count > MOST_SOURCES {
-            return Err(io::Error::other(format!("{count} sources of one group are too many")));
+            return Err(io::Error::other(format!(
+                "{count} sources of one group are too many"
+            )));
         }
         if count > room {
             room = count;
@@ -121,7 +123,9 @@ fn read(fd: BorrowedFd<'_>, interface: u32, group: Ipv4Addr) -> io::Result<Optio
             interface,
             address: Ipv4Addr::UNSPECIFIED,
             include: word(&filter, HEAD - 8) == INCLUDE,
-            sources: sources.map(|source| Ipv4Addr::from(octets(source))).collect(),
+            sources: sources
+                .map(|source| Ipv4Addr::from(octets(source)))
+                .collect(),
         }));
     }
 }
@@ -152,9 +156,9 @@ pub(crate) fn restore(
 
 fn limits(error: io::Error) -> io::Error {
     match Errno::from_io_error(&error) {
-        Some(Errno::NOBUFS) => io::Error::other(
-            "more than net.ipv4.igmp_max_memberships or igmp_max_msf allows here",
-        ),
+        Some(Errno::NOBUFS) => {
+            io::Error::other("more than net.ipv4.igmp_max_memberships or igmp_max_msf allows here")
+        }
         _ => error,
     }
 }

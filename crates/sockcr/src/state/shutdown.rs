@@ -62,7 +62,10 @@ impl Shutdown {
 
 /// What poll(2) says at once; it consumes nothing, no error either.
 pub(crate) fn poll_now(fd: BorrowedFd<'_>) -> io::Result<PollFlags> {
-    let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN | PollFlags::RDHUP)];
+    let mut fds = [PollFd::from_borrowed_fd(
+        fd,
+        PollFlags::IN | PollFlags::RDHUP,
+    )];
     let now = Timespec {
         tv_sec: 0,
         tv_nsec: 0,

@@ -34,7 +34,10 @@ fn from_kernel(hidden: &Hidden, report: &mut Report) {
     if hidden.pending_error != 0 {
         let error = io::Error::from_raw_os_error(hidden.pending_error);
         let text = crate::error::reason(&error);
-        report.lose("pending error", format!("SO_ERROR {}: {text}", hidden.pending_error));
+        report.lose(
+            "pending error",
+            format!("SO_ERROR {}: {text}", hidden.pending_error),
+        );
     }
     if hidden.pending {
         // udp_sock.len counts the UDP header of 8 bytes too.
@@ -58,7 +61,10 @@ fn from_kernel(hidden: &Hidden, report: &mut Report) {
     let source = hidden.source_address;
     let connected = !hidden.peer_address.is_unspecified();
     if source != hidden.bound_address && !source.is_unspecified() && !connected {
-        report.lose("source address", format!("{source}, left over from a connection"));
+        report.lose(
+            "source address",
+            format!("{source}, left over from a connection"),
+        );
     }
 }
 

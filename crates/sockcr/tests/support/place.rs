@@ -27,7 +27,9 @@ pub fn isolated<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
             Ok(()) => Some(up("lo").map_err(Into::into).and_then(|()| body())),
             Err(_) => None,
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     });
     match entered {
         Some(outcome) => outcome,
@@ -39,7 +41,9 @@ pub fn isolated<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
 /// `rows::live_sweep` of `rows::live_sweep::{{closure}}`, without the name of the binary.
 fn test_name(of: &str) -> String {
     let path = of.split("::{{").next().unwrap_or_default();
-    path.split_once("::").map_or(path, |(_, name)| name).to_owned()
+    path.split_once("::")
+        .map_or(path, |(_, name)| name)
+        .to_owned()
 }
 
 fn in_user_namespace(test: &str) -> Outcome {
@@ -50,16 +54,23 @@ fn in_user_namespace(test: &str) -> Outcome {
         ("/proc/self/gid_map", format!("0 {} 1", gid.as_raw())),
     ];
     let mut child = Command::new(std::env::current_exe()?);
-    child.args([test, "--exact", "--nocapture"]).env(INSIDE, "1");
+    child
+        .args([test, "--exact", "--nocapture"])
+        .env(INSIDE, "1");
     let enter = move || {
         sockcr_sys::netns::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
-        maps.iter().try_for_each(|(path, text)| fs::write(path, text))
+        maps.iter()
+            .try_for_each(|(path, text)| fs::write(path, text))
     };
     // SAFETY: between fork and exec only system calls on memory prepared before.
     unsafe { child.pre_exec(enter) };
     let output = match child.output() {
         Ok(output) => output,
-        Err(why) => return skip(&format!("no network namespace and no user namespace: {why}")),
+        Err(why) => {
+            return skip(&format!(
+                "no network namespace and no user namespace: {why}"
+            ));
+        }
     };
     print!("{}", String::from_utf8_lossy(&output.stdout));
     match output.status.success() {
@@ -102,7 +113,11 @@ pub fn devices() -> io::Result<[Device; 2]> {
         set_address(name, address)?;
         up(name)?;
         let index = index(name)?;
-        Ok::<_, io::Error>(Device { name, index, address })
+        Ok::<_, io::Error>(Device {
+            name,
+            index,
+            address,
+        })
     };
     let (a, b) = (Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 1, 1));
     Ok([device("m0", a)?, device("m1", b)?])
@@ -170,7 +185,29 @@ fn ask_kernel(message: &[u8]) -> io::Result<()> {
     send(&netlink, message, SendFlags::empty())?;
     let mut answer = [0u8; 4096];
     recv(&netlink, &mut answer, RecvFlags::empty())?;
-    let [_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, a, b, c, d, ..] = answer;
+    let [
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        _,
+        a,
+        b,
+        c,
+        d,
+        ..,
+    ] = answer;
     match i32::from_ne_bytes([a, b, c, d]) {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(-error)),

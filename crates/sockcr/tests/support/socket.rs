@@ -41,7 +41,12 @@ pub const NOT_SWEPT: [(i32, i32); 6] = [
 /// A fresh UDP socket.
 pub fn udp() -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
-    Ok(socket_with(AddressFamily::INET, SocketType::DGRAM, flags, None)?)
+    Ok(socket_with(
+        AddressFamily::INET,
+        SocketType::DGRAM,
+        flags,
+        None,
+    )?)
 }
 
 /// A UDP socket bound to `address`.
@@ -52,11 +57,17 @@ pub fn bound(address: (Ipv4Addr, u16)) -> io::Result<OwnedFd> {
 }
 
 pub fn bind(socket: &impl AsFd, (address, port): (Ipv4Addr, u16)) -> io::Result<()> {
-    Ok(rustix::net::bind(socket, &SocketAddrV4::new(address, port))?)
+    Ok(rustix::net::bind(
+        socket,
+        &SocketAddrV4::new(address, port),
+    )?)
 }
 
 pub fn connect(socket: &impl AsFd, (address, port): (Ipv4Addr, u16)) -> io::Result<()> {
-    Ok(rustix::net::connect(socket, &SocketAddrV4::new(address, port))?)
+    Ok(rustix::net::connect(
+        socket,
+        &SocketAddrV4::new(address, port),
+    )?)
 }
 
 /// Where a socket is bound.
@@ -76,7 +87,11 @@ fn errno() -> i32 {
 
 /// getsockopt(2) with this much room; the error is the errno.
 pub fn get(socket: &impl AsFd, level: i32, name: i32, room: usize) -> Result<Vec<u8>, i32> {
-    assert_ne!((level, name), (SOCKET, SO_ATTACH_FILTER), "its length is not in bytes");
+    assert_ne!(
+        (level, name),
+        (SOCKET, SO_ATTACH_FILTER),
+        "its length is not in bytes"
+    );
     let mut value = vec![0u8; room];
     let mut length = room as libc::socklen_t;
     // SAFETY: value has room for `length` bytes, and for every other option the kernel counts in
@@ -99,7 +114,11 @@ pub fn get(socket: &impl AsFd, level: i32, name: i32, room: usize) -> Result<Vec
 
 /// setsockopt(2); the error is the errno.
 pub fn set(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<(), i32> {
-    assert_ne!((level, name), (SOCKET, SO_ATTACH_FILTER), "its value holds a pointer");
+    assert_ne!(
+        (level, name),
+        (SOCKET, SO_ATTACH_FILTER),
+        "its value holds a pointer"
+    );
     // SAFETY: value is readable for its length; those with a pointer inside are refused above, or
     // are longer than anything a test passes.
     let done = unsafe {
@@ -131,7 +150,9 @@ pub type Sweep = BTreeMap<(i32, i32), Result<Vec<u8>, i32>>;
 
 /// Asks a socket everything that can be compared with another one's.
 pub fn sweep(socket: &impl AsFd) -> Sweep {
-    let names = [SOCKET, IP, UDP].into_iter().flat_map(|level| (0..=HIGHEST).map(move |n| (level, n)));
+    let names = [SOCKET, IP, UDP]
+        .into_iter()
+        .flat_map(|level| (0..=HIGHEST).map(move |n| (level, n)));
     names
         .filter(|name| !NOT_SWEPT.contains(name))
         .map(|(level, name)| ((level, name), get(socket, level, name, 256)))
@@ -140,7 +161,9 @@ pub fn sweep(socket: &impl AsFd) -> Sweep {
 
 /// Where two sweeps differ, in words.
 pub fn differences(a: &Sweep, b: &Sweep) -> Vec<String> {
-    let differing = a.iter().filter(|(name, answer)| b.get(name) != Some(answer));
+    let differing = a
+        .iter()
+        .filter(|(name, answer)| b.get(name) != Some(answer));
     differing
         .map(|((level, name), answer)| {
             let other = b.get(&(*level, *name));
@@ -167,7 +190,10 @@ struct Program {
 
 /// Attaches a classic filter.
 pub fn attach(socket: &impl AsFd, code: &[Instruction]) -> io::Result<()> {
-    let aligned: Vec<u64> = code.iter().map(|bytes| u64::from_ne_bytes(*bytes)).collect();
+    let aligned: Vec<u64> = code
+        .iter()
+        .map(|bytes| u64::from_ne_bytes(*bytes))
+        .collect();
     let program = Program {
         length: code.len() as u16,
         code: aligned.as_ptr().cast(),
@@ -182,7 +208,11 @@ pub fn attach(socket: &impl AsFd, code: &[Instruction]) -> io::Result<()> {
             size_of::<Program>() as libc::socklen_t,
         )
     };
-    if done < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if done < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Reads the filter back; the length counts instructions.
@@ -232,7 +262,11 @@ pub fn attach_ebpf(socket: &impl AsFd) -> io::Result<()> {
 pub fn fcntl(socket: &impl AsFd, command: i32, argument: i32) -> io::Result<i32> {
     // SAFETY: the commands used take an int or nothing.
     let answer = unsafe { libc::fcntl(socket.as_fd().as_raw_fd(), command, argument) };
-    if answer < 0 { Err(io::Error::last_os_error()) } else { Ok(answer) }
+    if answer < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(answer)
+    }
 }
 
 /// Everything fcntl(2) tells of a socket: flags, close-on-exec, owner, signal.
@@ -253,7 +287,13 @@ pub fn fcntl_view(socket: &impl AsFd) -> io::Result<[i32; 5]> {
 
 /// Lets no signal of a socket end the test.
 pub fn ignore_signals() {
-    for signal in [libc::SIGUSR1, libc::SIGUSR2, libc::SIGIO, libc::SIGRTMIN(), libc::SIGRTMAX()] {
+    for signal in [
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGIO,
+        libc::SIGRTMIN(),
+        libc::SIGRTMAX(),
+    ] {
         // SAFETY: to ignore a signal runs no code.
         unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
@@ -321,7 +361,11 @@ pub fn receive_message(socket: &impl AsFd) -> io::Result<Message> {
     }
     data.truncate(length as usize);
     let room = header.msg_controllen as usize;
-    let bytes: Vec<u8> = control.iter().flat_map(|word| word.to_ne_bytes()).take(room).collect();
+    let bytes: Vec<u8> = control
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .take(room)
+        .collect();
     let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
     Ok(Message {
         data,
@@ -337,10 +381,18 @@ fn control_messages(mut bytes: &[u8]) -> BTreeMap<(i32, i32), i32> {
     while let Some((head, _)) = bytes.split_first_chunk::<HEAD>() {
         let [l0, l1, l2, l3, _, _, _, _, a, b, c, d, e, f, g, h] = *head;
         let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        let key = (i32::from_ne_bytes([a, b, c, d]), i32::from_ne_bytes([e, f, g, h]));
-        let Some(payload) = bytes.get(HEAD..length) else { break };
+        let key = (
+            i32::from_ne_bytes([a, b, c, d]),
+            i32::from_ne_bytes([e, f, g, h]),
+        );
+        let Some(payload) = bytes.get(HEAD..length) else {
+            break;
+        };
         let mut value = [0u8; 4];
-        value.iter_mut().zip(payload).for_each(|(to, from)| *to = *from);
+        value
+            .iter_mut()
+            .zip(payload)
+            .for_each(|(to, from)| *to = *from);
         found.insert(key, i32::from_ne_bytes(value));
         bytes = bytes.get(length.next_multiple_of(8)..).unwrap_or_default();
     }

@@ -24,8 +24,10 @@ pub const IP_OPTIONS: &[&[u8]] = &[
     &[148, 4, 0, 0],
     &[131, 7, 4, 127, 0, 0, 1, 0],
     &[68, 8, 5, 0, 0, 0, 0, 0],
-    &[7, 39, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-        0, 0, 0, 0, 0],
+    &[
+        7, 39, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+        0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+    ],
 ];
 
 /// The number of a level in the system call.
@@ -57,21 +59,38 @@ fn of_kind(kind: Kind, devices: &[Device]) -> Vec<Value> {
             ints(&[middle, min, max, (min + 1).min(max), (max - 1).max(min)])
         }
         Kind::U64(_) => ints(&[12_345_678_901, 0, 1, i64::MAX, i64::MIN, -2, -1]),
-        Kind::Enum(names) => names.iter().map(|(_, number)| Value::Int(*number)).collect(),
+        Kind::Enum(names) => names
+            .iter()
+            .map(|(_, number)| Value::Int(*number))
+            .collect(),
         Kind::Bits(names) => names.iter().map(|(_, bit)| Value::Int(*bit)).collect(),
         Kind::Buffer(min) => ints(&[65_538, min, min + 2, 1 << 24, i64::from(i32::MAX) - 1]),
         Kind::Timeval => pairs(&[(0, 4_000), (0, 0), (1, 500_000), (86_400, 0), (0, 996_000)]),
         Kind::Linger => pairs(&[(1, 5), (0, 0), (0, 7), (1, 0), (1, i32::MAX.into())]),
         Kind::Timestamping(names) => timestamping(names),
         Kind::Txtime => pairs(&[(1, 0), (11, 3), (0, 0), (0, 2), (1, 1)]),
-        Kind::PortRange => pairs(&[(40_000, 50_000), (0, 0), (1, 65_535), (0, 9), (9, 0), (7, 7)]),
-        Kind::Interface => devices.iter().map(|d| Value::Int(d.index.into())).chain([Value::Int(0)]).collect(),
+        Kind::PortRange => pairs(&[
+            (40_000, 50_000),
+            (0, 0),
+            (1, 65_535),
+            (0, 9),
+            (9, 0),
+            (7, 7),
+        ]),
+        Kind::Interface => devices
+            .iter()
+            .map(|d| Value::Int(d.index.into()))
+            .chain([Value::Int(0)])
+            .collect(),
         Kind::MulticastInterface => multicast_interfaces(devices),
         Kind::Device => {
             let names = devices.iter().map(|device| device.name).chain(["lo", ""]);
             names.map(|name| Value::Text(name.into())).collect()
         }
-        Kind::Bytes(_) => IP_OPTIONS.iter().map(|bytes| Value::Bytes(bytes.to_vec())).collect(),
+        Kind::Bytes(_) => IP_OPTIONS
+            .iter()
+            .map(|bytes| Value::Bytes(bytes.to_vec()))
+            .collect(),
         Kind::Opaque(_) => Vec::new(),
     }
 }
@@ -89,7 +108,10 @@ fn timestamping(names: &[(&str, i64)]) -> Vec<Value> {
 
 fn multicast_interfaces(devices: &[Device]) -> Vec<Value> {
     let address = |address: Ipv4Addr| i64::from(u32::from(address));
-    let mut values = vec![Value::Pair(address(Ipv4Addr::new(127, 1, 2, 3)), 1), Value::Pair(0, 0)];
+    let mut values = vec![
+        Value::Pair(address(Ipv4Addr::new(127, 1, 2, 3)), 1),
+        Value::Pair(0, 0),
+    ];
     for device in devices {
         let index = i64::from(device.index);
         values.push(Value::Pair(address(device.address), index));
@@ -110,7 +132,11 @@ pub fn steps(row: &Row, value: &Value) -> Vec<Step> {
     let one = |bytes: Vec<u8>| vec![(number, bytes)];
     match (row.kind, value) {
         (Kind::Buffer(_), Value::Int(size)) => {
-            let force = if number == 7 { SO_SNDBUFFORCE } else { SO_RCVBUFFORCE };
+            let force = if number == 7 {
+                SO_SNDBUFFORCE
+            } else {
+                SO_RCVBUFFORCE
+            };
             vec![(force, word(size / 2))]
         }
         (Kind::U64(_), Value::Int(number)) => one(number.to_ne_bytes().into()),
@@ -120,9 +146,12 @@ pub fn steps(row: &Row, value: &Value) -> Vec<Step> {
         (Kind::Linger, Value::Pair(0, kept)) if *kept != 0 => {
             vec![(number, words(1, *kept)), (number, words(0, 0))]
         }
-        (Kind::MulticastInterface, Value::Pair(address, index)) => {
-            one([vec![0; 4], (*address as u32).to_be_bytes().into(), word(*index)].concat())
-        }
+        (Kind::MulticastInterface, Value::Pair(address, index)) => one([
+            vec![0; 4],
+            (*address as u32).to_be_bytes().into(),
+            word(*index),
+        ]
+        .concat()),
         (_, Value::Int(number)) => one(word(*number)),
         (_, Value::Pair(a, b)) => one(words(*a, *b)),
         (_, Value::Text(name)) => one(name.clone().into_bytes()),
@@ -133,7 +162,9 @@ pub fn steps(row: &Row, value: &Value) -> Vec<Step> {
 /// Carries out the steps on a socket; the errno of the first that fails.
 pub fn apply(socket: &impl AsFd, row: &Row, value: &Value) -> Result<(), i32> {
     let steps = steps(row, value);
-    steps.iter().try_for_each(|(number, bytes)| socket::set(socket, level(row), *number, bytes))
+    steps
+        .iter()
+        .try_for_each(|(number, bytes)| socket::set(socket, level(row), *number, bytes))
 }
 
 fn flags<'a>(names: &[(&'a str, i64)], bits: i64) -> Vec<&'a str> {
@@ -154,13 +185,18 @@ pub fn spellings(kind: Kind, value: &Value) -> Vec<String> {
         (Kind::U64(_), Value::Int(number)) => vec![(*number as u64).to_string()],
         (Kind::Int(..) | Kind::Buffer(_), Value::Int(number)) => {
             let hexadecimal = (*number >= 0).then(|| format!("{number:#x}"));
-            [number.to_string()].into_iter().chain(hexadecimal).collect()
+            [number.to_string()]
+                .into_iter()
+                .chain(hexadecimal)
+                .collect()
         }
         (Kind::Enum(names), Value::Int(number)) => {
             let name = name(names, *number);
             vec![name.to_lowercase(), name, number.to_string()]
         }
-        (Kind::Bits(names), Value::Int(bits)) => vec![flags(names, *bits).join("|"), bits.to_string()],
+        (Kind::Bits(names), Value::Int(bits)) => {
+            vec![flags(names, *bits).join("|"), bits.to_string()]
+        }
         (Kind::Timestamping(names), Value::Pair(bits, 0)) => {
             let names = flags(names, *bits);
             vec![names.join("|"), names.join(" | "), format!("{bits:#x}:0")]
@@ -168,14 +204,27 @@ pub fn spellings(kind: Kind, value: &Value) -> Vec<String> {
         (Kind::Timeval, Value::Pair(0, 0)) => vec!["0".into(), "no limit".into(), "0s".into()],
         (Kind::Timeval, Value::Pair(seconds, micros)) => {
             let all = seconds * 1_000_000 + micros;
-            vec![format!("{seconds}.{micros:06}s"), format!("{all}us"), format!("{}.{:03} ms", all / 1000, all % 1000)]
+            vec![
+                format!("{seconds}.{micros:06}s"),
+                format!("{all}us"),
+                format!("{}.{:03} ms", all / 1000, all % 1000),
+            ]
         }
         (Kind::Linger, Value::Pair(0, 0)) => vec!["off".into()],
         (Kind::Linger, Value::Pair(0, kept)) => vec![format!("off:{kept}")],
-        (Kind::Linger, Value::Pair(_, seconds)) => vec![seconds.to_string(), format!("{seconds} s")],
+        (Kind::Linger, Value::Pair(_, seconds)) => {
+            vec![seconds.to_string(), format!("{seconds} s")]
+        }
         (Kind::Txtime, Value::Pair(clock, how)) => {
-            let clocks = [("CLOCK_REALTIME", 0), ("CLOCK_MONOTONIC", 1), ("CLOCK_TAI", 11)];
-            vec![format!("{}:{how}", name(&clocks, *clock)), format!("{clock}:{how}")]
+            let clocks = [
+                ("CLOCK_REALTIME", 0),
+                ("CLOCK_MONOTONIC", 1),
+                ("CLOCK_TAI", 11),
+            ];
+            vec![
+                format!("{}:{how}", name(&clocks, *clock)),
+                format!("{clock}:{how}"),
+            ]
         }
         (Kind::PortRange, Value::Pair(0, 0)) => vec!["0".into(), "0-0".into()],
         (Kind::PortRange, Value::Pair(low, high)) => vec![format!("{low}-{high}")],
