@@ -12,6 +12,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("images::json_and_back", &[], json_and_back),
     Scenario::new("images::damaged", &[], damaged),
     Scenario::new("images::edited", &[], edited),
+    Scenario::new("images::edited_addresses", &[], edited_addresses),
     Scenario::new("images::wrongly_edited", &[], wrongly_edited),
     Scenario::new("images::compared", &[], compared),
     Scenario::new("images::written_whole_and_private", &[], written_whole_and_private),
@@ -127,9 +128,13 @@ fn edited() -> Outcome {
     done(["show", "--changed", "b.skc"])?.prints(&["udp 127.0.0.2:7026", "8388608 B (8 MiB)", "IP_TTL"])?;
     let different = sockcr(["diff", "a.skc", "b.skc"]).run()?.different()?;
     different.prints(&["local address", "127.0.0.2:7026", "SO_RCVBUF", "IP_TTL"])?;
-    // In place, back again.
+    // In place, back again; a size that was chosen once stays chosen.
     let words = ["SO_RCVBUF=212992", "IP_TTL=default", "local=127.0.0.1:7025"];
     done(["edit", "b.skc"].iter().chain(&words))?;
+    let locked = sockcr(["diff", "a.skc", "b.skc"]).run()?.different()?;
+    ensure!(locked.text() == "receive buffer lock  not locked  →  locked\n", "{locked}");
+    done(["edit", "a.skc", "SO_BROADCAST=on", "-o", "b.skc"])?;
+    done(["edit", "b.skc", "SO_BROADCAST=off"])?;
     ensure!(std::fs::read("b.skc")? == before, "another image came back");
 
     done(["edit", "a.skc", "local=127.0.0.2:7026", "IP_TTL=9", "-o", "c.skc"])?;
@@ -140,6 +145,29 @@ fn edited() -> Outcome {
     done(["edit", "c.skc", "peer=none"])?;
     done(["show", "--json", "c.skc"])?.prints(&["\"peer\": null"])?;
     done(["restore", "c.skc"])?.prints(&["exactly"])?;
+    Ok(())
+}
+
+/// What is typed as an address is where the socket is restored, whatever it was bound to before.
+fn edited_addresses() -> Outcome {
+    let any = Ipv4Addr::UNSPECIFIED;
+    dumped("any.skc", vec![UdpSocket::bind((any, 7034))?])?;
+    dumped("chosen.skc", vec![UdpSocket::bind(local(0))?])?;
+    dumped("unbound.skc", vec![UdpSocket::from(unbound()?)])?;
+    let connected = UdpSocket::from(unbound()?);
+    connected.connect(local(7035))?;
+    dumped("connected.skc", vec![connected])?;
+    for image in ["any.skc", "chosen.skc", "unbound.skc", "connected.skc"] {
+        if image == "connected.skc" {
+            done(["edit", image, "peer=none"])?;
+            done(["restore", image])?.prints(&["exactly"])?;
+        }
+        for address in ["127.0.0.3:7036", "0.0.0.0:7036", "127.0.0.3:7037", "none"] {
+            done(["edit", image, &format!("local={address}")])?;
+            let ran = done(["restore", image])?.prints(&["exactly"]);
+            ran.with_context(|| format!("{image} at {address}"))?;
+        }
+    }
     Ok(())
 }
 

@@ -1,2 +1,127 @@
-use sockcr_scenarios::Scenario;
-pub const ALL: &[Scenario] = &[];
+//! An image from a place where addresses and devices have other names.
+
+use anyhow::{Context, ensure};
+use rustix::net::sockopt::{set_ip_add_membership_with_ifindex, set_ip_multicast_if_with_ifindex};
+use sockcr_scenarios::command::{Ran, Sockcr, done, refused, sockcr};
+use sockcr_scenarios::need::Need;
+use sockcr_scenarios::process::run;
+use sockcr_scenarios::socket::{echoes, target};
+use sockcr_scenarios::{Outcome, Scenario, actor, harness};
+use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("moving::to_other_names", NEEDS, to_other_names),
+    Scenario::new("moving::what_has_no_such_name", NEEDS, what_has_no_such_name),
+    Scenario::new("moving::a_map_that_maps_nothing", NEEDS, a_map_that_maps_nothing),
+];
+
+const NEEDS: &[Need] = &[Need::Program("ip")];
+const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+const THERE: Ipv4Addr = Ipv4Addr::new(10, 2, 0, 1);
+const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 1, 1);
+const SERVICE: u16 = 7040;
+const NEWS: u16 = 7041;
+const MAPS: [&str; 4] = ["--map", "10.1.0.1=10.2.0.1", "--map", "v0=w0"];
+
+/// A device with an address, and one that nobody uses so that the indexes differ.
+fn device(name: &str, address: Ipv4Addr, before: &[&str]) -> Outcome {
+    for name in before {
+        run("ip", &["link", "add", name, "type", "bridge"])?;
+    }
+    run("ip", &["link", "add", name, "type", "veth", "peer", "name", "other"])?;
+    run("ip", &["address", "add", &format!("{address}/24"), "dev", name])?;
+    run("ip", &["link", "set", name, "up"])?;
+    run("ip", &["link", "set", "other", "up"])
+}
+
+/// Dumps a socket at the address and on the device, and one that has joined a group on it; and
+/// goes to where they have other names.
+fn dump_and_move() -> anyhow::Result<Vec<UdpSocket>> {
+    const SO_BINDTODEVICE: i32 = 25;
+    device("v0", HERE, &[])?;
+    let service = UdpSocket::bind((HERE, SERVICE))?;
+    let index = sockcr_sys::interface::index(service.as_fd(), "v0")?;
+    let any = Ipv4Addr::UNSPECIFIED;
+    sockcr_sys::sockopt::set(service.as_fd(), 1, SO_BINDTODEVICE, b"v0")?;
+    set_ip_multicast_if_with_ifindex(&service, &any, &HERE, index)?;
+    let news = UdpSocket::bind((any, NEWS))?;
+    set_ip_add_membership_with_ifindex(&news, &GROUP, &any, index)?;
+    set_ip_multicast_if_with_ifindex(&news, &any, &any, index)?;
+    for (socket, image) in [(&service, "service.skc"), (&news, "news.skc")] {
+        done(["dump", &target(socket), "-o", image])?.quiet()?;
+    }
+    done(["dump", &target(&service), &target(&news), "-o", "both.skc"])?.quiet()?;
+    harness::enter_namespace()?;
+    device("w0", THERE, &["x0", "x1"])?;
+    Ok(vec![service, news])
+}
+
+fn restore_into_server(image: &str) -> Sockcr {
+    let mut words = vec!["restore", image];
+    words.extend(MAPS);
+    words.push("--");
+    let words = words.into_iter().map(str::to_owned);
+    sockcr(words.chain(actor::command_line("serve")))
+}
+
+fn to_other_names() -> Outcome {
+    let _kept = dump_and_move()?;
+    done(["restore", "both.skc"].iter().chain(&MAPS))?.prints(&["exactly"])?;
+    let server = {
+        let mut server = restore_into_server("both.skc").start()?;
+        server.facts()?;
+        server
+    };
+    let shown = done(["show", "--json", &format!("{}:3", server.pid())])?.quiet()?;
+    let json = shown.json()?;
+    let socket = &json["sockets"][0];
+    ensure!(socket["endpoint"]["local"] == format!("{THERE}:{SERVICE}"), "{shown}");
+    ensure!(socket["options"]["SO_BINDTODEVICE"] == "w0", "{shown}");
+    let multicast = &socket["options"]["IP_MULTICAST_IF"];
+    ensure!(multicast["interface"] == "w0" && multicast["address"] == THERE.to_string(), "{shown}");
+    let shown = done(["show", "--json", &format!("{}:4", server.pid())])?.quiet()?;
+    let json = shown.json()?;
+    let socket = &json["sockets"][0];
+    ensure!(socket["memberships"][0]["group"] == GROUP.to_string(), "{shown}");
+    ensure!(socket["memberships"][0]["interface"] == "w0", "{shown}");
+    ensure!(socket["options"]["IP_MULTICAST_IF"]["interface"] == "w0", "{shown}");
+    // The group reaches the socket through the device of the new name.
+    let sender = UdpSocket::bind((THERE, 0))?;
+    let index = sockcr_sys::interface::index(sender.as_fd(), "w0")?;
+    set_ip_multicast_if_with_ifindex(&sender, &GROUP, &THERE, index)?;
+    echoes_to(&sender, SocketAddrV4::new(GROUP, NEWS)).context("the group does not reach it")?;
+    echoes(SocketAddrV4::new(Ipv4Addr::LOCALHOST, NEWS))
+}
+
+fn echoes_to(sender: &UdpSocket, to: SocketAddrV4) -> Outcome {
+    use sockcr_scenarios::wait;
+    sender.send_to(b"news", to)?;
+    ensure!(wait::readable(sender, wait::PATIENCE)?, "nothing comes back");
+    Ok(())
+}
+
+/// Without the maps the error names what is missing, and the map that would help.
+fn what_has_no_such_name() -> Outcome {
+    let _kept = dump_and_move()?;
+    let shows = |ran: Ran, words: &[&str]| ran.says(words);
+    shows(refused(["restore", "service.skc"])?, &["10.1.0.1", "--map 10.1.0.1="])?;
+    let words = ["restore", "service.skc", "--map", "10.1.0.1=10.2.0.1"];
+    shows(refused(words)?, &["v0", "--map v0="])?;
+    shows(refused(["restore", "news.skc"])?, &[GROUP.to_string().as_str(), "v0", "--map v0="])?;
+    for image in ["service.skc", "news.skc", "both.skc"] {
+        refused(["restore", image, "--map", "v0=lo", "--", "touch", "ran"])?;
+    }
+    ensure!(!std::fs::exists("ran")?, "the command ran all the same");
+    done(["restore", "news.skc", "--map", "v0=w0"])?.prints(&["exactly"])?;
+    Ok(())
+}
+
+fn a_map_that_maps_nothing() -> Outcome {
+    let _kept = dump_and_move()?;
+    for (map, name) in [("10.9.0.1=10.2.0.1", "10.9.0.1"), ("v9=w0", "v9"), ("V0=w0", "V0")] {
+        let words = ["restore", "both.skc", "--map", map];
+        refused(words.iter().chain(&MAPS))?.says(&[&format!("--map {name}"), "nothing called"])?;
+    }
+    Ok(())
+}

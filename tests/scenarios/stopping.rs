@@ -1,2 +1,137 @@
-use sockcr_scenarios::Scenario;
-pub const ALL: &[Scenario] = &[];
+//! `dump --stop`: whatever happens, its owner goes on as it was, and gets every signal.
+
+use anyhow::ensure;
+use rustix::process::Signal;
+use sockcr_scenarios::command::{done, sockcr};
+use sockcr_scenarios::process::Process;
+use sockcr_scenarios::socket::{echoes, local};
+use sockcr_scenarios::{Outcome, Scenario, actor, wait};
+use std::net::SocketAddrV4;
+use std::time::{Duration, Instant};
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("stopping::goes_on", &[], goes_on),
+    Scenario::new("stopping::killed_at_any_moment", &[], killed_at_any_moment),
+    Scenario::new("stopping::signals_arrive", &[], signals_arrive),
+    Scenario::new("stopping::a_stopped_process_stays_stopped", &[], a_stopped_process_stays_stopped),
+    Scenario::new("stopping::an_ending_process", &[], an_ending_process),
+];
+
+/// A process with several threads that answers.
+struct Owner {
+    process: Process,
+    address: SocketAddrV4,
+    target: String,
+}
+
+impl Owner {
+    fn start(port: u16) -> anyhow::Result<Owner> {
+        let address = local(port);
+        let (process, facts) = actor::start("echo", &[&address.to_string()])?;
+        let target = format!("{}:{}", process.pid(), facts["fd"]);
+        Ok(Owner { process, address, target })
+    }
+
+    fn dump(&self) -> [&str; 5] {
+        ["dump", "--stop", &self.target, "-o", "a.skc"]
+    }
+
+    /// Nobody traces it or holds it still, and it answers.
+    fn is_free(&self) -> Outcome {
+        let tracer = self.process.status("TracerPid")?;
+        ensure!(tracer == "0", "is traced by {tracer}");
+        let state = self.process.status("State")?;
+        ensure!(!state.starts_with(['t', 'T']), "is held still: {state}");
+        echoes(self.address)
+    }
+}
+
+fn goes_on() -> Outcome {
+    let owner = Owner::start(7070)?;
+    for _ in 0..20 {
+        done(owner.dump())?.quiet()?;
+        owner.is_free()?;
+    }
+    let stopped = std::fs::read("a.skc")?;
+    done(["dump", &owner.target, "-o", "a.skc"])?;
+    ensure!(std::fs::read("a.skc")? == stopped, "is another image without --stop");
+    Ok(())
+}
+
+/// How long the command works, to choose moments within.
+fn duration(owner: &Owner) -> anyhow::Result<Duration> {
+    let start = Instant::now();
+    done(owner.dump())?;
+    Ok(start.elapsed())
+}
+
+fn killed_at_any_moment() -> Outcome {
+    const ROUNDS: u32 = 200;
+    let owner = Owner::start(7071)?;
+    let whole = duration(&owner)?;
+    let mut killed = 0;
+    for round in 0..ROUNDS {
+        let moment = whole * round / ROUNDS;
+        let dump = sockcr(owner.dump()).start()?;
+        killed += u32::from(!dump.ends_within(moment)?);
+        dump.kill()?;
+        owner.is_free()?;
+    }
+    ensure!(killed > ROUNDS / 4, "was killed only {killed} times of {ROUNDS}");
+    Ok(())
+}
+
+fn signals_arrive() -> Outcome {
+    let mut owner = Owner::start(7072)?;
+    let whole = duration(&owner)?;
+    for round in 0..100 {
+        let dump = sockcr(owner.dump()).start()?;
+        let moment = whole * round / 100;
+        let until = Instant::now() + moment;
+        dump.ends_within(moment)?;
+        ensure!(Instant::now() >= until || dump.ends_within(Duration::ZERO)?, "woke too early");
+        owner.process.signal(Signal::USR1)?;
+        if round % 2 == 0 {
+            dump.kill()?;
+        } else {
+            ensure!(dump.end()?.success(), "a dump failed");
+        }
+        let line = owner.process.line()?;
+        ensure!(line == "\"signal\"", "{line}");
+        owner.is_free()?;
+    }
+    Ok(())
+}
+
+fn a_stopped_process_stays_stopped() -> Outcome {
+    let owner = Owner::start(7073)?;
+    owner.process.signal(Signal::STOP)?;
+    let stopped = || Ok(owner.process.status("State")?.starts_with('T').then_some(()));
+    wait::until("a stop", stopped)?;
+    for _ in 0..20 {
+        done(owner.dump())?.quiet()?;
+        wait::until("the stop goes on", stopped)?;
+    }
+    owner.process.signal(Signal::CONT)?;
+    echoes(owner.address)?;
+    owner.is_free()
+}
+
+/// What is told to end while it is held still ends then, and the command with it.
+fn an_ending_process() -> Outcome {
+    let whole = duration(&Owner::start(7074)?)?;
+    for round in 0..20 {
+        for signal in [Signal::TERM, Signal::KILL] {
+            let owner = Owner::start(7075)?;
+            let dump = sockcr(owner.dump()).start()?;
+            dump.ends_within(whole * round / 20)?;
+            owner.process.signal(signal)?;
+            let status = owner.process.end()?;
+            use std::os::unix::process::ExitStatusExt;
+            ensure!(status.signal() == Some(signal.as_raw()), "{status}");
+            let code = dump.end()?.code();
+            ensure!(matches!(code, Some(0 | 1)), "the dump ended with {code:?}");
+        }
+    }
+    Ok(())
+}

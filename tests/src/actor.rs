@@ -66,6 +66,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<()> {
         }
         "thread" => thread(),
         "echo" => echo(rest),
+        "open" => say(&json!(open_numbers())),
         "report" => say(&handed_over()?.0),
         "serve" => serve(),
         role => bail!("{role}: no such actor"),
@@ -159,7 +160,7 @@ fn serve() -> anyhow::Result<()> {
 /// on with descriptors that are close-on-exec.
 fn handed_over() -> anyhow::Result<(Json, Vec<OwnedFd>)> {
     let variable = |name: &str| std::env::var(name).with_context(|| name.to_owned());
-    let open: Vec<i32> = (0..100).filter(|number| is_open(*number)).collect();
+    let open = open_numbers();
     let count: i32 = variable("LISTEN_FDS")?.parse()?;
     let numbers = FIRST..FIRST + count;
     let sockets: std::io::Result<Vec<OwnedFd>> =
@@ -186,8 +187,10 @@ fn handed_over() -> anyhow::Result<(Json, Vec<OwnedFd>)> {
     Ok((facts, sockets))
 }
 
-fn is_open(number: i32) -> bool {
-    sockcr_sys::descriptor::duplicate(number).is_ok()
+/// The descriptors that this process came into the world with, as far as anybody has them.
+fn open_numbers() -> Vec<i32> {
+    let is_open = |number: &i32| sockcr_sys::descriptor::duplicate(*number).is_ok();
+    (0..1000).filter(is_open).collect()
 }
 
 fn close_on_exec(number: i32) -> anyhow::Result<bool> {

@@ -4,15 +4,13 @@ use crate::process::{Process, end_with_parent};
 use crate::{Outcome, Scenario, actor, need, wait};
 use anyhow::{Context, bail, ensure};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
-use rustix::fd::AsFd;
 use rustix::process::{
-    Signal, WaitOptions, getegid, geteuid, getpid, getppid, set_child_subreaper,
+    Signal, WaitOptions, geteuid, getpid, getppid, set_child_subreaper,
     set_parent_process_death_signal, wait as reap,
 };
 use std::fs::File;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::Duration;
 
@@ -121,23 +119,8 @@ fn folder_of_nobody() -> Outcome {
 }
 
 /// Moves this process into a network namespace of its own, as root of one of its own if need be.
-pub(crate) fn enter_namespace() -> Outcome {
-    const CLONE_NEWUSER: i32 = 0x1000_0000;
-    const CLONE_NEWNET: i32 = 0x4000_0000;
-    let (user, group) = (geteuid(), getegid());
-    if user.is_root() {
-        sockcr_sys::netns::unshare(CLONE_NEWNET).context("no network namespace")?;
-    } else {
-        sockcr_sys::netns::unshare(CLONE_NEWUSER | CLONE_NEWNET).context("no user namespace")?;
-        let write = |file: &str, text: String| {
-            std::fs::write(Path::new("/proc/self").join(file), text).context("no user namespace")
-        };
-        write("setgroups", "deny".into())?;
-        write("uid_map", format!("0 {} 1", user.as_raw()))?;
-        write("gid_map", format!("0 {} 1", group.as_raw()))?;
-    }
-    let socket = crate::socket::unbound()?;
-    Ok(sockcr_sys::interface::bring_up(socket.as_fd(), "lo")?)
+pub fn enter_namespace() -> Outcome {
+    Ok(sockcr::sandbox::enter()?)
 }
 
 /// Every process that the scenario started, and every one that these did, must have ended.

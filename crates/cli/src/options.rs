@@ -30,7 +30,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         },
     };
     match (arguments.json, arguments.markdown, &arguments.name) {
-        (true, ..) => output::json(&rows.iter().map(|row| to_json(row)).collect())?,
+        (true, ..) => output::json(&rows.iter().map(to_json).collect())?,
         (_, true, _) => line(markdown(&rows).trim_end())?,
         (.., None) => print(&rows)?,
         (.., Some(_)) => rows.iter().try_for_each(|row| full(row))?,

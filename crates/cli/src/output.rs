@@ -3,6 +3,7 @@
 use anstyle::{AnsiColor, Style};
 use anyhow::Context;
 use serde_json::Value as Json;
+use sockcr::Error;
 use std::fs::File;
 use std::io::{self, IsTerminal, Write};
 use std::path::Path;
@@ -97,7 +98,7 @@ pub fn write(path: &str, bytes: &[u8]) -> anyhow::Result<()> {
     let special = std::fs::metadata(target).is_ok_and(|have| !have.is_file());
     if special {
         // A pipe or a device keeps its place.
-        return std::fs::write(target, bytes).with_context(|| path.to_owned());
+        return std::fs::write(target, bytes).map_err(|e| Error::system(path, e).into());
     }
     let mut unfinished = name.to_owned();
     unfinished.push(format!(".{}.part", std::process::id()));
@@ -111,7 +112,7 @@ pub fn write(path: &str, bytes: &[u8]) -> anyhow::Result<()> {
     if written.is_err() {
         let _ = std::fs::remove_file(&unfinished);
     }
-    written.with_context(|| format!("{path}: write the file"))
+    written.map_err(|error| Error::system(format!("write {path}"), error).into())
 }
 
 /// An image tells what a process does: for its owner's eyes only.

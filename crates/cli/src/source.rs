@@ -1,7 +1,7 @@
 //! Where checkpoints come from: a live socket, or an image.
 
 use anyhow::Context;
-use sockcr::{Checkpoint, Target, find, image};
+use sockcr::{Checkpoint, Error, ErrorKind, Target, find, image};
 use std::io::{IsTerminal, Read};
 
 /// Larger input is no image of ours.
@@ -17,10 +17,9 @@ pub fn bytes(path: &str) -> anyhow::Result<Vec<u8>> {
         }
         stdin.lock().take(MOST + 1).read_to_end(&mut bytes)?;
     } else {
-        let file = std::fs::File::open(path).with_context(|| path.to_owned())?;
-        file.take(MOST + 1)
-            .read_to_end(&mut bytes)
-            .with_context(|| path.to_owned())?;
+        std::fs::File::open(path)
+            .and_then(|file| file.take(MOST + 1).read_to_end(&mut bytes))
+            .map_err(|error| Error::system(path, error))?;
     }
     Ok(bytes)
 }
@@ -66,8 +65,9 @@ pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
     ) {
         (Ok(named), false) => target(&named),
         (_, true) => image(name),
-        (Err(error), false) if name.contains(['/', '.']) && !name.starts_with("udp:") => {
-            Err(error).with_context(|| format!("{name}: no such file"))
+        (Err(_), false) if name.contains(['/', '.']) && !name.starts_with("udp:") => {
+            let none = ErrorKind::NotFound;
+            Err(Error::new(none, name, "no such file, and no TARGET").into())
         }
         (Err(error), false) => Err(error.into()),
     }

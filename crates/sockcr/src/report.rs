@@ -42,6 +42,16 @@ impl Report {
         self.not_carried.is_empty()
     }
 
+    /// Whether the loss of this property is told already, as a step that failed.
+    pub(crate) fn tells_of(&self, property: &str) -> bool {
+        let step = match property.split_once(' ') {
+            Some(("membership", _)) => "join",
+            _ => property,
+        };
+        let mut notes = self.not_carried.iter();
+        notes.any(|note| note.what.starts_with(step))
+    }
+
     pub(crate) fn lose(&mut self, what: impl Into<String>, reason: impl Into<String>) {
         self.not_carried.push(Note::new(what, reason));
     }

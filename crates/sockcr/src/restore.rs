@@ -13,7 +13,8 @@ use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::endpoint::Failure;
 use crate::state::locks::BufferLocks;
-use crate::state::{filter, membership};
+use crate::state::filter::{self, Instruction};
+use crate::state::membership;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
@@ -134,8 +135,7 @@ impl Checkpoint {
             }
         }
         let program = self.filter.as_deref().unwrap_or_default();
-        lossy(filter::restore(fd, program), "filter", report);
-        self.endpoint.restore(fd, &self.options, &self.interfaces)?;
+        self.take_place(fd, program, report)?;
         self.write_options(&mut writer, Stage::AfterConnect, report);
         lossy(
             self.shutdown.unwrap_or_default().restore(fd),
@@ -147,6 +147,28 @@ impl Checkpoint {
             lossy(descriptor.restore(fd), "descriptor flags", report);
         }
         Ok(socket)
+    }
+
+    /// Attaches the filter, binds and connects; a socket that will be connected hears nobody
+    /// before it is.
+    fn take_place(
+        &self,
+        fd: BorrowedFd<'_>,
+        program: &[Instruction],
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        let connects = self.endpoint.peer.is_some();
+        match connects {
+            true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
+            false => lossy(filter::restore(fd, program), "filter", report),
+        }
+        self.endpoint.restore(fd, &self.options, &self.interfaces)?;
+        if connects && let Err(error) = filter::unblock(fd, program) {
+            // A filter that is refused must not leave the one that lets nothing in.
+            filter::unblock(fd, &[]).map_err(|e| Failure::at("filter", e))?;
+            lossy(Err(error), "filter", report);
+        }
+        Ok(())
     }
 
     fn write_options(&self, writer: &mut Writer<'_>, stage: Stage, report: &mut Report) {
@@ -168,14 +190,13 @@ impl Checkpoint {
     /// Reads the new socket back: what the kernel changed in silence is a loss too.
     fn verify(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Error> {
         let now = Checkpoint::dump(&fd)?;
-        for difference in crate::diff::diff(self, &now) {
+        let mut wanted = self.clone();
+        wanted.report = now.report.clone();
+        wanted.unknown.clear();
+        for difference in crate::diff::diff(&wanted, &now) {
             let (what, had) = (difference.what, difference.a.unwrap_or_default());
             let has = difference.b.unwrap_or_else(|| "nothing".into());
-            if !report
-                .not_carried
-                .iter()
-                .any(|note| note.what.starts_with(&what))
-            {
+            if !report.tells_of(&what) {
                 report.lose(what, format!("{had} became {has}"));
             }
         }

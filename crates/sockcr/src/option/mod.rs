@@ -476,17 +476,6 @@ fn default_ttl() -> Value {
     Value::Int(ttl.unwrap_or(64))
 }
 
-/// Writes one option again as the checkpoint has it, or as a fresh socket does.
-pub(crate) fn rewrite(
-    fd: BorrowedFd<'_>,
-    name: &str,
-    options: &Options,
-    interfaces: &Interfaces,
-) -> io::Result<()> {
-    let value = options.get(name).cloned().unwrap_or(Value::Pair(0, 0));
-    put(fd, name, &value, interfaces)
-}
-
 /// Writes one option by its name, whatever it was.
 pub(crate) fn put(
     fd: BorrowedFd<'_>,

@@ -27,6 +27,7 @@ use std::os::fd::BorrowedFd;
 const IPPROTO_IP: i32 = 0;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
+const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const LOOPBACK_INDEX: u32 = 1;
 const ESTABLISHED: u8 = 1;
@@ -159,13 +160,11 @@ impl Endpoint {
                 false => self.check(fd),
             };
         };
-        let connect = || self.connect(fd, peer, options, interfaces);
-        connect().or_else(
-            |failure| match undirected(fd, options, interfaces, connect) {
-                Some(Ok(())) => Ok(()),
-                Some(Err(_)) | None => Err(failure),
-            },
-        )?;
+        let directions = Directions { fd, options, interfaces };
+        if let Err(failure) = self.connect(fd, peer, &directions) {
+            let detour = directions.any().then(|| self.connect_undirected(fd, peer, &directions));
+            detour.and_then(Result::ok).ok_or(failure)?;
+        }
         self.check(fd)
     }
 
@@ -173,16 +172,36 @@ impl Endpoint {
         &self,
         fd: BorrowedFd<'_>,
         peer: SocketAddrV4,
-        options: &Options,
-        interfaces: &Interfaces,
+        directions: &Directions<'_>,
     ) -> Result<(), Failure> {
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
-            option::rewrite(fd, "IP_MULTICAST_IF", options, interfaces)
+            directions
+                .multicast()
                 .map_err(|error| Failure::at("IP_MULTICAST_IF", error))?;
         }
-        rustix::net::connect(fd, &peer)
-            .map_err(|error| Failure::at(format!("connect to {peer}"), error.into()))
+        connect(fd, peer)
+    }
+
+    /// Connects a socket whose owner gave it a device only after it was connected, to a peer that
+    /// is not reached by that device from its address: by way of the loopback device, behind a
+    /// filter that lets nothing in meanwhile.
+    fn connect_undirected(
+        &self,
+        fd: BorrowedFd<'_>,
+        peer: SocketAddrV4,
+        directions: &Directions<'_>,
+    ) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::at("connect without a device", error);
+        let step = || {
+            directions.to_loopback().map_err(failed)?;
+            if !self.address_locked || self.source.is_some() {
+                self.choose_source(fd)?;
+            }
+            connect(fd, peer)?;
+            directions.put_back().map_err(failed)
+        };
+        filter::shut(fd, step, failed)
     }
 
     fn bind(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
@@ -256,43 +275,55 @@ fn take_source(fd: BorrowedFd<'_>, source: Ipv4Addr, device: u32) -> io::Result<
     Ok(rustix::net::connect(fd, &all_hosts)?)
 }
 
-/// Connects a socket whose owner restricted it to a device only after it was connected, to a peer
-/// that no route of that device leads to: without the restriction, behind a filter that lets
-/// nothing in meanwhile. `None` when there is no restriction.
-fn undirected(
-    fd: BorrowedFd<'_>,
-    options: &Options,
-    interfaces: &Interfaces,
-    connect: impl FnOnce() -> Result<(), Failure>,
-) -> Option<Result<(), Failure>> {
-    let unicast = options
-        .get("IP_UNICAST_IF")
-        .filter(|value| !value.is_empty());
-    let device = options
-        .get("SO_BINDTODEVICE")
-        .filter(|value| !value.is_empty());
-    unicast.or(device)?;
-    let write = |name: &str, value: &Value| option::put(fd, name, value, interfaces);
-    let lift = || {
-        write("IP_UNICAST_IF", &Value::Int(0))?;
-        device.map_or(Ok(()), |_| {
-            write("SO_BINDTODEVICE", &Value::Text(String::new()))
-        })
-    };
-    let put_back = || {
-        unicast.map_or(Ok(()), |value| write("IP_UNICAST_IF", value))?;
-        device.map_or(Ok(()), |value| write("SO_BINDTODEVICE", value))
-    };
-    let failed = |error: io::Error| Failure::at("connect without a device", error);
-    Some(filter::shut(
-        fd,
-        || {
-            lift().map_err(failed)?;
-            connect()?;
-            put_back().map_err(failed)
-        },
-        failed,
-    ))
+fn connect(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> Result<(), Failure> {
+    rustix::net::connect(fd, &peer)
+        .map_err(|error| Failure::at(format!("connect to {peer}"), error.into()))
+}
+
+/// The options that say by which device to send.
+struct Directions<'a> {
+    fd: BorrowedFd<'a>,
+    options: &'a Options,
+    interfaces: &'a Interfaces,
+}
+
+impl Directions<'_> {
+    fn any(&self) -> bool {
+        let names = ["SO_BINDTODEVICE", "IP_UNICAST_IF", "IP_MULTICAST_IF"];
+        let mut values = names.iter().filter_map(|name| self.options.get(name));
+        values.any(|value| !value.is_empty())
+    }
+
+    fn put(&self, name: &str, value: &Value) -> io::Result<()> {
+        option::put(self.fd, name, value, self.interfaces)
+    }
+
+    /// Writes an option as the checkpoint has it, or `fresh`.
+    fn again(&self, name: &str, fresh: &Value) -> io::Result<()> {
+        self.put(name, self.options.get(name).unwrap_or(fresh))
+    }
+
+    fn multicast(&self) -> io::Result<()> {
+        self.again("IP_MULTICAST_IF", &Value::Pair(0, 0))
+    }
+
+    /// From whatever address to whatever peer: on the loopback device there is always a route.
+    fn to_loopback(&self) -> io::Result<()> {
+        if bound_device(self.fd) != 0 {
+            self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
+        }
+        let unicast = LOOPBACK_INDEX.to_be_bytes();
+        let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
+        sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_UNICAST_IF, &unicast)?;
+        sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_MULTICAST_IF, &multicast)
+    }
+
+    /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
+    fn put_back(&self) -> io::Result<()> {
+        self.multicast()?;
+        self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
+    }
 }
 
 /// A step that failed.
