@@ -8,8 +8,16 @@ use sockcr_scenarios::{Outcome, Scenario, actor, dns};
 use std::net::SocketAddrV4;
 
 pub const ALL: &[Scenario] = &[
-    Scenario::new("daemon::looked_at_while_it_works", NEEDS, looked_at_while_it_works),
-    Scenario::new("daemon::dumped_by_every_name", NEEDS_SS, dumped_by_every_name),
+    Scenario::new(
+        "daemon::looked_at_while_it_works",
+        NEEDS,
+        looked_at_while_it_works,
+    ),
+    Scenario::new(
+        "daemon::dumped_by_every_name",
+        NEEDS_SS,
+        dumped_by_every_name,
+    ),
     Scenario::new("daemon::taken_over", NEEDS, taken_over),
 ];
 
@@ -20,8 +28,18 @@ const ADDRESSES: [&str; 2] = ["127.0.0.1:5353", "127.0.0.2:5353"];
 /// dnsmasq, answering.
 fn start() -> anyhow::Result<Process> {
     let mut command = program("dnsmasq");
-    command.args(["--no-daemon", "--conf-file=/dev/null", "--pid-file=", "--user=root"]);
-    command.args(["--no-resolv", "--no-hosts", "--bind-interfaces", "--port=5353"]);
+    command.args([
+        "--no-daemon",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--user=root",
+    ]);
+    command.args([
+        "--no-resolv",
+        "--no-hosts",
+        "--bind-interfaces",
+        "--port=5353",
+    ]);
     command.args(["--listen-address=127.0.0.1", "--listen-address=127.0.0.2"]);
     command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
     let daemon = Process::start(&mut command)?;
@@ -30,7 +48,9 @@ fn start() -> anyhow::Result<Process> {
 }
 
 fn answers() -> Outcome {
-    ADDRESSES.iter().try_for_each(|address| dns::ask(address.parse::<SocketAddrV4>()?))
+    ADDRESSES
+        .iter()
+        .try_for_each(|address| dns::ask(address.parse::<SocketAddrV4>()?))
 }
 
 /// The inode, descriptor and cookie of its UDP sockets, in the order of [`ADDRESSES`].
@@ -43,7 +63,10 @@ fn sockets(daemon: &Process) -> anyhow::Result<Vec<(u64, u64)>> {
         let mut udp = listed.iter().filter(|socket| socket["protocol"] == "udp");
         let socket = udp.find(|socket| socket["local"] == **address)?;
         ensure_one_holder(socket, daemon)?;
-        Some((socket["inode"].as_u64()?, socket["holders"][0]["fd"].as_u64()?))
+        Some((
+            socket["inode"].as_u64()?,
+            socket["holders"][0]["fd"].as_u64()?,
+        ))
     };
     let found: Option<Vec<_>> = ADDRESSES.iter().map(find).collect();
     found.with_context(|| format!("not all are listed: {ran}"))
@@ -61,7 +84,11 @@ fn looked_at_while_it_works() -> Outcome {
     for (address, (inode, fd)) in ADDRESSES.iter().zip(sockets(&daemon)?) {
         let listed = done(["list", "src", address])?;
         let row = format!("{inode}");
-        let row = listed.text().lines().find(|line| line.starts_with(&row)).map(str::to_owned);
+        let row = listed
+            .text()
+            .lines()
+            .find(|line| line.starts_with(&row))
+            .map(str::to_owned);
         let row = row.with_context(|| format!("{inode} is not listed: {listed}"))?;
         for words in [&format!("{pid}:{fd}"), "dnsmasq", "udp", address, "yes"] {
             ensure!(row.contains(words), "no {words} in {row}");
@@ -71,8 +98,14 @@ fn looked_at_while_it_works() -> Outcome {
             .prints(&[address, "SO_REUSEADDR  on", "O_NONBLOCK", "SO_RCVBUF"])?
             .quiet()?;
         let shown = done(["show", "--json", &target])?.json()?;
-        ensure!(shown["sockets"][0]["endpoint"]["local"] == *address, "{shown}");
-        ensure!(shown["sockets"][0]["options"]["SO_REUSEADDR"] == 1, "{shown}");
+        ensure!(
+            shown["sockets"][0]["endpoint"]["local"] == *address,
+            "{shown}"
+        );
+        ensure!(
+            shown["sockets"][0]["options"]["SO_REUSEADDR"] == 1,
+            "{shown}"
+        );
         answers()?;
     }
     Ok(())
@@ -126,7 +159,10 @@ fn taken_over() -> Outcome {
     let daemon = start()?;
     let pid = daemon.pid();
     let sockets = sockets(&daemon)?;
-    let targets: Vec<String> = sockets.iter().map(|(_, fd)| format!("{pid}:{fd}")).collect();
+    let targets: Vec<String> = sockets
+        .iter()
+        .map(|(_, fd)| format!("{pid}:{fd}"))
+        .collect();
     dump("exact.skc", &targets, &[])?;
     dump("before.skc", &targets, &["--canonical"])?;
     let status = daemon.terminate()?;
@@ -140,7 +176,9 @@ fn taken_over() -> Outcome {
     for (address, socket) in ADDRESSES.iter().zip(sockets) {
         ensure!(socket["local"] == *address, "{facts}");
     }
-    let fds = sockets.iter().map(|socket| format!("{}:{}", helper.pid(), socket["fd"]));
+    let fds = sockets
+        .iter()
+        .map(|socket| format!("{}:{}", helper.pid(), socket["fd"]));
     dump("after.skc", &fds.collect::<Vec<_>>(), &["--canonical"])?;
     let difference = sockcr(["diff", "before.skc", "after.skc"]).run()?;
     let same = std::fs::read("before.skc")? == std::fs::read("after.skc")?;

@@ -15,11 +15,19 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("finding::shared_by_processes", &[], shared_by_processes),
     Scenario::new("finding::not_bound", &[], not_bound),
     Scenario::new("finding::by_address", &[], by_address),
-    Scenario::new("finding::thread_with_its_own_table", &[], thread_with_its_own_table),
+    Scenario::new(
+        "finding::thread_with_its_own_table",
+        &[],
+        thread_with_its_own_table,
+    ),
     Scenario::new("finding::another_namespace", &[], another_namespace),
     Scenario::new("finding::what_is_not_there", &[], what_is_not_there),
     Scenario::new("finding::what_is_not_carried", &[], what_is_not_carried),
-    Scenario::new("finding::what_is_not_permitted", &[Need::Root], what_is_not_permitted),
+    Scenario::new(
+        "finding::what_is_not_permitted",
+        &[Need::Root],
+        what_is_not_permitted,
+    ),
     Scenario::new("finding::wrong_usage", &[], wrong_usage),
 ];
 
@@ -33,7 +41,10 @@ fn verbs(target: &str) -> [Vec<&str>; 3] {
 }
 
 fn no_image_was_written() -> Outcome {
-    ensure!(!std::fs::exists("refused.skc")?, "an image was written all the same");
+    ensure!(
+        !std::fs::exists("refused.skc")?,
+        "an image was written all the same"
+    );
     Ok(())
 }
 
@@ -65,7 +76,10 @@ fn shared_by_processes() -> Outcome {
     holders.sort_unstable();
     let told = listed["holders"].as_array().context("no holders")?.iter();
     let told: Vec<&Json> = told.map(|holder| &holder["pid"]).collect();
-    ensure!(told == holders.iter().collect::<Vec<_>>(), "{holders:?} have it: {listed}");
+    ensure!(
+        told == holders.iter().collect::<Vec<_>>(),
+        "{holders:?} have it: {listed}"
+    );
     for holder in &told {
         let through = format!("{holder}:{}", socket.as_raw_fd());
         done(["show", &through])?.prints(&["127.0.0.1:7001"])?;
@@ -85,7 +99,10 @@ fn not_bound() -> Outcome {
     let socket = socket::unbound()?;
     let inode = inode(&socket)?;
     let listed = listed(inode, &[])?.context("is not listed")?;
-    ensure!(listed["local"].is_null() && listed["checkpoint"] == true, "{listed}");
+    ensure!(
+        listed["local"].is_null() && listed["checkpoint"] == true,
+        "{listed}"
+    );
     let by_inode = format!("inode:{inode}");
     done(["show", &by_inode])?.prints(&["not bound"])?.quiet()?;
     done(["dump", &by_inode, "-o", "unbound.skc"])?.quiet()?;
@@ -97,7 +114,10 @@ fn not_bound() -> Outcome {
 }
 
 fn by_address() -> Outcome {
-    let two = [UdpSocket::bind("127.0.0.1:7002")?, UdpSocket::bind("127.0.0.2:7002")?];
+    let two = [
+        UdpSocket::bind("127.0.0.1:7002")?,
+        UdpSocket::bind("127.0.0.2:7002")?,
+    ];
     for (address, expected) in [("127.0.0.1", 1), ("127.0.0.2", 1), ("*", 2)] {
         done(["dump", &format!("udp:{address}:7002"), "-o", "found.skc"])?.quiet()?;
         ensure!(count("found.skc")? == expected, "{address}");
@@ -114,11 +134,18 @@ fn thread_with_its_own_table() -> Outcome {
     for arguments in [&[][..], &["--pid", &actor.pid().to_string()]] {
         let listed = listed(inode, arguments)?.context("is not listed")?;
         let holder = &listed["holders"][0];
-        ensure!(holder["pid"] == actor.pid() && holder["tid"] == facts["tid"], "{listed}");
+        ensure!(
+            holder["pid"] == actor.pid() && holder["tid"] == facts["tid"],
+            "{listed}"
+        );
     }
     let tid = &facts["tid"];
     done(["list"])?.prints(&[&format!("{tid}:{}", facts["fd"])])?;
-    for name in [format!("{tid}:{}", facts["fd"]), format!("inode:{inode}"), actor.pid().to_string()] {
+    for name in [
+        format!("{tid}:{}", facts["fd"]),
+        format!("inode:{inode}"),
+        actor.pid().to_string(),
+    ] {
         done(["show", &name])?.prints(&["not bound"])?;
         done(["dump", "--stop", &name, "-o", "thread.skc"])?.quiet()?;
         ensure!(count("thread.skc")? == 1, "{name}");
@@ -140,7 +167,10 @@ fn another_namespace() -> Outcome {
         done(["dump", name, "-o", "elsewhere.skc"])?.quiet()?;
     }
     ensure!(listed(inode, &[])?.is_none(), "is listed here");
-    ensure!(listed(inode, &["--pid", &pid.to_string()])?.is_some(), "its process does not show it");
+    ensure!(
+        listed(inode, &["--pid", &pid.to_string()])?.is_some(),
+        "its process does not show it"
+    );
     for name in [&by_inode, "udp:127.0.0.1:7004", "udp:*:7004"] {
         for words in verbs(name) {
             refused(words)?
@@ -152,7 +182,10 @@ fn another_namespace() -> Outcome {
         done(["dump", name, "--netns", &namespace, "-o", "there.skc"])?.quiet()?;
         done(["diff", "elsewhere.skc", "there.skc"])?;
     }
-    ensure!(listed(inode, &["--netns", &namespace])?.is_some(), "is not listed there");
+    ensure!(
+        listed(inode, &["--netns", &namespace])?.is_some(),
+        "is not listed there"
+    );
     // The address is free here, and taken there.
     done(["restore", "elsewhere.skc"])?.prints(&["exactly"])?;
     refused(["restore", "elsewhere.skc", "--netns", &namespace])?
@@ -169,12 +202,24 @@ fn what_is_not_there() -> Outcome {
     let own = std::process::id();
     let nobody_has = i32::MAX;
     for (name, why, help) in [
-        ("inode:1".to_owned(), "no such socket in this network namespace", "sockcr list"),
-        ("cookie:0xffffffffffffffff".into(), "no such socket", "sockcr list"),
+        (
+            "inode:1".to_owned(),
+            "no such socket in this network namespace",
+            "sockcr list",
+        ),
+        (
+            "cookie:0xffffffffffffffff".into(),
+            "no such socket",
+            "sockcr list",
+        ),
         ("udp:127.0.0.1:1".into(), "no such socket", "sockcr list"),
         (format!("{nobody_has}"), "no such process", "sockcr list"),
         (format!("{nobody_has}:3"), "no such process", "sockcr list"),
-        (format!("{own}:{}", i32::MAX), "no such descriptor", "sockcr list --pid"),
+        (
+            format!("{own}:{}", i32::MAX),
+            "no such descriptor",
+            "sockcr list --pid",
+        ),
         (target(&file), "is not a socket", "sockcr list --pid"),
     ] {
         for words in verbs(&name) {
@@ -191,11 +236,16 @@ fn what_is_not_there() -> Outcome {
 fn what_is_not_carried() -> Outcome {
     let listener = TcpListener::bind("127.0.0.1:7005")?;
     let listed = listed(inode(&listener)?, &[])?.context("is not listed")?;
-    ensure!(listed["checkpoint"] == false && listed["protocol"] == "tcp", "{listed}");
+    ensure!(
+        listed["checkpoint"] == false && listed["protocol"] == "tcp",
+        "{listed}"
+    );
     done(["list", "src", "127.0.0.1:7005"])?.prints(&["no: tcp is not carried yet"])?;
     for name in [target(&listener), format!("inode:{}", inode(&listener)?)] {
         for words in verbs(&name) {
-            refused(words)?.says(&["tcp", "not carried yet"])?.helps("UDP over IPv4")?;
+            refused(words)?
+                .says(&["tcp", "not carried yet"])?
+                .helps("UDP over IPv4")?;
         }
         no_image_was_written()?;
     }
@@ -212,9 +262,15 @@ fn what_is_not_permitted() -> Outcome {
     let ran = sockcr(["show", &name]).as_nobody().run()?.refused()?;
     ran.says(&["no such socket"])?.helps("root sees them all")?;
     let own = std::process::id().to_string();
-    let ran = sockcr(["dump", &own, "-o", "nobody/x.skc"]).as_nobody().run()?.refused()?;
+    let ran = sockcr(["dump", &own, "-o", "nobody/x.skc"])
+        .as_nobody()
+        .run()?
+        .refused()?;
     ran.says(&["not permitted"])?.helps("CAP_SYS_PTRACE")?;
-    ensure!(!std::fs::exists("nobody/x.skc")?, "an image was written all the same");
+    ensure!(
+        !std::fs::exists("nobody/x.skc")?,
+        "an image was written all the same"
+    );
     let ran = sockcr(["list"]).as_nobody().run()?.done()?;
     ran.says(&["could not be looked into"])?;
     Ok(())
@@ -238,7 +294,10 @@ fn wrong_usage() -> Outcome {
     ] {
         sockcr(words).run()?.misused()?;
     }
-    sockcr(["--help"]).run()?.done()?.prints(&["Usage: sockcr", "restore", "inode:N"])?;
+    sockcr(["--help"])
+        .run()?
+        .done()?
+        .prints(&["Usage: sockcr", "restore", "inode:N"])?;
     sockcr(["--version"]).run()?.done()?.prints(&["sockcr "])?;
     Ok(())
 }

@@ -10,7 +10,11 @@ use std::net::UdpSocket;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("handing_over::to_a_command", &[], to_a_command),
-    Scenario::new("handing_over::from_standard_input", &[], from_standard_input),
+    Scenario::new(
+        "handing_over::from_standard_input",
+        &[],
+        from_standard_input,
+    ),
     Scenario::new("handing_over::no_such_command", &[], no_such_command),
     Scenario::new("handing_over::all_or_nothing", &[], all_or_nothing),
 ];
@@ -33,8 +37,13 @@ fn restore_into(role: &'static str, image: &str) -> Sockcr {
 fn to_a_command() -> Outcome {
     let ports = [7012, 7010, 7011];
     dumped("three.skc", &ports)?;
-    let facts = restore_into("report", "three.skc").run()?.done()?.quiet()?.json()?;
-    ensure!(facts["listen_pid"] == facts["pid"].to_string(), "{facts}");
+    let facts = restore_into("report", "three.skc")
+        .run()?
+        .done()?
+        .quiet()?
+        .json()?;
+    let pid = facts["pid"].to_string();
+    ensure!(facts["listen_pid"] == pid, "{facts}");
     let names = ports.map(|port| format!("udp-127.0.0.1-{port}")).join(":");
     ensure!(facts["listen_fdnames"] == names, "{facts}");
     for (at, port) in ports.iter().enumerate() {
@@ -45,21 +54,39 @@ fn to_a_command() -> Outcome {
     }
     // What every child here gets, the three sockets, and nothing of the command's own.
     let (_, inherited) = actor::start("open", &[])?;
-    let inherited = inherited.as_array().into_iter().flatten().filter_map(Json::as_i64);
+    let inherited = inherited
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Json::as_i64);
     let expected: BTreeSet<i64> = inherited.chain(3..6).collect();
-    ensure!(facts["open"] == json!(expected), "{expected:?} were due: {facts}");
+    ensure!(
+        facts["open"] == json!(expected),
+        "{expected:?} were due: {facts}"
+    );
 
     let mut server = restore_into("serve", "three.skc").start()?;
     let facts: Json = server.facts()?;
-    ensure!(facts["pid"] == server.pid(), "the command is another process: {facts}");
+    ensure!(
+        facts["pid"] == server.pid(),
+        "the command is another process: {facts}"
+    );
     ports.iter().try_for_each(|port| echoes(local(*port)))
 }
 
 fn from_standard_input() -> Outcome {
     dumped("one.skc", &[7013])?;
-    let facts = restore_into("report", "-").input("one.skc")?.run()?.done()?.json()?;
+    let facts = restore_into("report", "-")
+        .input("one.skc")?
+        .run()?
+        .done()?
+        .json()?;
     ensure!(facts["sockets"][0]["local"] == "127.0.0.1:7013", "{facts}");
-    sockcr(["restore", "-"]).input("one.skc")?.run()?.done()?.prints(&["exactly"])?;
+    sockcr(["restore", "-"])
+        .input("one.skc")?
+        .run()?
+        .done()?
+        .prints(&["exactly"])?;
     Ok(())
 }
 
@@ -72,7 +99,7 @@ fn no_such_command() -> Outcome {
     // Nothing of the sockets is left.
     UdpSocket::bind(local(7014))?;
     refused(["restore", "no-such-image.skc", "--", "true"])?
-        .says(&["no-such-image.skc", "No such file"])?;
+        .says(&["no-such-image.skc", "no such file"])?;
     Ok(())
 }
 

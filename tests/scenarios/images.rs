@@ -15,7 +15,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("images::edited_addresses", &[], edited_addresses),
     Scenario::new("images::wrongly_edited", &[], wrongly_edited),
     Scenario::new("images::compared", &[], compared),
-    Scenario::new("images::written_whole_and_private", &[], written_whole_and_private),
+    Scenario::new(
+        "images::written_whole_and_private",
+        &[],
+        written_whole_and_private,
+    ),
     Scenario::new("images::writer_killed", &[], writer_killed),
     Scenario::new("images::reader_gone", &[], reader_gone),
 ];
@@ -57,8 +61,14 @@ fn json_and_back() -> Outcome {
         let json = done(["show", "--json", "a.skc"])?.quiet()?;
         std::fs::write("a.json", &json.bytes)?;
         done(["encode", "a.json", "-o", "b.skc"])?.quiet()?;
-        ensure!(std::fs::read("b.skc")? == image, "another image came back: {json}");
-        let again = sockcr(["encode", "-o", "-"]).input("a.json")?.run()?.done()?;
+        ensure!(
+            std::fs::read("b.skc")? == image,
+            "another image came back: {json}"
+        );
+        let again = sockcr(["encode", "-o", "-"])
+            .input("a.json")?
+            .run()?
+            .done()?;
         ensure!(again.bytes == image, "another image came out of a pipe");
         done(["diff", "a.skc", "b.skc"])?.quiet()?;
     }
@@ -72,7 +82,10 @@ fn json_and_back() -> Outcome {
     ] {
         std::fs::write("wrong.json", text)?;
         refused(["encode", "wrong.json", "-o", "c.skc"])?.says(&[why])?;
-        ensure!(!std::fs::exists("c.skc")?, "{text}: an image was written all the same");
+        ensure!(
+            !std::fs::exists("c.skc")?,
+            "{text}: an image was written all the same"
+        );
     }
     Ok(())
 }
@@ -122,22 +135,45 @@ fn is_refused(bytes: &[u8], by_all: bool) -> Outcome {
 fn edited() -> Outcome {
     dumped("a.skc", vec![UdpSocket::bind(local(7025))?])?;
     let before = std::fs::read("a.skc")?;
-    let words = ["SO_RCVBUF=8M", "IP_TTL=9", "local=127.0.0.2:7026", "-o", "b.skc"];
+    let words = [
+        "SO_RCVBUF=8M",
+        "IP_TTL=9",
+        "local=127.0.0.2:7026",
+        "-o",
+        "b.skc",
+    ];
     done(["edit", "a.skc"].iter().chain(&words))?.says(&["IP_TTL: - → 9", "→ 127.0.0.2:7026"])?;
-    ensure!(std::fs::read("a.skc")? == before, "the old image was changed");
-    done(["show", "--changed", "b.skc"])?.prints(&["udp 127.0.0.2:7026", "8388608 B (8 MiB)", "IP_TTL"])?;
+    ensure!(
+        std::fs::read("a.skc")? == before,
+        "the old image was changed"
+    );
+    done(["show", "--changed", "b.skc"])?.prints(&[
+        "udp 127.0.0.2:7026",
+        "8388608 B (8 MiB)",
+        "IP_TTL",
+    ])?;
     let different = sockcr(["diff", "a.skc", "b.skc"]).run()?.different()?;
     different.prints(&["local address", "127.0.0.2:7026", "SO_RCVBUF", "IP_TTL"])?;
     // In place, back again; a size that was chosen once stays chosen.
     let words = ["SO_RCVBUF=212992", "IP_TTL=default", "local=127.0.0.1:7025"];
     done(["edit", "b.skc"].iter().chain(&words))?;
     let locked = sockcr(["diff", "a.skc", "b.skc"]).run()?.different()?;
-    ensure!(locked.text() == "receive buffer lock  not locked  →  locked\n", "{locked}");
+    ensure!(
+        locked.text() == "receive buffer lock  not locked  →  locked\n",
+        "{locked}"
+    );
     done(["edit", "a.skc", "SO_BROADCAST=on", "-o", "b.skc"])?;
     done(["edit", "b.skc", "SO_BROADCAST=off"])?;
     ensure!(std::fs::read("b.skc")? == before, "another image came back");
 
-    done(["edit", "a.skc", "local=127.0.0.2:7026", "IP_TTL=9", "-o", "c.skc"])?;
+    done([
+        "edit",
+        "a.skc",
+        "local=127.0.0.2:7026",
+        "IP_TTL=9",
+        "-o",
+        "c.skc",
+    ])?;
     done(["edit", "c.skc", "peer=127.0.0.1:7027"])?.says(&["peer: none → 127.0.0.1:7027"])?;
     let words = ["restore", "c.skc", "--", "cat", "/proc/net/udp"];
     // 127.0.0.2:7026 -> 127.0.0.1:7027
@@ -184,7 +220,10 @@ fn wrongly_edited() -> Outcome {
         ("SO_BROADCAST=2", "SO_BROADCAST=2"),
         ("IP_MTU_DISCOVER=IP_NOSUCH", "IP_NOSUCH"),
         ("SO_RCVTIMEO=5 parsecs", "parsecs"),
-        ("SO_BINDTODEVICE=a-name-that-is-too-long", "SO_BINDTODEVICE="),
+        (
+            "SO_BINDTODEVICE=a-name-that-is-too-long",
+            "SO_BINDTODEVICE=",
+        ),
         ("SO_COOKIE=1", "does not carry"),
         ("local=127.0.0.1", "local=127.0.0.1"),
         ("local=[::1]:53", "local=[::1]:53"),
@@ -193,7 +232,10 @@ fn wrongly_edited() -> Outcome {
         // A good change before a bad one changes nothing either.
         for words in [&["IP_TTL=3", change][..], &[change, "-o", "b.skc"]] {
             refused(["edit", "a.skc"].iter().chain(words))?.says(&[why])?;
-            ensure!(std::fs::read("a.skc")? == before, "{change}: the image was changed");
+            ensure!(
+                std::fs::read("a.skc")? == before,
+                "{change}: the image was changed"
+            );
         }
         ensure!(!std::fs::exists("b.skc")?, "{change}: an image was written");
     }
@@ -214,7 +256,10 @@ fn compared() -> Outcome {
         let different = sockcr(["diff", one, other]).run()?.different()?;
         different.prints(&["127.0.0.1:7029", "127.0.0.1:7030", "IP_TTL"])?;
     }
-    let json = sockcr(["diff", "--json", "a.skc", &live_b]).run()?.different()?.json()?;
+    let json = sockcr(["diff", "--json", "a.skc", &live_b])
+        .run()?
+        .different()?
+        .json()?;
     let differences = json["sockets"][0].as_array().context("no differences")?;
     let what: Vec<_> = differences.iter().map(|d| &d["what"]).collect();
     ensure!(what == ["local address", "IP_TTL"], "{json}");
@@ -236,13 +281,17 @@ fn written_whole_and_private() -> Outcome {
         ensure!(mode == 0o600, "{image} has mode {mode:o}");
     }
     // Where it cannot be written to the end, there is an error, and what was there stays.
-    refused(["dump", &name, "-o", "/dev/full"])?.says(&["/dev/full", "No space left"])?;
-    refused(["dump", &name, "-o", "no/such/folder/a.skc"])?.says(&["no/such/folder/a.skc", "No such"])?;
+    refused(["dump", &name, "-o", "/dev/full"])?.says(&["/dev/full", "no space left"])?;
+    refused(["dump", &name, "-o", "no/such/folder/a.skc"])?
+        .says(&["no/such/folder/a.skc", "no such"])?;
     refused(["dump", &name, "-o", "nobody"])?.says(&["nobody"])?;
     std::fs::write("old.skc", "old")?;
     refused(["dump", "inode:1", "-o", "old.skc"])?;
     refused(["dump", &name, "inode:1", "-o", "old.skc"])?;
-    ensure!(std::fs::read("old.skc")? == b"old", "a failed dump changed the file");
+    ensure!(
+        std::fs::read("old.skc")? == b"old",
+        "a failed dump changed the file"
+    );
     done(["dump", &name, "-o", "old.skc"])?;
     done(["diff", "old.skc", "a.skc"])?;
     only_these(&["a.json", "a.skc", "b.skc", "log", "nobody", "old.skc"])
@@ -258,8 +307,9 @@ fn only_these(expected: &[&str]) -> Outcome {
 
 /// At whatever moment the command is killed, the file is the old one or the new one.
 fn writer_killed() -> Outcome {
-    let sockets: Vec<UdpSocket> =
-        (7100..7130).map(|port| UdpSocket::bind(local(port))).collect::<Result<_, _>>()?;
+    let sockets: Vec<UdpSocket> = (7100..7130)
+        .map(|port| UdpSocket::bind(local(port)))
+        .collect::<Result<_, _>>()?;
     let own: Vec<String> = sockets.iter().map(target).collect();
     let mut words = vec!["dump", "-o", "new.skc"];
     words.extend(own.iter().map(String::as_str));
@@ -275,9 +325,16 @@ fn writer_killed() -> Outcome {
         process.kill()?;
         let now = std::fs::read("new.skc")?;
         let length = now.len();
-        ensure!(now == b"old" || now == new, "round {round}: {length} bytes of {}", new.len());
+        ensure!(
+            now == b"old" || now == new,
+            "round {round}: {length} bytes of {}",
+            new.len()
+        );
     }
-    ensure!(killed > 5, "was killed only {killed} times: the moments are badly chosen");
+    ensure!(
+        killed > 5,
+        "was killed only {killed} times: the moments are badly chosen"
+    );
     Ok(())
 }
 

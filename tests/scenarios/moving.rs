@@ -12,8 +12,17 @@ use std::os::fd::AsFd;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("moving::to_other_names", NEEDS, to_other_names),
-    Scenario::new("moving::what_has_no_such_name", NEEDS, what_has_no_such_name),
-    Scenario::new("moving::a_map_that_maps_nothing", NEEDS, a_map_that_maps_nothing),
+    Scenario::new("moving::to_any_address", &[], to_any_address),
+    Scenario::new(
+        "moving::what_has_no_such_name",
+        NEEDS,
+        what_has_no_such_name,
+    ),
+    Scenario::new(
+        "moving::a_map_that_maps_nothing",
+        NEEDS,
+        a_map_that_maps_nothing,
+    ),
 ];
 
 const NEEDS: &[Need] = &[Need::Program("ip")];
@@ -29,8 +38,14 @@ fn device(name: &str, address: Ipv4Addr, before: &[&str]) -> Outcome {
     for name in before {
         run("ip", &["link", "add", name, "type", "bridge"])?;
     }
-    run("ip", &["link", "add", name, "type", "veth", "peer", "name", "other"])?;
-    run("ip", &["address", "add", &format!("{address}/24"), "dev", name])?;
+    run(
+        "ip",
+        &["link", "add", name, "type", "veth", "peer", "name", "other"],
+    )?;
+    run(
+        "ip",
+        &["address", "add", &format!("{address}/24"), "dev", name],
+    )?;
     run("ip", &["link", "set", name, "up"])?;
     run("ip", &["link", "set", "other", "up"])
 }
@@ -76,16 +91,28 @@ fn to_other_names() -> Outcome {
     let shown = done(["show", "--json", &format!("{}:3", server.pid())])?.quiet()?;
     let json = shown.json()?;
     let socket = &json["sockets"][0];
-    ensure!(socket["endpoint"]["local"] == format!("{THERE}:{SERVICE}"), "{shown}");
+    ensure!(
+        socket["endpoint"]["local"] == format!("{THERE}:{SERVICE}"),
+        "{shown}"
+    );
     ensure!(socket["options"]["SO_BINDTODEVICE"] == "w0", "{shown}");
     let multicast = &socket["options"]["IP_MULTICAST_IF"];
-    ensure!(multicast["interface"] == "w0" && multicast["address"] == THERE.to_string(), "{shown}");
+    ensure!(
+        multicast["interface"] == "w0" && multicast["address"] == THERE.to_string(),
+        "{shown}"
+    );
     let shown = done(["show", "--json", &format!("{}:4", server.pid())])?.quiet()?;
     let json = shown.json()?;
     let socket = &json["sockets"][0];
-    ensure!(socket["memberships"][0]["group"] == GROUP.to_string(), "{shown}");
+    ensure!(
+        socket["memberships"][0]["group"] == GROUP.to_string(),
+        "{shown}"
+    );
     ensure!(socket["memberships"][0]["interface"] == "w0", "{shown}");
-    ensure!(socket["options"]["IP_MULTICAST_IF"]["interface"] == "w0", "{shown}");
+    ensure!(
+        socket["options"]["IP_MULTICAST_IF"]["interface"] == "w0",
+        "{shown}"
+    );
     // The group reaches the socket through the device of the new name.
     let sender = UdpSocket::bind((THERE, 0))?;
     let index = sockcr_sys::interface::index(sender.as_fd(), "w0")?;
@@ -97,7 +124,28 @@ fn to_other_names() -> Outcome {
 fn echoes_to(sender: &UdpSocket, to: SocketAddrV4) -> Outcome {
     use sockcr_scenarios::wait;
     sender.send_to(b"news", to)?;
-    ensure!(wait::readable(sender, wait::PATIENCE)?, "nothing comes back");
+    ensure!(
+        wait::readable(sender, wait::PATIENCE)?,
+        "nothing comes back"
+    );
+    Ok(())
+}
+
+/// An address for any, as where the address of the old place has no counterpart.
+fn to_any_address() -> Outcome {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, SERVICE))?;
+    done(["dump", &target(&socket), "-o", "a.skc"])?.quiet()?;
+    drop(socket);
+    let words = [
+        "restore",
+        "a.skc",
+        "--map",
+        "127.0.0.1=0.0.0.0",
+        "--",
+        "cat",
+        "/proc/net/udp",
+    ];
+    done(words)?.quiet()?.prints(&["00000000:1B80"])?;
     Ok(())
 }
 
@@ -105,12 +153,18 @@ fn echoes_to(sender: &UdpSocket, to: SocketAddrV4) -> Outcome {
 fn what_has_no_such_name() -> Outcome {
     let _kept = dump_and_move()?;
     let shows = |ran: Ran, words: &[&str]| ran.says(words);
-    shows(refused(["restore", "service.skc"])?, &["10.1.0.1", "--map 10.1.0.1="])?;
+    shows(
+        refused(["restore", "service.skc"])?,
+        &["10.1.0.1", "--map 10.1.0.1="],
+    )?;
     let words = ["restore", "service.skc", "--map", "10.1.0.1=10.2.0.1"];
     shows(refused(words)?, &["v0", "--map v0="])?;
-    shows(refused(["restore", "news.skc"])?, &[GROUP.to_string().as_str(), "v0", "--map v0="])?;
+    shows(
+        refused(["restore", "news.skc"])?,
+        &[GROUP.to_string().as_str(), "v0", "--map v0="],
+    )?;
     for image in ["service.skc", "news.skc", "both.skc"] {
-        refused(["restore", image, "--map", "v0=lo", "--", "touch", "ran"])?;
+        refused(["restore", image, "--map", "v0=v9", "--", "touch", "ran"])?;
     }
     ensure!(!std::fs::exists("ran")?, "the command ran all the same");
     done(["restore", "news.skc", "--map", "v0=w0"])?.prints(&["exactly"])?;
@@ -119,7 +173,11 @@ fn what_has_no_such_name() -> Outcome {
 
 fn a_map_that_maps_nothing() -> Outcome {
     let _kept = dump_and_move()?;
-    for (map, name) in [("10.9.0.1=10.2.0.1", "10.9.0.1"), ("v9=w0", "v9"), ("V0=w0", "V0")] {
+    for (map, name) in [
+        ("10.9.0.1=10.2.0.1", "10.9.0.1"),
+        ("v9=w0", "v9"),
+        ("V0=w0", "V0"),
+    ] {
         let words = ["restore", "both.skc", "--map", map];
         refused(words.iter().chain(&MAPS))?.says(&[&format!("--map {name}"), "nothing called"])?;
     }

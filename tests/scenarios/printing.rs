@@ -9,15 +9,33 @@ use std::path::Path;
 pub const ALL: &[Scenario] = &[
     Scenario::new("printing::list_with_filters", &[], list_with_filters),
     Scenario::new("printing::options", &[], options),
-    Scenario::new("printing::options_page_is_up_to_date", &[], options_page_is_up_to_date),
+    Scenario::new(
+        "printing::options_page_is_up_to_date",
+        &[],
+        options_page_is_up_to_date,
+    ),
     Scenario::new("printing::check", &[], check),
-    Scenario::new("printing::completions_and_manual", &[], completions_and_manual),
+    Scenario::new(
+        "printing::completions_and_manual",
+        &[],
+        completions_and_manual,
+    ),
 ];
 
 /// Every verb that a user sees.
 const VERBS: [&str; 12] = [
-    "list", "show", "dump", "restore", "diff", "encode", "edit", "options", "check", "demo",
-    "completions", "man",
+    "list",
+    "show",
+    "dump",
+    "restore",
+    "diff",
+    "encode",
+    "edit",
+    "options",
+    "check",
+    "demo",
+    "completions",
+    "man",
 ];
 
 fn list_with_filters() -> Outcome {
@@ -49,7 +67,10 @@ fn list_with_filters() -> Outcome {
     }
     let row = done(["list", "sport", "=", ":7050"])?;
     let lines = row.text().lines().count();
-    ensure!(lines == 2 && !row.text().contains(" 0 B"), "a title and a full queue: {row}");
+    ensure!(
+        lines == 2 && !row.text().contains(" 0 B"),
+        "a title and a full queue: {row}"
+    );
     for wrong in ["sport", "foo = 3", "src 1.2.3", "( sport = 1", "sport = x"] {
         refused(["list", wrong])?.says(&["is no filter"])?;
     }
@@ -57,8 +78,14 @@ fn list_with_filters() -> Outcome {
 }
 
 fn options() -> Outcome {
-    done(["options"])?.quiet()?.prints(&["NAME", "SO_RCVBUF", "IP_TTL", "UDP_SEGMENT"])?;
-    done(["options", "so_rcvbuf"])?.quiet()?.prints(&["SO_RCVBUF", "SOL_SOCKET", "rmem_default"])?;
+    done(["options"])?
+        .quiet()?
+        .prints(&["NAME", "SO_RCVBUF", "IP_TTL", "UDP_SEGMENT"])?;
+    done(["options", "so_rcvbuf"])?.quiet()?.prints(&[
+        "SO_RCVBUF",
+        "SOL_SOCKET",
+        "rmem_default",
+    ])?;
     refused(["options", "SO_NOSUCH"])?.says(&["SO_NOSUCH", "no such option"])?;
     let json = done(["options", "--json"])?.quiet()?.json()?;
     let rows = json.as_array().context("no array")?;
@@ -67,7 +94,10 @@ fn options() -> Outcome {
         for key in ["name", "level", "value", "how", "read", "since", "source"] {
             ensure!(row[key].is_string(), "no {key}: {row}");
         }
-        ensure!(row["number"].is_u64() && row["carried"].is_boolean(), "{row}");
+        ensure!(
+            row["number"].is_u64() && row["carried"].is_boolean(),
+            "{row}"
+        );
     }
     let one = done(["options", "SO_RCVBUF", "--json"])?.json()?;
     ensure!(one[0]["number"] == 8, "{one}");
@@ -78,7 +108,10 @@ fn options_page_is_up_to_date() -> Outcome {
     let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/options.md");
     let have = std::fs::read_to_string(&page).with_context(|| page.display().to_string())?;
     let due = done(["options", "--markdown"])?.quiet()?.text();
-    let differs = have.lines().zip(due.lines()).find(|(have, due)| have != due);
+    let differs = have
+        .lines()
+        .zip(due.lines())
+        .find(|(have, due)| have != due);
     ensure!(
         have == due,
         "docs/options.md is old: cargo run -- options --markdown > docs/options.md\n{differs:?}"
@@ -93,9 +126,15 @@ fn check() -> Outcome {
     ensure!(features.len() > 5, "{json}");
     for feature in features {
         let what = feature["what"].as_str().context("no name")?;
-        let answer = if feature["missing"].is_null() { "yes" } else { "no" };
+        let answer = if feature["missing"].is_null() {
+            "yes"
+        } else {
+            "no"
+        };
         let mut lines = text.lines().filter(|line| line.contains(what));
-        let line = lines.next().with_context(|| format!("{what} is not in {text}"))?;
+        let line = lines
+            .next()
+            .with_context(|| format!("{what} is not in {text}"))?;
         ensure!(line.starts_with(answer), "{line}: {feature}");
         ensure!(feature["without"].is_string(), "{feature}");
     }
@@ -103,11 +142,17 @@ fn check() -> Outcome {
 }
 
 fn completions_and_manual() -> Outcome {
-    for (shell, sign) in [("bash", "complete -F"), ("zsh", "#compdef sockcr"), ("fish", "complete -c")] {
+    for (shell, sign) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef sockcr"),
+        ("fish", "complete -c"),
+    ] {
         let script = done(["completions", shell])?.quiet()?.prints(&[sign])?;
         script.prints(&VERBS)?;
     }
-    let page = done(["man"])?.quiet()?.prints(&[".TH sockcr 1", "inode:N"])?;
+    let page = done(["man"])?
+        .quiet()?
+        .prints(&[".TH sockcr 1", "inode:N"])?;
     page.prints(&VERBS)?;
     std::fs::create_dir("pages")?;
     done(["man", "pages"])?.quiet()?;

@@ -13,7 +13,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("stopping::goes_on", &[], goes_on),
     Scenario::new("stopping::killed_at_any_moment", &[], killed_at_any_moment),
     Scenario::new("stopping::signals_arrive", &[], signals_arrive),
-    Scenario::new("stopping::a_stopped_process_stays_stopped", &[], a_stopped_process_stays_stopped),
+    Scenario::new(
+        "stopping::a_stopped_process_stays_stopped",
+        &[],
+        a_stopped_process_stays_stopped,
+    ),
     Scenario::new("stopping::an_ending_process", &[], an_ending_process),
 ];
 
@@ -29,7 +33,11 @@ impl Owner {
         let address = local(port);
         let (process, facts) = actor::start("echo", &[&address.to_string()])?;
         let target = format!("{}:{}", process.pid(), facts["fd"]);
-        Ok(Owner { process, address, target })
+        Ok(Owner {
+            process,
+            address,
+            target,
+        })
     }
 
     fn dump(&self) -> [&str; 5] {
@@ -54,7 +62,10 @@ fn goes_on() -> Outcome {
     }
     let stopped = std::fs::read("a.skc")?;
     done(["dump", &owner.target, "-o", "a.skc"])?;
-    ensure!(std::fs::read("a.skc")? == stopped, "is another image without --stop");
+    ensure!(
+        std::fs::read("a.skc")? == stopped,
+        "is another image without --stop"
+    );
     Ok(())
 }
 
@@ -77,7 +88,10 @@ fn killed_at_any_moment() -> Outcome {
         dump.kill()?;
         owner.is_free()?;
     }
-    ensure!(killed > ROUNDS / 4, "was killed only {killed} times of {ROUNDS}");
+    ensure!(
+        killed > ROUNDS / 4,
+        "was killed only {killed} times of {ROUNDS}"
+    );
     Ok(())
 }
 
@@ -89,7 +103,10 @@ fn signals_arrive() -> Outcome {
         let moment = whole * round / 100;
         let until = Instant::now() + moment;
         dump.ends_within(moment)?;
-        ensure!(Instant::now() >= until || dump.ends_within(Duration::ZERO)?, "woke too early");
+        ensure!(
+            Instant::now() >= until || dump.ends_within(Duration::ZERO)?,
+            "woke too early"
+        );
         owner.process.signal(Signal::USR1)?;
         if round % 2 == 0 {
             dump.kill()?;
@@ -106,7 +123,13 @@ fn signals_arrive() -> Outcome {
 fn a_stopped_process_stays_stopped() -> Outcome {
     let owner = Owner::start(7073)?;
     owner.process.signal(Signal::STOP)?;
-    let stopped = || Ok(owner.process.status("State")?.starts_with('T').then_some(()));
+    let stopped = || {
+        Ok(owner
+            .process
+            .status("State")?
+            .starts_with('T')
+            .then_some(()))
+    };
     wait::until("a stop", stopped)?;
     for _ in 0..20 {
         done(owner.dump())?.quiet()?;

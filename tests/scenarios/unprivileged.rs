@@ -6,7 +6,11 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::{Outcome, Scenario, actor};
 
 pub const ALL: &[Scenario] = &[
-    Scenario::new("unprivileged::the_whole_way", &[Need::LookIntoOwnProcesses], the_whole_way),
+    Scenario::new(
+        "unprivileged::the_whole_way",
+        &[Need::LookIntoOwnProcesses],
+        the_whole_way,
+    ),
     Scenario::new("unprivileged::nobody_s_demo", &[Need::Root], || demo(true)),
     Scenario::new("unprivileged::demo", &[], || demo(false)),
 ];
@@ -25,7 +29,10 @@ fn the_whole_way() -> Outcome {
     let inode = &facts[0]["inode"];
     let socket = sockets.iter().find(|socket| socket["inode"] == *inode);
     let socket = socket.with_context(|| format!("{inode} is not listed: {listed}"))?;
-    ensure!(socket["local"] == ADDRESS && socket["holders"][0]["pid"] == owner.pid(), "{socket}");
+    ensure!(
+        socket["local"] == ADDRESS && socket["holders"][0]["pid"] == owner.pid(),
+        "{socket}"
+    );
 
     let by_descriptor = format!("{}:{}", owner.pid(), facts[0]["fd"]);
     let by_inode = format!("inode:{inode}");
@@ -42,7 +49,9 @@ fn the_whole_way() -> Outcome {
     done(&["dump", &owner.pid().to_string(), "-o", "nobody/all.skc"])?.quiet()?;
     owner.kill()?;
 
-    done(&["restore", "nobody/all.skc"])?.prints(&[ADDRESS, "exactly"])?.quiet()?;
+    done(&["restore", "nobody/all.skc"])?
+        .prints(&[ADDRESS, "exactly"])?
+        .quiet()?;
     let words = ["restore", "nobody/all.skc", "--"].map(str::to_owned);
     let words = words.into_iter().chain(actor::command_line("serve"));
     let mut server = sockcr(words).as_nobody().start()?;
@@ -57,8 +66,17 @@ fn the_whole_way() -> Outcome {
 
 fn demo(as_nobody: bool) -> Outcome {
     let command = sockcr(["demo"]);
-    let command = if as_nobody { command.as_nobody() } else { command };
+    let command = if as_nobody {
+        command.as_nobody()
+    } else {
+        command
+    };
     let ran = command.run()?.done()?.quiet()?;
-    ran.prints(&["dump", "restore", "answered by process", "with nothing lost"])?;
+    ran.prints(&[
+        "dump",
+        "restore",
+        "answered by process",
+        "with nothing lost",
+    ])?;
     Ok(())
 }

@@ -23,7 +23,12 @@ const FIRST: i32 = 3;
 /// The words by which the command runs an actor.
 pub fn command_line(role: &'static str) -> [String; 4] {
     let parent = std::process::id().to_string();
-    ["/proc/self/exe".into(), harness::ACTOR.into(), parent, role.into()]
+    [
+        "/proc/self/exe".into(),
+        harness::ACTOR.into(),
+        parent,
+        role.into(),
+    ]
 }
 
 /// Starts an actor, and says what it says about itself.
@@ -108,7 +113,10 @@ fn facts(socket: &OwnedFd) -> anyhow::Result<Json> {
 /// Has a socket in a thread with a table of descriptors of its own.
 fn thread() -> anyhow::Result<()> {
     let work = || {
-        #[expect(deprecated, reason = "the new one is unsafe; this thread owns no descriptor yet")]
+        #[expect(
+            deprecated,
+            reason = "the new one is unsafe; this thread owns no descriptor yet"
+        )]
         rustix::thread::unshare(rustix::thread::UnshareFlags::FILES)?;
         let socket = socket::unbound()?;
         let mut facts = facts(&socket)?;
@@ -143,7 +151,9 @@ fn serve() -> anyhow::Result<()> {
     say(&facts)?;
     let mut datagram = [0; 512];
     loop {
-        let polled = sockets.iter().map(|socket| PollFd::new(socket, PollFlags::IN));
+        let polled = sockets
+            .iter()
+            .map(|socket| PollFd::new(socket, PollFlags::IN));
         let mut polled: Vec<PollFd<'_>> = polled.collect();
         poll(&mut polled, None)?;
         let ready = polled.iter().map(|poll| !poll.revents().is_empty());
@@ -163,8 +173,10 @@ fn handed_over() -> anyhow::Result<(Json, Vec<OwnedFd>)> {
     let open = open_numbers();
     let count: i32 = variable("LISTEN_FDS")?.parse()?;
     let numbers = FIRST..FIRST + count;
-    let sockets: std::io::Result<Vec<OwnedFd>> =
-        numbers.clone().map(sockcr_sys::descriptor::duplicate).collect();
+    let sockets: std::io::Result<Vec<OwnedFd>> = numbers
+        .clone()
+        .map(sockcr_sys::descriptor::duplicate)
+        .collect();
     let sockets = sockets?;
     let told: anyhow::Result<Vec<Json>> = numbers
         .zip(&sockets)

@@ -120,18 +120,30 @@ impl Ran {
 
     /// It must have found a difference, with nothing wrong.
     pub fn different(self) -> anyhow::Result<Ran> {
-        ensure!(self.code == Some(1) && self.errors.is_empty(), "is not just different: {self}");
+        ensure!(
+            self.code == Some(1) && self.errors.is_empty(),
+            "is not just different: {self}"
+        );
         Ok(self)
     }
 
     /// It must have refused with one error, `sockcr: what: why`, and have printed nothing.
     pub fn refused(self) -> anyhow::Result<Ran> {
         ensure!(self.code == Some(1), "exit 1 was due: {self}");
-        ensure!(self.bytes.is_empty(), "printed something all the same: {self}");
-        let errors = self.errors.lines().filter(|line| line.starts_with("sockcr: "));
+        ensure!(
+            self.bytes.is_empty(),
+            "printed something all the same: {self}"
+        );
+        let errors = self
+            .errors
+            .lines()
+            .filter(|line| line.starts_with("sockcr: "));
         let errors: Vec<&str> = errors.collect();
         ensure!(errors.len() == 1, "one error was due: {self}");
-        ensure!(errors[0].matches(": ").count() >= 2, "says no what and why: {self}");
+        ensure!(
+            errors[0].matches(": ").count() >= 2,
+            "says no what and why: {self}"
+        );
         ensure!(!self.errors.contains("panicked"), "panicked: {self}");
         Ok(self)
     }
@@ -139,21 +151,30 @@ impl Ran {
     /// It must have been called wrongly.
     pub fn misused(self) -> anyhow::Result<Ran> {
         ensure!(self.code == Some(2), "exit 2 was due: {self}");
-        ensure!(self.bytes.is_empty() && !self.errors.is_empty(), "must be on stderr: {self}");
+        ensure!(
+            self.bytes.is_empty() && !self.errors.is_empty(),
+            "must be on stderr: {self}"
+        );
         Ok(self)
     }
 
     /// Its standard error must say all of this.
     pub fn says(self, words: &[&str]) -> anyhow::Result<Ran> {
         for words in words {
-            ensure!(self.errors.contains(words), "does not say {words:?}: {self}");
+            ensure!(
+                self.errors.contains(words),
+                "does not say {words:?}: {self}"
+            );
         }
         Ok(self)
     }
 
     /// It must name a next step with these words in it.
     pub fn helps(self, words: &str) -> anyhow::Result<Ran> {
-        let mut lines = self.errors.lines().filter_map(|line| line.strip_prefix("help: "));
+        let mut lines = self
+            .errors
+            .lines()
+            .filter_map(|line| line.strip_prefix("help: "));
         let helped = lines.any(|line| line.contains(words));
         ensure!(helped, "has no help with {words:?}: {self}");
         Ok(self)
@@ -162,7 +183,10 @@ impl Ran {
     /// Its standard output must hold all of this.
     pub fn prints(self, words: &[&str]) -> anyhow::Result<Ran> {
         for words in words {
-            ensure!(self.text().contains(words), "does not print {words:?}: {self}");
+            ensure!(
+                self.text().contains(words),
+                "does not print {words:?}: {self}"
+            );
         }
         Ok(self)
     }

@@ -31,7 +31,10 @@ pub fn ask(server: SocketAddrV4) -> anyhow::Result<()> {
             return Ok(None);
         }
         let mut answer = [0; 512];
-        Ok(socket.recv(&mut answer).ok().map(|length| answer[..length].to_vec()))
+        Ok(socket
+            .recv(&mut answer)
+            .ok()
+            .map(|length| answer[..length].to_vec()))
     })?;
     check(&answer).with_context(|| format!("{server} answered {answer:02x?}"))
 }
@@ -53,7 +56,10 @@ fn check(answer: &[u8]) -> anyhow::Result<()> {
     let word = |at: usize| Some(u16::from_be_bytes([*answer.get(at)?, *answer.get(at + 1)?]));
     ensure!(word(0) == Some(NUMBER), "to another question");
     let flags = word(2).context("has no flags")?;
-    ensure!(flags & 0x8000 != 0 && flags & 0xf == 0, "flags {flags:#06x}");
+    ensure!(
+        flags & 0x8000 != 0 && flags & 0xf == 0,
+        "flags {flags:#06x}"
+    );
     ensure!(word(6) == Some(1), "one answer was due");
     ensure!(answer.ends_with(&ADDRESS.octets()), "another address");
     Ok(())
@@ -70,7 +76,11 @@ pub fn answer(question: &[u8]) -> Option<Vec<u8>> {
     message.extend([0x8580_u16, 1, 1, 0, 0].map(u16::to_be_bytes).concat());
     message.extend(asked);
     // The name stands at the start of the question.
-    message.extend([0xc000 | HEADER as u16, A, INTERNET].map(u16::to_be_bytes).concat());
+    message.extend(
+        [0xc000 | HEADER as u16, A, INTERNET]
+            .map(u16::to_be_bytes)
+            .concat(),
+    );
     message.extend(60_u32.to_be_bytes());
     message.extend((ADDRESS.octets().len() as u16).to_be_bytes());
     message.extend(ADDRESS.octets());

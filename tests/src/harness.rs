@@ -55,9 +55,8 @@ pub fn main(scenarios: &[&'static [Scenario]]) -> ExitCode {
 }
 
 fn harness(scenarios: impl Iterator<Item = &'static Scenario>) -> ExitCode {
-    let trials = scenarios.map(|scenario| {
-        Trial::ignorable_test(scenario.name, move || trial(scenario))
-    });
+    let trials =
+        scenarios.map(|scenario| Trial::ignorable_test(scenario.name, move || trial(scenario)));
     libtest_mimic::run(&Arguments::from_args(), trials.collect()).exit_code()
 }
 
@@ -86,21 +85,26 @@ fn outside(scenario: &Scenario) -> Outcome {
     let process = Process::start(&mut command)?;
     if !process.ends_within(DEADLINE)? {
         drop(process);
-        bail!("did not end in {DEADLINE:?}\n{}", std::fs::read_to_string(&log)?);
+        bail!(
+            "did not end in {DEADLINE:?}\n{}",
+            std::fs::read_to_string(&log)?
+        );
     }
     let status = process.end()?;
-    ensure!(status.success(), "{status}\n{}", std::fs::read_to_string(&log)?);
+    ensure!(
+        status.success(),
+        "{status}\n{}",
+        std::fs::read_to_string(&log)?
+    );
     Ok(())
 }
 
 /// Tells a scenario in this process.
-fn inside(
-    parent: &str,
-    mut all: impl Iterator<Item = &'static Scenario>,
-    name: &str,
-) -> Outcome {
+fn inside(parent: &str, mut all: impl Iterator<Item = &'static Scenario>, name: &str) -> Outcome {
     end_with_parent(parent.parse()?)?;
-    let scenario = all.find(|scenario| scenario.name == name).context("no such scenario")?;
+    let scenario = all
+        .find(|scenario| scenario.name == name)
+        .context("no such scenario")?;
     set_child_subreaper(Some(getpid()))?;
     folder_of_nobody()?;
     enter_namespace()?;

@@ -46,7 +46,10 @@ impl Process {
         let mut line = Vec::new();
         while line.last() != Some(&b'\n') {
             let left = end.saturating_duration_since(Instant::now());
-            ensure!(wait::readable(&*output, left)?, "{name}: printed no line in time");
+            ensure!(
+                wait::readable(&*output, left)?,
+                "{name}: printed no line in time"
+            );
             let mut byte = [0];
             ensure!(output.read(&mut byte)? == 1, "{name}: ended without a line");
             line.extend(byte);
@@ -132,6 +135,10 @@ pub fn program(name: &str) -> Command {
 pub fn run(name: &str, arguments: &[&str]) -> anyhow::Result<()> {
     let output = program(name).args(arguments).output()?;
     let text = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{name} {arguments:?}: {}: {text}", output.status);
+    ensure!(
+        output.status.success(),
+        "{name} {arguments:?}: {}: {text}",
+        output.status
+    );
     Ok(())
 }

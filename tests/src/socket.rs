@@ -40,9 +40,15 @@ pub fn cookie(socket: impl AsFd) -> anyhow::Result<u64> {
 pub fn echoes(server: SocketAddrV4) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.send_to(b"are you there?", server)?;
-    ensure!(wait::readable(&socket, wait::PATIENCE)?, "{server} sends nothing back");
+    ensure!(
+        wait::readable(&socket, wait::PATIENCE)?,
+        "{server} sends nothing back"
+    );
     let mut answer = [0; 64];
     let (length, _) = socket.recv_from(&mut answer)?;
-    ensure!(&answer[..length] == b"are you there?", "{server} sends back something else");
+    ensure!(
+        &answer[..length] == b"are you there?",
+        "{server} sends back something else"
+    );
     Ok(())
 }

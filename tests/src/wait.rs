@@ -26,7 +26,10 @@ pub fn readable(fd: impl AsFd, at_most: Duration) -> anyhow::Result<bool> {
 }
 
 /// Looks again and again until `look` has an answer.
-pub fn until<T>(what: &str, mut look: impl FnMut() -> anyhow::Result<Option<T>>) -> anyhow::Result<T> {
+pub fn until<T>(
+    what: &str,
+    mut look: impl FnMut() -> anyhow::Result<Option<T>>,
+) -> anyhow::Result<T> {
     let end = Instant::now() + PATIENCE;
     loop {
         if let Some(answer) = look()? {

@@ -212,9 +212,8 @@ fn hidden(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Hidden> {
         .map_err(|unavailable| unavailable.to_string())
         .and_then(|reader| reader.read(fd).map_err(|error| error.to_string()));
     read.map_err(|why| {
-        let what = "ttl follows the system if it equals it, busy poll budget 0, device of \
-                    IP_MULTICAST_IF by its address, no SO_TXTIME of clock 0";
-        report.assume(what, format!("only BPF sees them ({why})"));
+        let what = "IP_TTL, IP_MULTICAST_IF, SO_TXTIME, SO_BUSY_POLL_BUDGET";
+        report.assume(what, format!("taken as far as getsockopt tells: {why}"));
     })
     .ok()
 }

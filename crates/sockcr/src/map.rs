@@ -81,10 +81,13 @@ fn apply_one(checkpoint: &mut Checkpoint, mapping: &Mapping) -> bool {
 
 fn each_address(checkpoint: &mut Checkpoint, mut change: impl FnMut(&mut Ipv4Addr)) {
     let endpoint = &mut checkpoint.endpoint;
-    for address in std::iter::once(&mut endpoint.local).chain(&mut endpoint.peer) {
-        let mut ip = *address.ip();
+    let mut local = *endpoint.local.ip();
+    change(&mut local);
+    endpoint.move_to(local);
+    if let Some(peer) = &mut endpoint.peer {
+        let mut ip = *peer.ip();
         change(&mut ip);
-        address.set_ip(ip);
+        peer.set_ip(ip);
     }
     endpoint.source.iter_mut().for_each(&mut change);
     for membership in &mut checkpoint.memberships {

@@ -27,7 +27,7 @@ const LOG_SIZE: usize = 1 << 20;
 
 /// Why the kernel cannot be read by BPF here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("hidden socket state cannot be read: {reason}")]
+#[error("{reason}")]
 pub struct Unavailable {
     reason: Reason,
 }

@@ -16,7 +16,6 @@
 use crate::kernel::Hidden;
 use crate::option::{self, Options, Value};
 use crate::report::Report;
-use crate::state::filter;
 use crate::state::interfaces::Interfaces;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, SocketAddrAny};
@@ -119,8 +118,26 @@ impl Endpoint {
         }
     }
 
-    /// Changes the local address or the peer as a person says it; an address given to an unbound
-    /// socket is locked, as bind(2) does.
+    /// Gives it another local address. Without a peer only bind(2) can have given it one, and locked
+    /// it: nothing else can be restored.
+    pub(crate) fn move_to(&mut self, address: Ipv4Addr) {
+        if self.peer.is_none() && *self.local.ip() != address {
+            self.address_locked = !address.is_unspecified();
+        }
+        self.local.set_ip(address);
+    }
+
+    /// Takes the peer away, and the address that only connect(2) had given, as the kernel does.
+    fn disconnect(&mut self) {
+        self.peer = None;
+        self.source = None;
+        if !self.address_locked {
+            self.local.set_ip(Ipv4Addr::UNSPECIFIED);
+        }
+    }
+
+    /// Changes the local address or the peer as a person says it; what is given anew is locked, as
+    /// bind(2) does.
     pub(crate) fn edit(&mut self, name: &str, text: &str) -> Result<(), String> {
         let address = match text {
             "none" => None,
@@ -130,17 +147,18 @@ impl Endpoint {
             }
         };
         match (name, address) {
-            ("peer", peer) => self.peer = peer,
+            ("peer", Some(peer)) => self.peer = Some(peer),
+            ("peer", None) => self.disconnect(),
             (_, None) if self.peer.is_some() => {
                 return Err("a connected socket has a local address: peer=none first".into());
             }
             (_, None) => *self = Endpoint::default(),
             (_, Some(local)) => {
-                if self.local == Endpoint::default().local {
-                    self.address_locked = !local.ip().is_unspecified();
+                if self.local.port() != local.port() {
                     self.port_locked = local.port() != 0;
                 }
-                self.local = local;
+                self.move_to(*local.ip());
+                self.local.set_port(local.port());
             }
         }
         Ok(())
@@ -184,8 +202,8 @@ impl Endpoint {
     }
 
     /// Connects a socket whose owner gave it a device only after it was connected, to a peer that
-    /// is not reached by that device from its address: by way of the loopback device, behind a
-    /// filter that lets nothing in meanwhile.
+    /// is not reached by that device from its address: by way of the loopback device. The filter
+    /// of a socket that is not connected yet lets nothing in meanwhile (`restore.rs`).
     fn connect_undirected(
         &self,
         fd: BorrowedFd<'_>,
@@ -193,15 +211,12 @@ impl Endpoint {
         directions: &Directions<'_>,
     ) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::at("connect without a device", error);
-        let step = || {
-            directions.to_loopback().map_err(failed)?;
-            if !self.address_locked || self.source.is_some() {
-                self.choose_source(fd)?;
-            }
-            connect(fd, peer)?;
-            directions.put_back().map_err(failed)
-        };
-        filter::shut(fd, step, failed)
+        directions.to_loopback().map_err(failed)?;
+        if !self.address_locked || self.source.is_some() {
+            self.choose_source(fd)?;
+        }
+        connect(fd, peer)?;
+        directions.put_back().map_err(failed)
     }
 
     fn bind(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {

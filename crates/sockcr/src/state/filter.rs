@@ -51,24 +51,3 @@ pub(crate) fn restore(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result
         _ => sockcr_sys::sockopt::attach_filter(fd, program),
     }
 }
-
-/// `BPF_RET | BPF_K` of 0: no datagram passes.
-const NOTHING: Instruction = [6, 0, 0, 0, 0, 0, 0, 0];
-const SOL_SOCKET: i32 = 1;
-const SO_DETACH_FILTER: i32 = 27;
-
-/// Runs `step` while no datagram comes in, and puts the filter back as it was.
-pub(crate) fn shut<E>(
-    fd: BorrowedFd<'_>,
-    step: impl FnOnce() -> Result<(), E>,
-    failed: impl Fn(io::Error) -> E,
-) -> Result<(), E> {
-    let program = sockcr_sys::sockopt::filter(fd).map_err(&failed)?;
-    sockcr_sys::sockopt::attach_filter(fd, &[NOTHING]).map_err(&failed)?;
-    step()?;
-    match program.as_slice() {
-        [] => sockcr_sys::sockopt::set(fd, SOL_SOCKET, SO_DETACH_FILTER, &[0; 4]),
-        program => sockcr_sys::sockopt::attach_filter(fd, program),
-    }
-    .map_err(failed)
-}

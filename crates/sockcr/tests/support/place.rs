@@ -39,7 +39,7 @@ pub fn isolated<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
 }
 
 /// `rows::live_sweep` of `rows::live_sweep::{{closure}}`, without the name of the binary.
-fn test_name(of: &str) -> String {
+pub fn test_name(of: &str) -> String {
     let path = of.split("::{{").next().unwrap_or_default();
     path.split_once("::")
         .map_or(path, |(_, name)| name)
