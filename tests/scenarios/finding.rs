@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
 use serde_json::Value as Json;
-use sockcr_scenarios::command::{done, refused, sockcr};
+use sockcr_scenarios::command::{done, refused, sees_everything, sockcr};
 use sockcr_scenarios::need::Need;
 use sockcr_scenarios::socket::{self, inode, local, target};
 use sockcr_scenarios::{Outcome, Scenario, actor};
@@ -201,18 +201,19 @@ fn what_is_not_there() -> Outcome {
     let file = File::open("/dev/null")?;
     let own = std::process::id();
     let nobody_has = i32::MAX;
+    // Who does not see all sockets is told so.
+    let next = match sees_everything()? {
+        true => "sockcr list",
+        false => "root sees them all",
+    };
     for (name, why, help) in [
         (
             "inode:1".to_owned(),
             "no such socket in this network namespace",
-            "sockcr list",
+            next,
         ),
-        (
-            "cookie:0xffffffffffffffff".into(),
-            "no such socket",
-            "sockcr list",
-        ),
-        ("udp:127.0.0.1:1".into(), "no such socket", "sockcr list"),
+        ("cookie:0xffffffffffffffff".into(), "no such socket", next),
+        ("udp:127.0.0.1:1".into(), "no such socket", next),
         (format!("{nobody_has}"), "no such process", "sockcr list"),
         (format!("{nobody_has}:3"), "no such process", "sockcr list"),
         (

@@ -2,11 +2,11 @@
 
 use anyhow::{Context, ensure};
 use rustix::net::sockopt::{set_ip_add_membership_with_ifindex, set_ip_multicast_if_with_ifindex};
-use sockcr_scenarios::command::{Ran, Sockcr, done, refused, sockcr};
+use sockcr_scenarios::command::{Sockcr, done, refused, sees_everything, sockcr};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::run;
+use sockcr_scenarios::process::{Process, run};
 use sockcr_scenarios::socket::{echoes, target};
-use sockcr_scenarios::{Outcome, Scenario, actor, harness};
+use sockcr_scenarios::{Outcome, Scenario, actor, harness, wait};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 
@@ -83,36 +83,23 @@ fn restore_into_server(image: &str) -> Sockcr {
 fn to_other_names() -> Outcome {
     let _kept = dump_and_move()?;
     done(["restore", "both.skc"].iter().chain(&MAPS))?.prints(&["exactly"])?;
-    let server = {
-        let mut server = restore_into_server("both.skc").start()?;
-        server.facts()?;
-        server
-    };
-    let shown = done(["show", "--json", &format!("{}:3", server.pid())])?.quiet()?;
-    let json = shown.json()?;
-    let socket = &json["sockets"][0];
-    ensure!(
-        socket["endpoint"]["local"] == format!("{THERE}:{SERVICE}"),
-        "{shown}"
-    );
-    ensure!(socket["options"]["SO_BINDTODEVICE"] == "w0", "{shown}");
-    let multicast = &socket["options"]["IP_MULTICAST_IF"];
-    ensure!(
-        multicast["interface"] == "w0" && multicast["address"] == THERE.to_string(),
-        "{shown}"
-    );
-    let shown = done(["show", "--json", &format!("{}:4", server.pid())])?.quiet()?;
-    let json = shown.json()?;
-    let socket = &json["sockets"][0];
-    ensure!(
-        socket["memberships"][0]["group"] == GROUP.to_string(),
-        "{shown}"
-    );
-    ensure!(socket["memberships"][0]["interface"] == "w0", "{shown}");
-    ensure!(
-        socket["options"]["IP_MULTICAST_IF"]["interface"] == "w0",
-        "{shown}"
-    );
+    let mut server = restore_into_server("both.skc").start()?;
+    server.facts()?;
+    let sees = sees_everything()?;
+    let service = shown(&server, 3)?;
+    let place = format!("{THERE}:{SERVICE}");
+    ensure!(service["endpoint"]["local"] == place, "{service}");
+    ensure!(service["options"]["SO_BINDTODEVICE"] == "w0", "{service}");
+    let multicast = &service["options"]["IP_MULTICAST_IF"];
+    ensure!(multicast["address"] == THERE.to_string(), "{service}");
+    // The device itself is what only BPF shows.
+    ensure!(!sees || multicast["interface"] == "w0", "{service}");
+    let news = shown(&server, 4)?;
+    let joined = &news["memberships"][0];
+    ensure!(joined["group"] == GROUP.to_string(), "{news}");
+    ensure!(joined["interface"] == "w0", "{news}");
+    let multicast = &news["options"]["IP_MULTICAST_IF"];
+    ensure!(!sees || multicast["interface"] == "w0", "{news}");
     // The group reaches the socket through the device of the new name.
     let sender = UdpSocket::bind((THERE, 0))?;
     let index = sockcr_sys::interface::index(sender.as_fd(), "w0")?;
@@ -121,8 +108,14 @@ fn to_other_names() -> Outcome {
     echoes(SocketAddrV4::new(Ipv4Addr::LOCALHOST, NEWS))
 }
 
+/// A socket of the server.
+fn shown(server: &Process, fd: i32) -> anyhow::Result<serde_json::Value> {
+    let target = format!("{}:{fd}", server.pid());
+    let shown = done(["show", "--json", &target])?.quiet()?.json()?;
+    Ok(shown["sockets"][0].clone())
+}
+
 fn echoes_to(sender: &UdpSocket, to: SocketAddrV4) -> Outcome {
-    use sockcr_scenarios::wait;
     sender.send_to(b"news", to)?;
     ensure!(
         wait::readable(sender, wait::PATIENCE)?,
@@ -152,17 +145,10 @@ fn to_any_address() -> Outcome {
 /// Without the maps the error names what is missing, and the map that would help.
 fn what_has_no_such_name() -> Outcome {
     let _kept = dump_and_move()?;
-    let shows = |ran: Ran, words: &[&str]| ran.says(words);
-    shows(
-        refused(["restore", "service.skc"])?,
-        &["10.1.0.1", "--map 10.1.0.1="],
-    )?;
+    refused(["restore", "service.skc"])?.says(&["10.1.0.1", "--map 10.1.0.1="])?;
     let words = ["restore", "service.skc", "--map", "10.1.0.1=10.2.0.1"];
-    shows(refused(words)?, &["v0", "--map v0="])?;
-    shows(
-        refused(["restore", "news.skc"])?,
-        &[GROUP.to_string().as_str(), "v0", "--map v0="],
-    )?;
+    refused(words)?.says(&["v0", "--map v0="])?;
+    refused(["restore", "news.skc"])?.says(&[&GROUP.to_string(), "v0", "--map v0="])?;
     for image in ["service.skc", "news.skc", "both.skc"] {
         refused(["restore", image, "--map", "v0=v9", "--", "touch", "ran"])?;
     }

@@ -3,7 +3,7 @@
 //! Each prints one line of JSON about itself, and goes on until it is killed or, where nothing
 //! else is said, until its standard input is closed.
 
-use crate::command::NOBODY;
+use crate::command::{NOBODY, can_be_nobody};
 use crate::process::{Process, end_with_parent};
 use crate::{dns, harness, socket};
 use anyhow::{Context, bail};
@@ -38,7 +38,7 @@ pub fn start(role: &'static str, arguments: &[&str]) -> anyhow::Result<(Process,
 
 /// Starts an actor without any privilege.
 pub fn start_as_nobody(role: &'static str, arguments: &[&str]) -> anyhow::Result<(Process, Json)> {
-    start_as(rustix::process::geteuid().is_root(), role, arguments)
+    start_as(can_be_nobody(), role, arguments)
 }
 
 fn start_as(

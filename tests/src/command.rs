@@ -13,6 +13,26 @@ use std::process::{Command, Output, Stdio};
 /// The user without any privilege.
 pub const NOBODY: u32 = 65534;
 
+/// Whether this process may become that user: as root, unless of a user namespace of its own.
+pub fn can_be_nobody() -> bool {
+    let map = std::fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
+    let mut ids = map
+        .split_whitespace()
+        .map_while(|id| id.parse::<u32>().ok());
+    let all = ids.next() == Some(0) && ids.nth(1).is_some_and(|count| count > NOBODY);
+    all && rustix::process::geteuid().is_root()
+}
+
+/// Whether the command sees here what only BPF shows.
+pub fn sees_everything() -> anyhow::Result<bool> {
+    let json = done(["check", "--json"])?.json()?;
+    let mut features = json["features"].as_array().context("no features")?.iter();
+    Ok(features.all(|feature| {
+        let what = feature["what"].as_str().unwrap_or_default();
+        !what.contains("by BPF") || feature["missing"].is_null()
+    }))
+}
+
 /// The command with its arguments, to be run.
 #[derive(Debug)]
 pub struct Sockcr {
@@ -58,7 +78,7 @@ pub fn refused<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> anyho
 impl Sockcr {
     /// As the user without any privilege.
     pub fn as_nobody(mut self) -> Sockcr {
-        if rustix::process::geteuid().is_root() {
+        if can_be_nobody() {
             self.command.uid(NOBODY).gid(NOBODY);
         }
         self

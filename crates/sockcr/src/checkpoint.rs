@@ -167,7 +167,8 @@ impl Checkpoint {
             "default" if row.only_when_set() => None,
             _ => Some(row.kind.parse(text, &mut self.interfaces).map_err(bad)?),
         };
-        self.options.set(row, value);
+        self.options
+            .set(row, value.filter(|value| !row.says_nothing(value)));
         // As setsockopt(2) does: a size that was chosen is locked.
         match row.name {
             "SO_SNDBUF" => self.buffer_locks.send = true,

@@ -88,7 +88,9 @@ impl std::error::Error for Error {
 
 impl From<sockcr_image::Error> for Error {
     fn from(error: sockcr_image::Error) -> Error {
-        Error::new(ErrorKind::BadInput, "image", error)
+        let why = error.to_string();
+        let why = why.strip_prefix("image ").unwrap_or(&why);
+        Error::new(ErrorKind::BadInput, "image", why)
     }
 }
 

@@ -5,6 +5,7 @@
 //! that fails half way is closed; nothing outside it is ever touched.
 
 use crate::checkpoint::Checkpoint;
+use crate::diff::{describe, diff};
 use crate::error::{Error, ErrorKind};
 use crate::map::Mapping;
 use crate::netns;
@@ -12,8 +13,8 @@ use crate::option::{Stage, Value, Writer};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::endpoint::Failure;
-use crate::state::locks::BufferLocks;
 use crate::state::filter::{self, Instruction};
+use crate::state::locks::BufferLocks;
 use crate::state::membership;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
@@ -193,7 +194,10 @@ impl Checkpoint {
         let mut wanted = self.clone();
         wanted.report = now.report.clone();
         wanted.unknown.clear();
-        for difference in crate::diff::diff(&wanted, &now) {
+        if crate::kernel::reader().is_err() {
+            wanted.without_hidden(&now);
+        }
+        for difference in diff(&wanted, &now) {
             let (what, had) = (difference.what, difference.a.unwrap_or_default());
             let has = difference.b.unwrap_or_else(|| "nothing".into());
             if !report.tells_of(&what) {
@@ -201,6 +205,26 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+
+    /// Leaves out what nobody sees without BPF: to be as restore made it is all that `now`, read
+    /// back, can show.
+    fn without_hidden(&mut self, now: &Checkpoint) {
+        self.options.without_hidden();
+        self.endpoint.address_locked = now.endpoint.address_locked;
+        self.endpoint.port_locked = now.endpoint.port_locked;
+        self.endpoint.source = now.endpoint.source;
+        if let Some(shutdown) = &mut self.shutdown {
+            shutdown.send &= shutdown.receive;
+        }
+        let order = now.memberships.iter().map(|m| describe(now, m));
+        let order: Vec<String> = order.collect();
+        let mut memberships = std::mem::take(&mut self.memberships);
+        for membership in &mut memberships {
+            membership.address = Ipv4Addr::UNSPECIFIED;
+        }
+        memberships.sort_by_key(|m| order.iter().position(|have| *have == describe(self, m)));
+        self.memberships = memberships;
     }
 
     fn explain(&self, failure: Failure) -> Error {

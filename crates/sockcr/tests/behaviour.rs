@@ -1,6 +1,10 @@
 //! What sockets do: each thing is tried on an untouched socket and on a restored one, by the same
 //! function, and must come out the same.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
 
 mod support;
 
@@ -46,11 +50,17 @@ const IP_MULTICAST_ALL: i32 = 49;
 const UDP_CORK: i32 = 1;
 
 fn exactly() -> RestoreOptions {
-    RestoreOptions { verify: true, ..RestoreOptions::default() }
+    RestoreOptions {
+        verify: true,
+        ..RestoreOptions::default()
+    }
 }
 
 fn lossy() -> RestoreOptions {
-    RestoreOptions { lossy: true, ..RestoreOptions::default() }
+    RestoreOptions {
+        lossy: true,
+        ..RestoreOptions::default()
+    }
 }
 
 /// Dumps the socket, closes it, and restores it from the bytes of the image.
@@ -143,7 +153,12 @@ fn disconnecting_leaves_the_same_address() -> Outcome {
                     let before = socket::local(socket).unwrap();
                     rustix::net::connect_unspec(socket).unwrap();
                     let after = socket::local(socket).unwrap();
-                    (before.ip().is_unspecified(), after.ip().is_unspecified(), after.port() == before.port(), after.port() == 0)
+                    (
+                        before.ip().is_unspecified(),
+                        after.ip().is_unspecified(),
+                        after.port() == before.port(),
+                        after.port() == 0,
+                    )
                 },
             );
             println!("{way}: {left:?}");
@@ -163,7 +178,11 @@ fn the_address_itself_comes_back() -> Outcome {
             let original = made(way);
             let (local, peer) = (socket::local(&original)?, socket::peer(&original));
             let twin = restored(original);
-            assert_eq!((socket::local(&twin)?, socket::peer(&twin)), (local, peer), "{way}");
+            assert_eq!(
+                (socket::local(&twin)?, socket::peer(&twin)),
+                (local, peer),
+                "{way}"
+            );
         }
         Ok(())
     })
@@ -177,12 +196,18 @@ fn a_ttl_never_set_follows_the_system() -> Outcome {
     isolated(|| {
         let observe = |socket: &OwnedFd| {
             place::sysctl("net.ipv4.ip_default_ttl", "77").unwrap();
-            let ttl = (socket::get_int(socket, IP, IP_TTL).unwrap(), ttl_on_the_wire(socket));
+            let ttl = (
+                socket::get_int(socket, IP, IP_TTL).unwrap(),
+                ttl_on_the_wire(socket),
+            );
             place::sysctl("net.ipv4.ip_default_ttl", "64").unwrap();
             ttl
         };
         assert_eq!(same(|| with((HERE, PORT), &[]), observe), (77, 77));
-        assert_eq!(same(|| with((HERE, PORT), &[(IP, IP_TTL, 64)]), observe), (64, 64));
+        assert_eq!(
+            same(|| with((HERE, PORT), &[(IP, IP_TTL, 64)]), observe),
+            (64, 64)
+        );
         Ok(())
     })
 }
@@ -202,8 +227,17 @@ fn ttl_and_tos_on_the_wire() -> Outcome {
             send_to(socket, b"hello", HERE, 9).unwrap();
             socket::receive_message(&receiver).unwrap()
         });
-        assert_eq!((message.control[&(IP, IP_TTL)], message.control[&(IP, IP_TOS)]), (7, 0xb8));
-        assert_eq!((message.data.as_slice(), message.from), (&b"hello"[..], to(HERE, PORT)));
+        assert_eq!(
+            (
+                message.control[&(IP, IP_TTL)],
+                message.control[&(IP, IP_TOS)]
+            ),
+            (7, 0xb8)
+        );
+        assert_eq!(
+            (message.data.as_slice(), message.from),
+            (&b"hello"[..], to(HERE, PORT))
+        );
         Ok(())
     })
 }
@@ -221,7 +255,10 @@ fn datagrams_arrive_with_what_the_receiver_asked_for() -> Outcome {
             },
         );
         assert_eq!(message.from, to(Ipv4Addr::new(127, 0, 0, 5), 99));
-        assert_eq!(message.control, [((IP, IP_TOS), 0), ((IP, IP_TTL), 3)].into());
+        assert_eq!(
+            message.control,
+            [((IP, IP_TOS), 0), ((IP, IP_TTL), 3)].into()
+        );
         Ok(())
     })
 }
@@ -239,7 +276,11 @@ fn a_connected_socket_hears_only_its_peer() -> Outcome {
             let refused = send_to(&stranger, b"stranger", HERE, PORT);
             send_to(&peer, b"peer", HERE, PORT).unwrap();
             send(socket, b"back", SendFlags::empty()).unwrap();
-            (refused.is_ok(), socket::receive(socket).unwrap(), socket::receive(&peer).unwrap())
+            (
+                refused.is_ok(),
+                socket::receive(socket).unwrap(),
+                socket::receive(&peer).unwrap(),
+            )
         });
         assert_eq!(heard, (true, b"peer".to_vec(), b"back".to_vec()));
         Ok(())
@@ -248,15 +289,19 @@ fn a_connected_socket_hears_only_its_peer() -> Outcome {
 
 /// Five members of one group, bound in this order; one that came between them has left.
 fn group() -> Vec<OwnedFd> {
-    let mut members: Vec<OwnedFd> =
-        (0..6).map(|_| with((HERE, PORT), &[(SOCKET, SO_REUSEPORT, 1)])).collect();
+    let mut members: Vec<OwnedFd> = (0..6)
+        .map(|_| with((HERE, PORT), &[(SOCKET, SO_REUSEPORT, 1)]))
+        .collect();
     members.remove(2);
     members
 }
 
 fn places(members: &[OwnedFd]) -> Vec<Option<u32>> {
     let reader = reader().unwrap();
-    members.iter().map(|member| reader.read(member.as_fd()).unwrap().reuseport_index).collect()
+    members
+        .iter()
+        .map(|member| reader.read(member.as_fd()).unwrap().reuseport_index)
+        .collect()
 }
 
 /// How many of the datagrams from 300 ports each member gets.
@@ -296,7 +341,11 @@ fn a_reuseport_group_keeps_its_order_and_its_shares() -> Outcome {
 #[test]
 fn a_port_is_not_opened_to_others() -> Outcome {
     isolated(|| {
-        for way in ["address and port", "address, port 0", "any address and port, connected"] {
+        for way in [
+            "address and port",
+            "address, port 0",
+            "any address and port, connected",
+        ] {
             let _receiver = socket::bound((HERE, 9))?;
             let refused = same(
                 || made(way),
@@ -321,10 +370,17 @@ fn a_port_is_not_opened_to_others() -> Outcome {
 fn broadcast_is_allowed_or_not() -> Outcome {
     isolated(|| {
         let broadcast = Ipv4Addr::new(127, 255, 255, 255);
-        let observe = |socket: &OwnedFd| send_to(socket, b"all", broadcast, 9).map_err(|e| e.kind());
+        let observe =
+            |socket: &OwnedFd| send_to(socket, b"all", broadcast, 9).map_err(|e| e.kind());
         let _receiver = socket::bound((ANY, 9))?;
-        assert_eq!(same(|| with((HERE, PORT), &[]), observe), Err(io::ErrorKind::PermissionDenied));
-        assert_eq!(same(|| with((HERE, PORT), &[(SOCKET, SO_BROADCAST, 1)]), observe), Ok(()));
+        assert_eq!(
+            same(|| with((HERE, PORT), &[]), observe),
+            Err(io::ErrorKind::PermissionDenied)
+        );
+        assert_eq!(
+            same(|| with((HERE, PORT), &[(SOCKET, SO_BROADCAST, 1)]), observe),
+            Ok(())
+        );
         Ok(())
     })
 }
@@ -354,8 +410,17 @@ fn multicast_is_looped_back_or_not() -> Outcome {
         let [device, _] = place::devices()?;
         for looped in [0, 1] {
             let make = || {
-                let socket = with((device.address, 99), &[(IP, IP_MULTICAST_LOOP, looped), (IP, IP_MULTICAST_TTL, 5)]);
-                socket::set(&socket, IP, IP_MULTICAST_IF, &join_request(ANY, ANY, device.index)).unwrap();
+                let socket = with(
+                    (device.address, 99),
+                    &[(IP, IP_MULTICAST_LOOP, looped), (IP, IP_MULTICAST_TTL, 5)],
+                );
+                socket::set(
+                    &socket,
+                    IP,
+                    IP_MULTICAST_IF,
+                    &join_request(ANY, ANY, device.index),
+                )
+                .unwrap();
                 socket
             };
             let first = same(make, |socket| {
@@ -366,7 +431,11 @@ fn multicast_is_looped_back_or_not() -> Outcome {
                 let message = socket::receive_message(&receiver).unwrap();
                 (message.data, message.control[&(IP, IP_TTL)])
             });
-            let expected = if looped == 1 { (b"mine".to_vec(), 5) } else { (b"marker".to_vec(), 1) };
+            let expected = if looped == 1 {
+                (b"mine".to_vec(), 5)
+            } else {
+                (b"marker".to_vec(), 1)
+            };
             assert_eq!(first, expected);
         }
         Ok(())
@@ -378,7 +447,10 @@ fn a_group_left_is_not_heard() -> Outcome {
     isolated(|| {
         let [device, _] = place::devices()?;
         let make = || {
-            let socket = with((ANY, PORT), &[(IP, IP_MULTICAST_ALL, 0), (SOCKET, SO_REUSEADDR, 1)]);
+            let socket = with(
+                (ANY, PORT),
+                &[(IP, IP_MULTICAST_ALL, 0), (SOCKET, SO_REUSEADDR, 1)],
+            );
             change_group(&socket, IP_ADD_MEMBERSHIP, GROUP, device.index);
             change_group(&socket, IP_ADD_MEMBERSHIP, OTHER_GROUP, device.index);
             change_group(&socket, IP_DROP_MEMBERSHIP, GROUP, device.index);
@@ -405,7 +477,8 @@ fn a_source_filter_filters() -> Outcome {
             change_group(socket, IP_ADD_MEMBERSHIP, GROUP, one.index);
             socket::set(socket, IP, IP_BLOCK_SOURCE, &source).unwrap();
         };
-        let only = |socket: &OwnedFd| socket::set(socket, IP, IP_ADD_SOURCE_MEMBERSHIP, &source).unwrap();
+        let only =
+            |socket: &OwnedFd| socket::set(socket, IP, IP_ADD_SOURCE_MEMBERSHIP, &source).unwrap();
         let joins: [(&dyn Fn(&OwnedFd), &[u8]); 2] = [(&except, b"one"), (&only, b"other")];
         for (join, heard) in joins {
             let make = || {
@@ -448,7 +521,10 @@ fn a_filter_filters_and_stays_locked() -> Outcome {
             for first in [0, 0xff, 0x0b] {
                 send_to(&sender, &[first, 1, 2, 3, 4], HERE, PORT).unwrap();
             }
-            let cut = [socket::receive(socket).unwrap(), socket::receive(socket).unwrap()];
+            let cut = [
+                socket::receive(socket).unwrap(),
+                socket::receive(socket).unwrap(),
+            ];
             let change = socket::attach(socket, &by_first_byte()).map_err(|error| error.kind());
             (cut, change)
         });
@@ -538,7 +614,11 @@ fn a_device_given_after_connecting_comes_back() -> Outcome {
             let peer = with((HERE, 9), &[]);
             let lifted = socket::set(socket, SOCKET, 25, b"");
             send_to(&peer, &[0xff, 1], HERE, PORT).unwrap();
-            (lifted, socket::receive(socket).unwrap(), socket::filter(socket).unwrap())
+            (
+                lifted,
+                socket::receive(socket).unwrap(),
+                socket::filter(socket).unwrap(),
+            )
         });
         assert_eq!(seen, (Ok(()), vec![0xff, 1], by_first_byte().to_vec()));
         Ok(())
@@ -604,7 +684,12 @@ fn with_error_queue() -> OwnedFd {
 
 fn check_error_queue(socket: &OwnedFd) {
     let mut data = [0u8; 64];
-    let (length, _) = recv(socket, &mut data[..], RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT).unwrap();
+    let (length, _) = recv(
+        socket,
+        &mut data[..],
+        RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT,
+    )
+    .unwrap();
     assert_eq!(&data[..length], b"anybody there?");
 }
 
@@ -626,36 +711,75 @@ fn with_counter() -> OwnedFd {
     send_to(&socket, b"stamped", HERE, 9).unwrap();
     socket::receive(&receiver).unwrap();
     socket::wait_for(&socket, PollFlags::ERR).unwrap();
-    recv(&socket, &mut [0u8; 64][..], RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT).unwrap();
+    recv(
+        &socket,
+        &mut [0u8; 64][..],
+        RecvFlags::ERRQUEUE | RecvFlags::DONTWAIT,
+    )
+    .unwrap();
     socket
 }
 
 fn check_counter(socket: &OwnedFd) {
-    let key = reader().unwrap().read(socket.as_fd()).unwrap().timestamp_key;
+    let key = reader()
+        .unwrap()
+        .read(socket.as_fd())
+        .unwrap()
+        .timestamp_key;
     assert_eq!(key, 1);
 }
 
 const HELD: &[Held] = &[
-    Held { what: ["receive queue", "receive queue"], make: with_queue, check: check_queue },
-    Held { what: ["corked data", "unsent data"], make: with_cork, check: check_cork },
-    Held { what: ["pending error", "errors"], make: || unreachable(&[]), check: check_error },
-    Held { what: ["error queue", "errors"], make: with_error_queue, check: check_error_queue },
+    Held {
+        what: ["receive queue", "receive queue"],
+        make: with_queue,
+        check: check_queue,
+    },
+    Held {
+        what: ["corked data", "unsent data"],
+        make: with_cork,
+        check: check_cork,
+    },
+    Held {
+        what: ["pending error", "errors"],
+        make: || unreachable(&[]),
+        check: check_error,
+    },
+    Held {
+        what: ["error queue", "errors"],
+        make: with_error_queue,
+        check: check_error_queue,
+    },
 ];
 
 /// Only with BPF can these be made, or seen.
 const HELD_WITH_BPF: &[Held] = &[
-    Held { what: ["filter", "filter"], make: with_ebpf, check: check_ebpf },
-    Held { what: ["time stamp counter", ""], make: with_counter, check: check_counter },
+    Held {
+        what: ["filter", "filter"],
+        make: with_ebpf,
+        check: check_ebpf,
+    },
+    Held {
+        what: ["time stamp counter", ""],
+        make: with_counter,
+        check: check_counter,
+    },
 ];
 
 fn check_held(held: &Held) {
     let original = (held.make)();
     let checkpoint = Checkpoint::dump(&original).unwrap();
-    assert_eq!(Checkpoint::dump(&original).unwrap(), checkpoint, "a dump changes nothing");
+    assert_eq!(
+        Checkpoint::dump(&original).unwrap(),
+        checkpoint,
+        "a dump changes nothing"
+    );
     let [with, without] = held.what;
     let what = if reader().is_ok() { with } else { without };
     let notes = &checkpoint.report.not_carried;
-    let [note] = notes.as_slice() else { panic!("{what}: {notes:?}") };
+    let [note] = notes.as_slice() else {
+        panic!("{what}: {notes:?}")
+    };
     assert_eq!(note.what, what);
     (held.check)(&original);
     drop(original);
@@ -664,7 +788,11 @@ fn check_held(held: &Held) {
     let refused = checkpoint.restore(&exactly()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused);
     assert!(refused.to_string().contains(what), "{refused}");
-    assert!(refused.next_step().is_some_and(|help| help.contains("--lossy")));
+    assert!(
+        refused
+            .next_step()
+            .is_some_and(|help| help.contains("--lossy"))
+    );
     let Restored { fd, report } = checkpoint.restore(&lossy()).unwrap();
     assert_eq!(report.not_carried, checkpoint.report.not_carried);
     assert!(socket::local(&fd).unwrap().port() == PORT);
@@ -695,7 +823,10 @@ fn data_held_back_by_udp_cork_is_reported() -> Outcome {
         let socket = with((HERE, PORT), &[(UDP, UDP_CORK, 1)]);
         socket::connect(&socket, (HERE, 9))?;
         let receiver = with((HERE, 9), &[]);
-        assert!(Checkpoint::dump(&socket)?.report.is_exact(), "corked, and nothing in it");
+        assert!(
+            Checkpoint::dump(&socket)?.report.is_exact(),
+            "corked, and nothing in it"
+        );
         send(&socket, b"held", SendFlags::empty())?;
         assert!(!Checkpoint::dump(&socket)?.report.is_exact());
         set_int(&socket, UDP, UDP_CORK, 0)?;
@@ -721,13 +852,18 @@ fn a_thousand_dumps_give_the_same_bytes() -> Outcome {
 /// The numbers of this thread's descriptors.
 fn descriptors() -> Vec<String> {
     let entries = std::fs::read_dir("/proc/thread-self/fd").unwrap();
-    let mut names: Vec<_> = entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = entries
+        .map(|e| e.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
 
 /// Gives this thread descriptors of its own, that no other test opens or closes.
-#[allow(deprecated, reason = "to have one's own table of descriptors endangers no memory")]
+#[allow(
+    deprecated,
+    reason = "to have one's own table of descriptors endangers no memory"
+)]
 fn own_descriptors() {
     rustix::thread::unshare(rustix::thread::UnshareFlags::FILES).unwrap();
 }
@@ -742,7 +878,12 @@ fn a_failed_restore_leaves_nothing_open() -> Outcome {
         drop(one);
         let before = descriptors();
         let refused = restore_all(&checkpoints, &exactly()).unwrap_err();
-        assert!(refused.to_string().contains(&format!("127.0.0.1:{}", PORT + 1)), "{refused}");
+        assert!(
+            refused
+                .to_string()
+                .contains(&format!("127.0.0.1:{}", PORT + 1)),
+            "{refused}"
+        );
         assert_eq!(descriptors(), before);
         socket::bound((HERE, PORT))?;
         drop(other);
@@ -758,7 +899,10 @@ fn a_socket_is_restored_into_another_namespace() -> Outcome {
         let elsewhere = std::fs::File::open("/proc/thread-self/ns/net")?;
         let cookie = sockcr::netns::own_cookie()?;
         sockcr_sys::netns::unshare(libc::CLONE_NEWNET)?;
-        let options = RestoreOptions { netns: Some(elsewhere.into()), ..exactly() };
+        let options = RestoreOptions {
+            netns: Some(elsewhere.into()),
+            ..exactly()
+        };
         let restored = checkpoint.restore(&options)?;
         assert_eq!(sockcr::netns::cookie(restored.fd.as_fd())?, cookie);
         assert_ne!(sockcr::netns::own_cookie()?, cookie);
@@ -776,12 +920,21 @@ fn addresses_and_devices_are_mapped() -> Outcome {
         change_group(&socket, IP_ADD_MEMBERSHIP, GROUP, one.index);
         let checkpoint = Checkpoint::dump(&socket)?;
         let map = ["10.9.0.1=10.9.1.1", "m0=m1"].map(|text| text.parse::<Mapping>().unwrap());
-        let mapped = checkpoint.restore(&RestoreOptions { map: map.into(), ..exactly() })?;
+        let mapped = checkpoint.restore(&RestoreOptions {
+            map: map.into(),
+            ..exactly()
+        })?;
         assert_eq!(socket::local(&mapped.fd)?, to(other.address, PORT));
         let again = Checkpoint::dump(&mapped.fd)?;
         assert_eq!(again.memberships[0].interface, other.index);
-        let unused = RestoreOptions { map: vec!["10.1.1.1=10.2.2.2".parse()?], ..exactly() };
-        assert_eq!(checkpoint.restore(&unused).unwrap_err().kind(), ErrorKind::BadInput);
+        let unused = RestoreOptions {
+            map: vec!["10.1.1.1=10.2.2.2".parse()?],
+            ..exactly()
+        };
+        assert_eq!(
+            checkpoint.restore(&unused).unwrap_err().kind(),
+            ErrorKind::BadInput
+        );
         Ok(())
     })
 }

@@ -1,6 +1,10 @@
 //! What a plain user can do: checkpoint and restore sockets of its own, and hear plainly what it
 //! may not.
-#![allow(clippy::unwrap_used, clippy::panic, reason = "that is how a test fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
 
 mod support;
 
@@ -11,11 +15,13 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use rustix::net::SendFlags;
+use sockcr::option::{self, Kind, Row};
 use sockcr::{Checkpoint, Error, ErrorKind, RestoreOptions, json, kernel};
 
 use support::Outcome;
 use support::place::{self, isolated};
 use support::socket::{self, IP, SOCKET, instruction, set_int, udp};
+use support::values;
 
 /// Set in a child that is a plain user.
 const PLAIN: &str = "SOCKCR_TEST_PLAIN";
@@ -38,11 +44,17 @@ fn as_plain_user<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
         place::sysctl("net.ipv4.ip_local_port_range", EPHEMERAL)?;
         // By this name the binary is found wherever it lies.
         let mut child = Command::new("/proc/self/exe");
-        child.args([&*test, "--exact", "--nocapture"]).env(PLAIN, "1");
+        child
+            .args([&*test, "--exact", "--nocapture"])
+            .env(PLAIN, "1");
         let output = child.uid(NOBODY).gid(NOBODY).output()?;
         let text = String::from_utf8_lossy(&output.stdout);
         print!("{text}");
-        assert!(text.contains("1 passed"), "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(
+            text.contains("1 passed"),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
         Ok(())
     })
 }
@@ -58,7 +70,10 @@ fn there_and_back(socket: OwnedFd) -> Result<(Checkpoint, OwnedFd), Error> {
     let text = json::to_json(std::slice::from_ref(&checkpoint)).to_string();
     assert_eq!(json::from_json(&text)?, [checkpoint.clone()]);
     let again = Checkpoint::from_bytes(&checkpoint.to_bytes()?)?;
-    let options = RestoreOptions { verify: true, ..RestoreOptions::default() };
+    let options = RestoreOptions {
+        verify: true,
+        ..RestoreOptions::default()
+    };
     let restored = again.restore(&options)?;
     assert!(restored.report.is_exact());
     Ok((checkpoint, restored.fd))
@@ -101,12 +116,32 @@ fn own_sockets_come_back() -> Outcome {
         ];
         for way in ways {
             let original = made(way);
-            let (before, local, peer) = (socket::sweep(&original), socket::local(&original)?, socket::peer(&original));
+            let (before, local, peer) = (
+                socket::sweep(&original),
+                socket::local(&original)?,
+                socket::peer(&original),
+            );
             let (checkpoint, fd) = there_and_back(original)?;
-            assert_eq!(socket::differences(&before, &socket::sweep(&fd)), [""; 0], "{way}");
-            assert_eq!((socket::local(&fd)?, socket::peer(&fd)), (local, peer), "{way}");
-            assert!(checkpoint.report.is_exact(), "{way}: {:?}", checkpoint.report);
-            assert_eq!(checkpoint.report.assumed.is_empty(), sees_everything(), "{way}");
+            assert_eq!(
+                socket::differences(&before, &socket::sweep(&fd)),
+                [""; 0],
+                "{way}"
+            );
+            assert_eq!(
+                (socket::local(&fd)?, socket::peer(&fd)),
+                (local, peer),
+                "{way}"
+            );
+            assert!(
+                checkpoint.report.is_exact(),
+                "{way}: {:?}",
+                checkpoint.report
+            );
+            assert_eq!(
+                checkpoint.report.assumed.is_empty(),
+                sees_everything(),
+                "{way}"
+            );
         }
         Ok(())
     })
@@ -116,7 +151,16 @@ fn own_sockets_come_back() -> Outcome {
 fn options_filter_and_buffers_come_back() -> Outcome {
     as_plain_user(|| {
         let socket = udp()?;
-        let options = [(SOCKET, 6, 1), (SOCKET, 8, 70_000), (SOCKET, 7, 60_001), (SOCKET, 12, 6), (IP, 1, 0x10), (IP, 2, 9), (IP, 8, 1), (SOCKET, 44, 1)];
+        let options = [
+            (SOCKET, 6, 1),
+            (SOCKET, 8, 70_000),
+            (SOCKET, 7, 60_001),
+            (SOCKET, 12, 6),
+            (IP, 1, 0x10),
+            (IP, 2, 9),
+            (IP, 8, 1),
+            (SOCKET, 44, 1),
+        ];
         socket::attach(&socket, &[instruction(0x06, 0xffff)])?;
         for (level, name, value) in options {
             set_int(&socket, level, name, value)?;
@@ -143,9 +187,16 @@ fn memberships_come_back() -> Outcome {
         let mut again = Checkpoint::dump(&fd)?.memberships;
         assert_eq!(again, checkpoint.memberships);
         again.sort_by_key(|membership| membership.group);
-        let seen: Vec<_> = again.iter().map(|m| (m.group.octets()[3], m.sources.len())).collect();
+        let seen: Vec<_> = again
+            .iter()
+            .map(|m| (m.group.octets()[3], m.sources.len()))
+            .collect();
         assert_eq!(seen, [(1, 1), (2, 0), (3, 0)]);
-        let order = checkpoint.report.assumed.iter().any(|note| note.what.contains("order of memberships"));
+        let order = checkpoint
+            .report
+            .assumed
+            .iter()
+            .any(|note| note.what.contains("order of memberships"));
         assert_eq!(order, !sees_everything());
         Ok(())
     })
@@ -159,11 +210,26 @@ fn the_report_lists_what_was_assumed() -> Outcome {
             assert_eq!(checkpoint.report.assumed, []);
             return Ok(());
         }
-        let assumed: String = checkpoint.report.assumed.iter().map(|note| format!("{note}\n")).collect();
-        for word in ["ttl", "IP_MULTICAST_IF", "IPsec policy", "port chosen by the kernel", "route", "BPF"] {
+        let assumed: String = checkpoint
+            .report
+            .assumed
+            .iter()
+            .map(|note| format!("{note}\n"))
+            .collect();
+        for word in [
+            "IP_TTL",
+            "IP_MULTICAST_IF",
+            "IPsec policy",
+            "port chosen by the kernel",
+            "route",
+            "BPF",
+        ] {
             assert!(assumed.contains(word), "{word}: {assumed}");
         }
-        assert!(assumed.contains("CAP_BPF"), "it says what would help: {assumed}");
+        assert!(
+            assumed.contains("CAP_BPF"),
+            "it says what would help: {assumed}"
+        );
         Ok(())
     })
 }
@@ -172,19 +238,32 @@ fn the_report_lists_what_was_assumed() -> Outcome {
 fn refusal(option: &str, value: &str) -> Result<Error, Error> {
     let mut checkpoint = Checkpoint::dump(&udp().unwrap())?;
     checkpoint.edit(option, value)?;
-    let lossy = checkpoint.restore(&RestoreOptions { lossy: true, ..RestoreOptions::default() })?;
+    let lossy = checkpoint.restore(&RestoreOptions {
+        lossy: true,
+        ..RestoreOptions::default()
+    })?;
     let notes = &lossy.report.not_carried;
-    assert!(notes.iter().any(|note| note.what.starts_with(option)), "{notes:?}");
+    assert!(
+        notes.iter().any(|note| note.what.starts_with(option)),
+        "{notes:?}"
+    );
     let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
     assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
-    assert!(refused.next_step().is_some_and(|help| help.contains("--lossy")));
+    assert!(
+        refused
+            .next_step()
+            .is_some_and(|help| help.contains("--lossy"))
+    );
     Ok(refused)
 }
 
 #[test]
 fn a_buffer_above_the_limit_is_refused() -> Outcome {
     as_plain_user(|| {
-        for (option, sysctl) in [("SO_RCVBUF", "net.core.rmem_max"), ("SO_SNDBUF", "wmem_max")] {
+        for (option, sysctl) in [
+            ("SO_RCVBUF", "net.core.rmem_max"),
+            ("SO_SNDBUF", "wmem_max"),
+        ] {
             let refused = refusal(option, "1G")?.to_string();
             for word in [option, "1 GiB", sysctl, "CAP_NET_ADMIN"] {
                 assert!(refused.contains(word), "{word}: {refused}");
@@ -202,14 +281,40 @@ fn privileged_options_are_refused_with_the_capability() -> Outcome {
             ("SO_DEBUG", "on", "CAP_NET_ADMIN"),
             ("SO_PRIORITY", "7", "CAP_NET_RAW or CAP_NET_ADMIN"),
             ("IP_TRANSPARENT", "on", "CAP_NET_RAW or CAP_NET_ADMIN"),
-            ("SO_BUSY_POLL", "1s", "CAP_NET_ADMIN"),
             ("SO_PREFER_BUSY_POLL", "on", "CAP_NET_ADMIN"),
-            ("SO_RCVMARK", "on", "CAP_NET_RAW or CAP_NET_ADMIN"),
             ("SO_TXTIME", "CLOCK_TAI", "CAP_NET_ADMIN"),
         ];
         for (option, value, capability) in privileged {
             let refused = refusal(option, value)?.to_string();
-            assert!(refused.contains(&format!("needs {capability}")), "{refused}");
+            assert!(
+                refused.contains(&format!("needs {capability}")),
+                "{refused}"
+            );
+        }
+        Ok(())
+    })
+}
+
+/// The tables name a capability exactly where the kernel wants one.
+#[test]
+fn the_rows_name_the_capabilities() -> Outcome {
+    as_plain_user(|| {
+        let denied = |row: &Row| {
+            let tried = values::samples(row, &[])
+                .into_iter()
+                .map(|value| values::apply(&udp().unwrap(), row, &value));
+            tried
+                .into_iter()
+                .any(|answer| [Err(libc::EPERM), Err(libc::EACCES)].contains(&answer))
+        };
+        // The size of a buffer is tried by the test of its limit.
+        let rows =
+            option::rows().filter(|row| row.carried() && !matches!(row.kind, Kind::Buffer(_)));
+        for row in rows {
+            let needs = row.capability.is_some_and(|needs| {
+                !needs.contains("older kernels") && !needs.contains("already set")
+            });
+            assert_eq!(denied(row), needs, "{}: {:?}", row.name, row.capability);
         }
         Ok(())
     })
@@ -223,7 +328,11 @@ fn a_low_port_is_refused_with_the_capability() -> Outcome {
         let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::NotPermitted, "{refused}");
         assert!(refused.to_string().contains("127.0.0.1:53"), "{refused}");
-        assert!(refused.next_step().is_some_and(|help| help.contains("CAP_NET_BIND_SERVICE")));
+        assert!(
+            refused
+                .next_step()
+                .is_some_and(|help| help.contains("CAP_NET_BIND_SERVICE"))
+        );
         Ok(())
     })
 }

@@ -39,7 +39,8 @@ pub static ROWS: &[Row] = &[
     row(2, "IP_TTL", Kind::Int(1, 255, Unit::Hops)).rfc(number::IPOPT_TTL, Wire::U8)
         .default(Default::Sysctl("net.ipv4.ip_default_ttl")).hidden(Field::UnicastTtl),
     flag(3, "IP_HDRINCL").rfc(number::IPOPT_HDRINCL, Wire::Flag).access(RAW_ONLY),
-    row(4, "IP_OPTIONS", Kind::Bytes(40)).rfc(number::IPOPT_OPTIONS, Wire::Kernel),
+    row(4, "IP_OPTIONS", Kind::Bytes(40)).rfc(number::IPOPT_OPTIONS, Wire::Kernel)
+        .needs("CAP_NET_RAW for a source route"),
     flag(5, "IP_ROUTER_ALERT").rfc(number::IPOPT_ROUTER_ALERT, Wire::Flag).access(RAW_ONLY),
     flag(6, "IP_RECVOPTS").rfc(number::IPOPT_RECVOPTS, Wire::Flag),
     flag(7, "IP_RETOPTS").rfc(number::IPOPT_RETOPTS, Wire::Flag),

@@ -288,6 +288,11 @@ impl Row {
         ) || matches!(self.wire, Wire::Name)
     }
 
+    /// Whether leaving the option out says this value.
+    pub(crate) fn says_nothing(&self, value: &Value) -> bool {
+        self.only_when_set() && self.is_default(value) == Some(true)
+    }
+
     /// Reads the option; `None` when this kernel, or this kind of socket, does not have it.
     pub fn read(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Value>> {
         let mut buffer = [0u8; value::LONGEST];
@@ -421,6 +426,22 @@ impl Options {
         }
     }
 
+    /// Leaves out what getsockopt(2) does not tell of a socket that has these options.
+    pub(crate) fn without_hidden(&mut self) {
+        self.0.retain_mut(|(row, value)| match row.hidden {
+            Some(Field::BusyPollBudget) => false,
+            Some(Field::UnicastTtl) => *value != default_ttl(),
+            Some(Field::Txtime) => row.is_default(value) != Some(true),
+            Some(Field::MulticastIndex) => {
+                if let Value::Pair(_, index) = value {
+                    *index = 0;
+                }
+                true
+            }
+            None => true,
+        });
+    }
+
     pub(crate) fn push(&mut self, row: &'static Row, value: Value) {
         self.0.push((row, value));
     }
@@ -466,7 +487,7 @@ fn read_whole(
         (Some(Field::UnicastTtl), None) => row.read(fd)?.filter(|ttl| *ttl != default_ttl()),
         _ => row.read(fd)?,
     };
-    Ok(value.filter(|value| !(row.only_when_set() && row.is_default(value) == Some(true))))
+    Ok(value.filter(|value| !row.says_nothing(value)))
 }
 
 /// The ttl of sockets that have none of their own, in the network namespace of this thread.

@@ -109,7 +109,7 @@ pub static ROWS: &[Row] = &[
     flag(43, "SO_NOFCS").since("3.4"),
     flag(45, "SO_SELECT_ERR_QUEUE").since("3.10"),
     row(46, "SO_BUSY_POLL", Kind::Int(0, i32::MAX as i64, Unit::Microseconds)).since("3.11")
-        .default(Default::Sysctl("net.core.busy_read")).needs("CAP_NET_ADMIN above what it is"),
+        .default(Default::Sysctl("net.core.busy_read")).needs("CAP_NET_ADMIN above what it is, on older kernels"),
     row(47, "SO_MAX_PACING_RATE", Kind::U64(Unit::Rate)).since("3.13").default(Default::Number(-1)),
     row(48, "SO_BPF_EXTENSIONS", COUNT).default(Default::None)
         .access(Access::ReadOnly("a number of the kernel's, the same for every socket")).since("3.14"),
@@ -138,7 +138,7 @@ pub static ROWS: &[Row] = &[
     row(73, "SO_RESERVE_MEM", Kind::Int(0, i32::MAX as i64, Unit::Bytes)).since("5.17"),
     row(74, "SO_TXREHASH", COUNT).default(Default::None).since("5.18")
         .access(Access::ReadOnly("answered for TCP only")),
-    flag(75, "SO_RCVMARK").since("5.19").needs("CAP_NET_RAW or CAP_NET_ADMIN"),
+    flag(75, "SO_RCVMARK").since("5.19").needs("CAP_NET_RAW or CAP_NET_ADMIN, on older kernels"),
     action(76, "SO_PASSPIDFD", UNIX_ONLY).since("6.5"),
     action(77, "SO_PEERPIDFD", UNIX_ONLY).since("6.5"),
     action(80, "SO_DEVMEM_DONTNEED", Access::SetOnly("gives device memory of TCP back")).since("6.12"),

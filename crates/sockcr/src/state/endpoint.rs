@@ -178,9 +178,15 @@ impl Endpoint {
                 false => self.check(fd),
             };
         };
-        let directions = Directions { fd, options, interfaces };
+        let directions = Directions {
+            fd,
+            options,
+            interfaces,
+        };
         if let Err(failure) = self.connect(fd, peer, &directions) {
-            let detour = directions.any().then(|| self.connect_undirected(fd, peer, &directions));
+            let detour = directions
+                .any()
+                .then(|| self.connect_undirected(fd, peer, &directions));
             detour.and_then(Result::ok).ok_or(failure)?;
         }
         self.check(fd)

@@ -78,16 +78,17 @@ fn search(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<Vec<Membership>
 }
 
 /// Parses /proc/net/igmp (`igmp_mc_seq_show`): a device a line, its groups indented below it, the
-/// group as the eight digits of the word in memory.
+/// group as the eight digits of the word in memory. The groups of a device are listed newest first;
+/// here they are in the order of joining.
 fn joined_by_anyone(text: &str) -> Vec<(u32, Ipv4Addr)> {
     let mut found = Vec::new();
-    let mut interface = 0;
+    let (mut interface, mut oldest) = (0, 0);
     for line in text.lines().skip(1) {
         let first = line.split_whitespace().next().unwrap_or_default();
         if !line.starts_with(['\t', ' ']) {
-            interface = first.parse().unwrap_or(0);
+            (interface, oldest) = (first.parse().unwrap_or(0), found.len());
         } else if let Ok(word) = u32::from_str_radix(first, 16) {
-            found.push((interface, Ipv4Addr::from(word.to_ne_bytes())));
+            found.insert(oldest, (interface, Ipv4Addr::from(word.to_ne_bytes())));
         }
     }
     found

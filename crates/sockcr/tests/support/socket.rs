@@ -360,7 +360,7 @@ pub fn receive_message(socket: &impl AsFd) -> io::Result<Message> {
         return Err(io::Error::last_os_error());
     }
     data.truncate(length as usize);
-    let room = header.msg_controllen as usize;
+    let room: usize = header.msg_controllen as _;
     let bytes: Vec<u8> = control
         .iter()
         .flat_map(|word| word.to_ne_bytes())

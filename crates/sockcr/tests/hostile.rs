@@ -1,0 +1,302 @@
+//! Images from strangers: whatever is wrong with one is said, and nothing panics.
+
+#[path = "support/entry.rs"]
+mod entry;
+
+use entry::{refused_or_identical, wrap};
+use proptest::prelude::*;
+use sockcr::{Checkpoint, ErrorKind, RestoreOptions, image, json, option};
+use sockcr_image::attribute::{Attribute, Writer, attributes};
+use sockcr_image::file;
+use sockcr_image::number;
+use std::net::{Ipv4Addr, UdpSocket};
+
+/// A checkpoint that uses every kind of attribute there is.
+fn rich() -> Checkpoint {
+    let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let group = Ipv4Addr::new(239, 83, 67, 1);
+    socket
+        .join_multicast_v4(&group, &Ipv4Addr::LOCALHOST)
+        .unwrap();
+    for (name, text) in [
+        ("SO_RCVBUF", "40000"),
+        ("IP_TTL", "7"),
+        ("IP_OPTIONS", "01010101"),
+        ("SO_RCVTIMEO", "1s"),
+        ("IP_MULTICAST_IF", "127.0.0.1"),
+        ("SO_LINGER", "3"),
+        ("IP_UNICAST_IF", "lo"),
+    ] {
+        write(&socket, name, text);
+    }
+    let mut checkpoint = Checkpoint::dump(&socket).unwrap();
+    checkpoint.edit("SO_BINDTODEVICE", "lo").unwrap();
+    checkpoint.edit("SO_TXTIME", "CLOCK_MONOTONIC").unwrap();
+    checkpoint.filter = Some(vec![[6, 0, 0, 0, 255, 255, 0, 0]]);
+    checkpoint.memberships[0].include = true;
+    checkpoint.memberships[0].sources = vec![Ipv4Addr::new(10, 0, 0, 1)];
+    let note = sockcr::Note::new("receive queue", "2 datagrams");
+    checkpoint.report.not_carried.push(note.clone());
+    checkpoint.report.assumed.push(note);
+    checkpoint
+}
+
+/// A device index of this process's own loopback needs no name of another place.
+fn write(socket: &UdpSocket, name: &str, text: &str) {
+    if name == "IP_UNICAST_IF" {
+        let index = 1u32.to_be_bytes();
+        sockcr_sys::sockopt::set(std::os::fd::AsFd::as_fd(socket), 0, 50, &index).unwrap();
+    } else {
+        option::write(socket, name, text).unwrap();
+    }
+}
+
+/// The parts of the one message of a checkpoint: number, nested, payload.
+fn parts(checkpoint: &Checkpoint) -> Vec<(u16, bool, Vec<u8>)> {
+    let bytes = checkpoint.to_bytes().unwrap();
+    let messages = file::decode(&bytes).unwrap();
+    let part = |a: Attribute<'_>| (a.number, a.nested, a.payload.to_vec());
+    attributes(messages[0].attributes)
+        .map(|a| part(a.unwrap()))
+        .collect()
+}
+
+/// An image of these parts, whole and with a right checksum.
+fn assemble(parts: &[(u16, bool, Vec<u8>)]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    for (number, nested, payload) in parts {
+        match nested {
+            true => writer.put_nested(*number, payload).unwrap(),
+            false => writer.put(*number, payload).unwrap(),
+        }
+    }
+    wrap(writer.finish())
+}
+
+#[test]
+fn the_rich_image_is_accepted() {
+    let image = assemble(&parts(&rich()));
+    assert!(!refused_or_identical(&image));
+}
+
+#[test]
+fn an_attribute_cut_at_each_byte_is_refused_or_means_just_that() {
+    let whole = parts(&rich());
+    let mut refused = 0;
+    for at in 0..whole.len() {
+        for length in 0..whole[at].2.len() {
+            let mut cut = whole.clone();
+            cut[at].2.truncate(length);
+            refused += usize::from(refused_or_identical(&assemble_lossy(&cut)));
+        }
+    }
+    assert!(refused > 200, "only {refused} refused");
+}
+
+/// Nested payloads that are cut are no attributes: what the codec will not write is no image.
+fn assemble_lossy(parts: &[(u16, bool, Vec<u8>)]) -> Vec<u8> {
+    let mut raw = Vec::new();
+    for (number, nested, payload) in parts {
+        let flag = if *nested { 0x8000 } else { 0 };
+        raw.extend((payload.len() as u16 + 4).to_ne_bytes());
+        raw.extend((number | flag).to_ne_bytes());
+        raw.extend(payload);
+        raw.resize(raw.len().next_multiple_of(4), 0);
+    }
+    wrap(raw)
+}
+
+#[test]
+fn an_attribute_grown_by_each_length_is_refused_or_means_just_that() {
+    let whole = parts(&rich());
+    for at in 0..whole.len() {
+        for more in 1..9 {
+            let mut grown = whole.clone();
+            grown[at].2.extend(vec![0xa5; more]);
+            refused_or_identical(&assemble_lossy(&grown));
+        }
+    }
+}
+
+#[test]
+fn wrong_order_and_doubles_are_refused_by_name() {
+    let whole = parts(&rich());
+    for at in 1..whole.len() {
+        let mut swapped = whole.clone();
+        swapped.swap(at - 1, at);
+        let error = image::decode(&assemble(&swapped)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadInput);
+        assert!(error.to_string().contains("out of order"), "{error}");
+        let mut doubled = whole.clone();
+        doubled.insert(at, whole[at].clone());
+        let number = whole[at].0;
+        if ![number::NOT_CARRIED, number::ASSUMED].contains(&number) {
+            let error = image::decode(&assemble(&doubled)).unwrap_err().to_string();
+            assert!(
+                error.contains(&format!("attribute {number} is there twice")),
+                "{error}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_missing_attribute_is_refused_or_means_that_it_is_not_known() {
+    let whole = parts(&rich());
+    for required in [
+        number::SOCK_STATE,
+        number::SOCK_TYPE,
+        number::FAMILY,
+        number::PROTOCOL,
+    ] {
+        let less: Vec<_> = whole.iter().filter(|p| p.0 != required).cloned().collect();
+        let error = image::decode(&assemble(&less)).unwrap_err().to_string();
+        assert!(error.contains("missing"), "{error}");
+    }
+    for at in 0..whole.len() {
+        let mut less = whole.clone();
+        less.remove(at);
+        refused_or_identical(&assemble(&less));
+    }
+}
+
+#[test]
+fn each_bit_of_each_attribute_may_be_turned() {
+    let whole = parts(&rich());
+    for at in 0..whole.len() {
+        for bit in 0..whole[at].2.len() * 8 {
+            let mut turned = whole.clone();
+            turned[at].2[bit / 8] ^= 1 << (bit % 8);
+            refused_or_identical(&assemble_lossy(&turned));
+        }
+    }
+}
+
+#[test]
+fn an_unknown_attribute_is_kept_and_refused_by_number_at_restore() {
+    let mut checkpoint = rich();
+    checkpoint.report.not_carried.clear();
+    for edit in ["SO_BINDTODEVICE=", "SO_TXTIME=default"] {
+        let (name, text) = edit.split_once('=').unwrap();
+        checkpoint
+            .edit(name, text)
+            .unwrap_or_else(|e| panic!("{e}"));
+    }
+    let mut with_required = parts(&checkpoint);
+    let place = with_required.iter().position(|p| p.0 >= 0x2000).unwrap();
+    with_required.insert(place, (0x1fff, false, vec![1, 2, 3]));
+    let image = assemble(&with_required);
+    assert!(!refused_or_identical(&image), "unknown attributes are kept");
+    let error = Checkpoint::from_bytes(&image)
+        .unwrap()
+        .restore(&RestoreOptions::default());
+    let error = error.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert!(error.to_string().contains("attribute 8191"), "{error}");
+
+    let mut with_information = parts(&checkpoint);
+    with_information.push((0x3ff0, true, Vec::new()));
+    let image = assemble(&with_information);
+    assert!(!refused_or_identical(&image));
+    let checkpoint = Checkpoint::from_bytes(&image).unwrap();
+    let restored = checkpoint.restore(&RestoreOptions::default());
+    restored.expect("information is ignored by restore");
+}
+
+#[test]
+fn nesting_without_end_is_refused() {
+    let mut nested = Vec::new();
+    for _ in 0..5000 {
+        let mut writer = Writer::new();
+        writer.put_nested(number::NOT_CARRIED, &nested).unwrap();
+        nested = writer.finish();
+    }
+    let mut deep = parts(&rich());
+    deep.retain(|p| p.0 != number::NOT_CARRIED);
+    let place = deep.iter().position(|p| p.0 > number::NOT_CARRIED).unwrap();
+    deep.insert(place, (number::NOT_CARRIED, true, nested));
+    assert!(image::decode(&assemble_lossy(&deep)).is_err());
+}
+
+#[test]
+fn a_damaged_or_foreign_file_has_one_clear_error() {
+    let image = rich().to_bytes().unwrap();
+    for (bytes, says) in [
+        (Vec::new(), "empty"),
+        (b"GIF89a, not ours at all".to_vec(), "not a sockcr image"),
+        (image[..image.len() - 1].to_vec(), "truncated"),
+    ] {
+        let error = image::decode(&bytes).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadInput);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    let mut flipped = image.clone();
+    flipped[40] ^= 1;
+    image::decode(&flipped).unwrap_err();
+    let mut newer = image;
+    newer[8] = 2;
+    let error = image::decode(&newer).unwrap_err().to_string();
+    assert!(error.contains("newer"), "{error}");
+}
+
+#[test]
+fn json_that_is_wrong_says_where() {
+    let good = json::to_json(&[rich()]).to_string();
+    for (old, new, says) in [
+        ("\"format\":1", "\"format\":2", "format 2"),
+        ("\"SO_DEBUG\":0", "\"SO_DEBUG\":\"x\"", "SO_DEBUG"),
+        ("\"SO_DEBUG\":0", "\"SO_NONSENSE\":0", "SO_NONSENSE"),
+        ("\"IP_TOS\":0", "\"IP_TOS\":300", "IP_TOS"),
+        ("\"IP_TOS\":0", "\"IP_TOS\":-1", "IP_TOS"),
+        ("\"family\":\"inet\"", "\"family\":\"inet9\"", "inet9"),
+        (
+            "\"state\":\"unconnected\"",
+            "\"state\":\"connected\"",
+            "state",
+        ),
+        ("\"mode\":\"include\"", "\"mode\":\"maybe\"", "maybe"),
+        ("\"owner\":\"nobody\"", "\"owner\":\"somebody\"", "somebody"),
+        ("\"interface\":\"lo\"", "\"interface\":\"eth7\"", "eth7"),
+    ] {
+        assert!(good.contains(old), "{old} is not in {good}");
+        let error = json::from_json(&good.replacen(old, new, 1)).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::BadInput);
+        assert!(error.to_string().contains(says), "{error}");
+    }
+    for end in 0..good.len() {
+        assert!(json::from_json(&good[..end]).is_err());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn noise_is_refused_or_means_just_that(
+        noise in prop::collection::vec((0u16..0x300, any::<bool>(), prop::collection::vec(any::<u8>(), 0..40)), 0..12)
+    ) {
+        let mut parts = parts_minimal();
+        parts.extend(noise.into_iter().filter(|p| p.0 > 0 && p.0 != 2 && p.0 != 3 && p.0 != 64 && p.0 != 65));
+        parts.sort_by_key(|p| p.0);
+        refused_or_identical(&assemble_lossy(&parts));
+    }
+
+    #[test]
+    fn bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(image::decode(&bytes).is_err());
+        let mut image = b"\x89SOCKCR\n\x01\0\x02\x01\0\0\0\0".to_vec();
+        image.extend(bytes);
+        prop_assert!(image::decode(&image).is_err());
+    }
+}
+
+/// The four attributes without which there is no socket.
+fn parts_minimal() -> Vec<(u16, bool, Vec<u8>)> {
+    let word = |number: u16, value: u32| (number, false, value.to_ne_bytes().to_vec());
+    vec![
+        word(number::SOCK_STATE, 1),
+        word(number::SOCK_TYPE, 2),
+        word(number::FAMILY, 2),
+        word(number::PROTOCOL, 17),
+    ]
+}

@@ -1,0 +1,29 @@
+//! Where a stranger's bytes become a checkpoint: what must hold whatever they are.
+//!
+//! `fuzz/` compiles this same file, so that both throw their bytes at the same place.
+
+use sockcr::{image, json};
+use sockcr_image::file::{self, Command, Message};
+
+/// An image of one socket with these attributes and a right checksum; empty when they are none.
+pub fn wrap(attributes: Vec<u8>) -> Vec<u8> {
+    let message = Message {
+        command: Command::Dump,
+        socket: 1,
+        attributes,
+    };
+    file::encode(&[message]).unwrap_or_default()
+}
+
+/// Bytes as an image: refused, or written again byte for byte, also by way of JSON.
+pub fn refused_or_identical(image: &[u8]) -> bool {
+    let Ok(checkpoints) = image::decode(image) else {
+        return true;
+    };
+    let json = json::to_json(&checkpoints).to_string();
+    let by_json = json::from_json(&json).expect("our own JSON is read");
+    let again = |c: &[sockcr::Checkpoint]| image::encode(c).expect("what was read is written");
+    assert_eq!(again(&by_json), image, "by way of JSON");
+    assert_eq!(again(&checkpoints), image);
+    false
+}
