@@ -107,6 +107,12 @@ fn not_bound() -> Outcome {
     done(["show", &by_inode])?.prints(&["not bound"])?.quiet()?;
     done(["dump", &by_inode, "-o", "unbound.skc"])?.quiet()?;
     done(["diff", "unbound.skc", &target(&socket)])?.quiet()?;
+    for (flags, expected) in [(FdFlags::empty(), false), (FdFlags::CLOEXEC, true)] {
+        fcntl_setfd(&socket, flags)?;
+        let shown = done(["show", "--json", &target(&socket)])?.json()?;
+        let told = &shown["sockets"][0]["descriptor"]["close_on_exec"];
+        ensure!(*told == expected, "close-on-exec is {expected}: {shown}");
+    }
     let cookie = format!("cookie:{}", socket::cookie(&socket)?);
     done(["show", &cookie])?.prints(&["not bound"])?;
     done(["restore", "unbound.skc"])?.prints(&["exactly"])?;

@@ -1,6 +1,6 @@
 //! `dump --stop`: whatever happens, its owner goes on as it was, and gets every signal.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use rustix::process::Signal;
 use sockcr_scenarios::command::{done, sockcr};
 use sockcr_scenarios::process::Process;
@@ -95,26 +95,26 @@ fn killed_at_any_moment() -> Outcome {
     Ok(())
 }
 
+/// Signals come one after the other while the command works, the next as soon as one has arrived:
+/// some of them just when their receiver is stopped.
 fn signals_arrive() -> Outcome {
     let mut owner = Owner::start(7072)?;
     let whole = duration(&owner)?;
-    for round in 0..100 {
+    for round in 0..200 {
         let dump = sockcr(owner.dump()).start()?;
-        let moment = whole * round / 100;
-        let until = Instant::now() + moment;
-        dump.ends_within(moment)?;
-        ensure!(
-            Instant::now() >= until || dump.ends_within(Duration::ZERO)?,
-            "woke too early"
-        );
-        owner.process.signal(Signal::USR1)?;
-        if round % 2 == 0 {
-            dump.kill()?;
-        } else {
-            ensure!(dump.end()?.success(), "a dump failed");
+        let killed = round % 4 == 0;
+        let moment = Instant::now() + whole * round / 200;
+        while !dump.ends_within(Duration::ZERO)? {
+            owner.process.signal(Signal::USR1)?;
+            let arrived = owner.process.line();
+            let line = arrived.with_context(|| format!("a signal is lost in round {round}"))?;
+            ensure!(line == "\"signal\"", "{line}");
+            if killed && Instant::now() > moment {
+                break;
+            }
         }
-        let line = owner.process.line()?;
-        ensure!(line == "\"signal\"", "{line}");
+        let status = if killed { dump.kill()? } else { dump.end()? };
+        ensure!(killed || status.success(), "a dump failed");
         owner.is_free()?;
     }
     Ok(())

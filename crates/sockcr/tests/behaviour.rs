@@ -468,6 +468,9 @@ fn a_group_left_is_not_heard() -> Outcome {
     })
 }
 
+/// A way to join a group.
+type Joining<'a> = &'a dyn Fn(&OwnedFd);
+
 #[test]
 fn a_source_filter_filters() -> Outcome {
     isolated(|| {
@@ -479,7 +482,7 @@ fn a_source_filter_filters() -> Outcome {
         };
         let only =
             |socket: &OwnedFd| socket::set(socket, IP, IP_ADD_SOURCE_MEMBERSHIP, &source).unwrap();
-        let joins: [(&dyn Fn(&OwnedFd), &[u8]); 2] = [(&except, b"one"), (&only, b"other")];
+        let joins: [(Joining<'_>, &[u8]); 2] = [(&except, b"one"), (&only, b"other")];
         for (join, heard) in joins {
             let make = || {
                 let socket = with((ANY, PORT), &[(IP, IP_MULTICAST_ALL, 0)]);

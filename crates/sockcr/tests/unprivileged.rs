@@ -68,7 +68,7 @@ fn there_and_back(socket: OwnedFd) -> Result<(Checkpoint, OwnedFd), Error> {
     let checkpoint = Checkpoint::dump(&socket)?;
     drop(socket);
     let text = json::to_json(std::slice::from_ref(&checkpoint)).to_string();
-    assert_eq!(json::from_json(&text)?, [checkpoint.clone()]);
+    assert_eq!(json::from_json(&text)?, std::slice::from_ref(&checkpoint));
     let again = Checkpoint::from_bytes(&checkpoint.to_bytes()?)?;
     let options = RestoreOptions {
         verify: true,

@@ -30,6 +30,9 @@ pub const IP_OPTIONS: &[&[u8]] = &[
     ],
 ];
 
+/// An address that no device has.
+pub const FOREIGN: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+
 /// The number of a level in the system call.
 pub fn level(row: &Row) -> i32 {
     match row.level {
@@ -116,7 +119,7 @@ fn multicast_interfaces(devices: &[Device]) -> Vec<Value> {
         let index = i64::from(device.index);
         values.push(Value::Pair(address(device.address), index));
         values.push(Value::Pair(0, index));
-        values.push(Value::Pair(address(Ipv4Addr::new(192, 0, 2, 1)), index));
+        values.push(Value::Pair(address(FOREIGN), index));
     }
     values
 }
