@@ -12,6 +12,7 @@ use std::fmt::Debug;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::PollFlags;
@@ -534,6 +535,32 @@ fn a_filter_filters_and_stays_locked() -> Outcome {
         let cut = [vec![0xff, 1, 2, 3, 4], vec![0x0b, 1, 2]];
         assert_eq!(seen, (cut, Err(io::ErrorKind::PermissionDenied)));
         Ok(())
+    })
+}
+
+/// Between bind(2) and connect(2) a socket would hear everybody.
+#[test]
+fn a_connected_socket_hears_no_stranger_while_it_is_restored() -> Outcome {
+    isolated(|| {
+        let checkpoint = Checkpoint::dump(&made("any address and port, connected"))?;
+        let stranger = with((HERE, 10), &[]);
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    // Refused while nobody is bound there.
+                    let _ = send_to(&stranger, b"stranger", HERE, PORT);
+                }
+            });
+            let heard = (0..300).map(|_| {
+                let restored = checkpoint.restore(&RestoreOptions::default())?;
+                Ok(socket::receive_now(&restored.fd)?.len())
+            });
+            let heard: Result<usize, Box<dyn std::error::Error + Send + Sync>> = heard.sum();
+            done.store(true, Ordering::Relaxed);
+            assert_eq!(heard?, 0);
+            Ok(())
+        })
     })
 }
 

@@ -1,4 +1,9 @@
 //! Images from strangers: whatever is wrong with one is said, and nothing panics.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
 
 #[path = "support/entry.rs"]
 mod entry;
