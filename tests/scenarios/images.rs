@@ -1,7 +1,7 @@
 //! Images: written whole, private, the same through JSON, and refused when damaged.
 
 use anyhow::{Context, ensure};
-use sockcr_scenarios::command::{done, refused, sockcr};
+use sockcr_scenarios::command::{self, done, refused, sockcr};
 use sockcr_scenarios::socket::{local, target, unbound};
 use sockcr_scenarios::{Outcome, Scenario};
 use std::net::{Ipv4Addr, UdpSocket};
@@ -313,13 +313,13 @@ fn writer_killed() -> Outcome {
     let own: Vec<String> = sockets.iter().map(target).collect();
     let mut words = vec!["dump", "-o", "new.skc"];
     words.extend(own.iter().map(String::as_str));
-    done(&words)?;
+    let whole = command::duration(&words)?;
     let new = std::fs::read("new.skc")?;
     let mut killed = 0;
     for round in 0..60 {
         std::fs::write("new.skc", "old")?;
         let process = sockcr(&words).start()?;
-        if !process.ends_within(Duration::from_micros(round * 700))? {
+        if !process.ends_within(whole * round / 60)? {
             killed += 1;
         }
         process.kill()?;
