@@ -65,7 +65,10 @@ fn prepared(change: bool) -> anyhow::Result<UdpSocket> {
 fn dump(name: &str, socket: &UdpSocket) -> anyhow::Result<()> {
     let calls = readings();
     let floor = best(REPEAT, || read_all(socket, &calls))?;
-    let ours = best(REPEAT, || Ok(drop(Checkpoint::dump(socket)?)))?;
+    let ours = best(REPEAT, || {
+        drop(Checkpoint::dump(socket)?);
+        Ok(())
+    })?;
     let what = format!("dump {name}: {} getsockopt calls", calls.len() + 1);
     print(&what, ours, floor);
     Ok(())
@@ -101,8 +104,14 @@ fn read_all(socket: &UdpSocket, calls: &[(i32, u16, usize)]) -> anyhow::Result<(
 fn restore(name: &str, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     let writes = writings(checkpoint);
     let options = RestoreOptions::default();
-    let floor = best(REPEAT, || Ok(drop(bare(checkpoint, &writes)?)))?;
-    let ours = best(REPEAT, || Ok(drop(checkpoint.restore(&options)?)))?;
+    let floor = best(REPEAT, || {
+        drop(bare(checkpoint, &writes)?);
+        Ok(())
+    })?;
+    let ours = best(REPEAT, || {
+        drop(checkpoint.restore(&options)?);
+        Ok(())
+    })?;
     let what = format!("restore {name}: socket, {} setsockopt, bind", writes.len());
     print(&what, ours, floor);
     Ok(())
@@ -150,9 +159,18 @@ fn bare(checkpoint: &Checkpoint, writes: &[(i32, u16, i32)]) -> anyhow::Result<O
 
 fn codec(name: &str, checkpoint: &Checkpoint) -> anyhow::Result<()> {
     let bytes = checkpoint.to_bytes()?;
-    let write = best(REPEAT, || Ok(drop(checkpoint.to_bytes()?)))?;
-    let read = best(REPEAT, || Ok(drop(Checkpoint::from_bytes(&bytes)?)))?;
-    let copy = best(REPEAT, || Ok(drop(std::hint::black_box(bytes.clone()))))?;
+    let write = best(REPEAT, || {
+        drop(checkpoint.to_bytes()?);
+        Ok(())
+    })?;
+    let read = best(REPEAT, || {
+        drop(Checkpoint::from_bytes(&bytes)?);
+        Ok(())
+    })?;
+    let copy = best(REPEAT, || {
+        drop(std::hint::black_box(bytes.clone()));
+        Ok(())
+    })?;
     print(
         &format!("encode {name}: {} bytes", bytes.len()),
         write,

@@ -74,6 +74,13 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// Ends as clap does when the arguments are wrong, with exit 2.
+fn wrong_usage(why: impl std::fmt::Display) -> ! {
+    use clap::CommandFactory;
+    let kind = clap::error::ErrorKind::ValueValidation;
+    Cli::command().error(kind, why).exit()
+}
+
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     if let Some(name) = &cli.netns {
         use std::os::fd::AsFd;

@@ -28,9 +28,10 @@ pub struct Arguments {
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let text = arguments.expression.join(" ");
-    let expression: Expression = text
-        .parse()
-        .with_context(|| format!("{text}: is no filter"))?;
+    let expression: Expression = match text.parse() {
+        Ok(expression) => expression,
+        Err(why) => crate::wrong_usage(format_args!("{text}: is no filter: {why:#}\n")),
+    };
     let listing = find::list(arguments.pid)?;
     let here = netns::own_cookie().context("ask for the network namespace")?;
     let wanted = |socket: &&Listed| {

@@ -84,6 +84,12 @@ fn each_address(checkpoint: &mut Checkpoint, mut change: impl FnMut(&mut Ipv4Add
     let mut local = *endpoint.local.ip();
     change(&mut local);
     endpoint.move_to(local);
+    // Elsewhere 0.0.0.0 is not an address that could be called otherwise, but none at all.
+    let mut change = |address: &mut Ipv4Addr| {
+        if !address.is_unspecified() {
+            change(address);
+        }
+    };
     if let Some(peer) = &mut endpoint.peer {
         let mut ip = *peer.ip();
         change(&mut ip);
