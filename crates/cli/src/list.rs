@@ -8,13 +8,14 @@ use serde_json::json;
 use sockcr::find::{self, Holder, Listed};
 use sockcr::netns;
 use sockcr::option::bytes;
+use std::collections::HashMap;
 use std::net::SocketAddrV4;
 
 /// List internet sockets: who has them, where they are bound, whether they can be checkpointed
 #[derive(clap::Args)]
 pub struct Arguments {
     /// Only those that match, in the grammar of ss(8): dport = :53 and not src 127.0.0.1
-    #[arg(value_name = "EXPR", trailing_var_arg = true)]
+    #[arg(value_name = "EXPR")]
     expression: Vec<String>,
 
     /// Only the sockets of this process, in whichever network namespace
@@ -39,12 +40,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             && expression.matches(&socket.local, &socket.peer)
     };
     let sockets: Vec<&Listed> = listing.sockets.iter().filter(wanted).collect();
-    match arguments.json {
-        true => output::json(&json!({
-            "sockets": sockets.iter().map(|socket| to_json(socket)).collect::<Vec<_>>(),
-            "not_seen": listing.hidden,
-        }))?,
-        false => print(&sockets)?,
+    let mut commands = Commands::default();
+    if arguments.json {
+        let sockets = sockets.iter().map(|socket| to_json(socket, &mut commands));
+        let sockets: Vec<serde_json::Value> = sockets.collect();
+        output::json(&json!({ "sockets": sockets, "not_seen": listing.hidden }))?;
+    } else {
+        print(&sockets, &mut commands)?;
     }
     if listing.hidden > 0 {
         output::remark(format_args!(
@@ -55,7 +57,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn print(sockets: &[&Listed]) -> anyhow::Result<()> {
+fn print(sockets: &[&Listed], commands: &mut Commands) -> anyhow::Result<()> {
     let titles = [
         "INODE",
         "PID:FD",
@@ -79,7 +81,7 @@ fn print(sockets: &[&Listed]) -> anyhow::Result<()> {
             socket
                 .holders
                 .first()
-                .map_or_else(String::new, |h| command(h.pid)),
+                .map_or_else(String::new, |holder| commands.of(holder.pid)),
             socket.kind.clone(),
             address(socket, &socket.local),
             address(socket, &socket.peer),
@@ -98,6 +100,16 @@ fn print(sockets: &[&Listed]) -> anyhow::Result<()> {
 
 fn pid_fd(holder: &Holder) -> String {
     format!("{}:{}", holder.tid, holder.fd)
+}
+
+/// The names of processes, each read once.
+#[derive(Default)]
+struct Commands(HashMap<i32, String>);
+
+impl Commands {
+    fn of(&mut self, pid: i32) -> String {
+        self.0.entry(pid).or_insert_with(|| command(pid)).clone()
+    }
 }
 
 fn command(pid: i32) -> String {
@@ -128,9 +140,9 @@ fn verdict(socket: &Listed) -> String {
     }
 }
 
-fn to_json(socket: &Listed) -> serde_json::Value {
+fn to_json(socket: &Listed, commands: &mut Commands) -> serde_json::Value {
     let holders = socket.holders.iter().map(|holder| {
-        json!({ "pid": holder.pid, "tid": holder.tid, "fd": holder.fd, "command": command(holder.pid) })
+        json!({ "pid": holder.pid, "tid": holder.tid, "fd": holder.fd, "command": commands.of(holder.pid) })
     });
     let known = |text: String| (!text.starts_with(['-', '?'])).then_some(text);
     json!({

@@ -99,15 +99,32 @@ fn list(program: BorrowedFd<'_>, pid: Option<u32>) -> io::Result<Vec<SocketFile>
     if pid.is_some() && link.is_err() {
         link = bpf::link_task_iterator(program, None);
     }
-    let mut records = Vec::with_capacity(1 << 16);
     let iterator = bpf::create_iterator(link?.as_fd())?;
-    File::from(iterator).read_to_end(&mut records)?;
+    let records = read_all(File::from(iterator))?;
     let mut sockets: Vec<SocketFile> = records
         .chunks_exact(record::SIZE)
         .filter_map(SocketFile::decode)
         .collect();
     sockets.retain(|socket| pid.is_none_or(|pid| pid == socket.pid));
     Ok(sockets)
+}
+
+/// Reads one record a call. The iterator holds each file for a moment, and a file that its owner
+/// closes just then is released only when our read(2) returns (`fput`): a long read would keep
+/// the owner from its own port.
+fn read_all(mut iterator: File) -> io::Result<Vec<u8>> {
+    let mut records = Vec::new();
+    let mut record = [0; record::SIZE];
+    loop {
+        match iterator.read(&mut record) {
+            Ok(0) => return Ok(records),
+            Ok(length) => records.extend_from_slice(record.get(..length).unwrap_or_default()),
+            // bpf_seq_read: a million files in one call, and no socket among them.
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// The program of this process: loaded at the first call.
