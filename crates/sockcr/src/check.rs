@@ -57,7 +57,7 @@ pub fn features() -> Vec<Feature> {
             "sockets cannot be looked up by address or inode",
         ),
         feature(
-            "restore buffer locks (SO_BUF_LOCK, 5.14)",
+            "restore buffer locks (SO_BUF_LOCK, 5.15)",
             set(1, 72, 0),
             "sockets whose owner chose buffer sizes are refused",
         ),

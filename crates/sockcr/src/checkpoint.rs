@@ -3,7 +3,7 @@
 use crate::error::{Error, ErrorKind};
 use crate::kernel;
 use crate::kernel::Hidden;
-use crate::option::{self, Options};
+use crate::option::{self, Options, Value};
 use crate::protocol::{self, Protocol};
 use crate::report::{Note, Report};
 use crate::state::descriptor::Descriptor;
@@ -167,8 +167,9 @@ impl Checkpoint {
             "default" if row.only_when_set() => None,
             _ => Some(row.kind.parse(text, &mut self.interfaces).map_err(bad)?),
         };
-        self.options
-            .set(row, value.filter(|value| !row.says_nothing(value)));
+        // An empty name is no device: an image says that by leaving it out.
+        let value = value.filter(|value| *value != Value::Text(String::new()));
+        self.options.set(row, value);
         // As setsockopt(2) does: a size that was chosen is locked.
         match row.name {
             "SO_SNDBUF" => self.buffer_locks.send = true,

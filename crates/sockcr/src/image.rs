@@ -2,6 +2,7 @@
 
 use crate::checkpoint::{Checkpoint, UnknownAttribute};
 use crate::error::{Error, ErrorKind};
+use crate::option::value::printable;
 use crate::option::{self, Options, Row, Value, Wire, wire};
 use crate::protocol::{self, Protocol};
 use crate::report::{Note, Report};
@@ -496,7 +497,7 @@ fn interfaces(attribute: &Attribute<'_>) -> Result<Interfaces, ImageError> {
         let entry = inner.payload.split_first_chunk::<4>();
         let entry = entry.and_then(|(index, name)| {
             let name = std::str::from_utf8(name).ok()?;
-            let fits = name.len() < 16 && !name.contains('\0');
+            let fits = name.len() < 16 && printable(name);
             fits.then(|| (u32::from_ne_bytes(*index), name))
         });
         let wrong = || inner.invalid("is no index and name of a device");
@@ -535,6 +536,9 @@ fn note(attribute: &Attribute<'_>) -> Result<Note, ImageError> {
     for inner in nested(attribute)? {
         let inner = inner?;
         match inner.number {
+            number::WHAT | number::REASON if !printable(inner.as_str()?) => {
+                return Err(inner.invalid("has control characters"));
+            }
             number::WHAT => note.what = inner.as_str()?.into(),
             number::REASON => note.reason = inner.as_str()?.into(),
             _ => return Err(inner.invalid("has no place in a note")),

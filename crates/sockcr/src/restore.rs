@@ -145,7 +145,7 @@ impl Checkpoint {
         );
         self.write_options(&mut writer, Stage::Last, report);
         if let Some(descriptor) = &self.descriptor {
-            lossy(descriptor.restore(fd), "descriptor flags", report);
+            descriptor.restore(fd, report);
         }
         Ok(socket)
     }

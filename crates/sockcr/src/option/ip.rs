@@ -40,7 +40,7 @@ pub static ROWS: &[Row] = &[
         .default(Default::Sysctl("net.ipv4.ip_default_ttl")).hidden(Field::UnicastTtl),
     flag(3, "IP_HDRINCL").rfc(number::IPOPT_HDRINCL, Wire::Flag).access(RAW_ONLY),
     row(4, "IP_OPTIONS", Kind::Bytes(40)).rfc(number::IPOPT_OPTIONS, Wire::Kernel)
-        .needs("CAP_NET_RAW for a source route"),
+        .needs("CAP_NET_RAW for a security option or a source route"),
     flag(5, "IP_ROUTER_ALERT").rfc(number::IPOPT_ROUTER_ALERT, Wire::Flag).access(RAW_ONLY),
     flag(6, "IP_RECVOPTS").rfc(number::IPOPT_RECVOPTS, Wire::Flag),
     flag(7, "IP_RETOPTS").rfc(number::IPOPT_RETOPTS, Wire::Flag),
@@ -88,7 +88,7 @@ pub static ROWS: &[Row] = &[
     action(47, "MCAST_LEAVE_SOURCE_GROUP", MEMBERSHIP).since("2.5.68"),
     action(48, "MCAST_MSFILTER", MEMBERSHIP).since("2.5.68"),
     flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::Number(1)),
-    row(50, "IP_UNICAST_IF", Kind::Interface).since("3.3"),
+    row(50, "IP_UNICAST_IF", Kind::Interface).since("3.4"),
     row(51, "IP_LOCAL_PORT_RANGE", Kind::PortRange).since("6.3").stage(Stage::AfterConnect),
     row(52, "IP_PROTOCOL", Kind::Int(0, 255, Unit::None)).since("6.4")
         .access(Access::ReadOnly("chosen when the socket is made")),

@@ -548,6 +548,9 @@ impl Writer<'_> {
         row.kind.check(value).map_err(io::Error::other)?;
         let value = row.kind.localize(value, self.fd, self.interfaces)?;
         row.write(self.fd, &value)?;
+        if row.kind.may_change() && row.read(self.fd)?.as_ref() != Some(&value) {
+            return Err(io::Error::other("the kernel made something else of it"));
+        }
         match row.name {
             "SO_SNDBUF" => self.written.send = true,
             "SO_RCVBUF" => self.written.receive = true,

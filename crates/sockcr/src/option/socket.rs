@@ -50,7 +50,8 @@ const fn action(number: u16, name: &'static str, access: Access) -> Row {
 /// The rows, in the order in which restore writes them.
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
-    flag(1, "SO_DEBUG").rfc(number::SOCKOPT_DEBUG, Wire::Flag).needs("CAP_NET_ADMIN"),
+    flag(1, "SO_DEBUG").rfc(number::SOCKOPT_DEBUG, Wire::Flag)
+        .needs("CAP_NET_ADMIN in the initial user namespace"),
     flag(2, "SO_REUSEADDR").rfc(number::SOCKOPT_REUSEADDR, Wire::Flag),
     row(3, "SO_TYPE", Kind::Int(0, 10, Unit::None)).default(Default::None).access(MADE),
     action(4, "SO_ERROR", Access::NotRead("reading it clears it; BPF sees sock.sk_err")),
@@ -129,13 +130,13 @@ pub static ROWS: &[Row] = &[
     row(66, "SO_RCVTIMEO_NEW", Kind::Timeval).access(Access::Alias("SO_RCVTIMEO")).since("5.1"),
     row(67, "SO_SNDTIMEO_NEW", Kind::Timeval).access(Access::Alias("SO_SNDTIMEO")).since("5.1"),
     action(68, "SO_DETACH_REUSEPORT_BPF", Access::SetOnly("takes the program of a SO_REUSEPORT group away")).since("5.3"),
-    flag(69, "SO_PREFER_BUSY_POLL").since("5.11").needs("CAP_NET_ADMIN"),
+    flag(69, "SO_PREFER_BUSY_POLL").since("5.11").needs("CAP_NET_ADMIN in the initial user namespace"),
     row(70, "SO_BUSY_POLL_BUDGET", Kind::Int(0, 65535, Unit::None)).since("5.11")
-        .hidden(Field::BusyPollBudget).needs("CAP_NET_ADMIN above what it is"),
-    action(71, "SO_NETNS_COOKIE", IDENTITY).since("5.14"),
+        .hidden(Field::BusyPollBudget).needs("CAP_NET_ADMIN in the initial user namespace above what it is"),
+    action(71, "SO_NETNS_COOKIE", Access::ReadOnly("names the network namespace")).since("5.14"),
     row(72, "SO_BUF_LOCK", Kind::Bits(&[("SOCK_SNDBUF_LOCK", 1), ("SOCK_RCVBUF_LOCK", 2)]))
-        .access(Access::State("locks")).since("5.14"),
-    row(73, "SO_RESERVE_MEM", Kind::Int(0, i32::MAX as i64, Unit::Bytes)).since("5.17"),
+        .access(Access::State("locks")).since("5.15"),
+    row(73, "SO_RESERVE_MEM", Kind::Int(0, i32::MAX as i64, Unit::Bytes)).since("5.16"),
     row(74, "SO_TXREHASH", COUNT).default(Default::None).since("5.18")
         .access(Access::ReadOnly("answered for TCP only")),
     flag(75, "SO_RCVMARK").since("5.19").needs("CAP_NET_RAW or CAP_NET_ADMIN, on older kernels"),

@@ -179,7 +179,8 @@ impl Kind {
             }
             Kind::Device => {
                 let name = bytes.split(|byte| *byte == 0).next()?;
-                Value::Text(String::from_utf8(name.to_vec()).ok()?)
+                let name = String::from_utf8(name.to_vec()).ok()?;
+                Value::Text(Some(name).filter(|name| printable(name))?)
             }
             Kind::Bytes(_) | Kind::Opaque(_) => Value::Bytes(bytes.to_vec()),
             _ if self.unsigned() => Value::Int((i32_at(bytes, 0)? as u32).into()),
@@ -290,6 +291,15 @@ impl Kind {
         })
     }
 
+    /// Whether the kernel may make something else of a legal value, such as a time rounded to its
+    /// clock.
+    pub(super) fn may_change(self) -> bool {
+        matches!(
+            self,
+            Kind::Timeval | Kind::Linger | Kind::Bytes(_) | Kind::Timestamping(_)
+        )
+    }
+
     /// Why a buffer did not take the size it was given.
     pub(super) fn clamped(self, value: &Value) -> String {
         format!(
@@ -384,9 +394,15 @@ impl Kind {
             Kind::MulticastInterface => "an address, a device, or ADDRESS@DEVICE".into(),
             Kind::Device => "a device, or nothing".into(),
             Kind::Bytes(most) => format!("at most {most} bytes in hexadecimal"),
+            Kind::Opaque(0) => "-".into(),
             Kind::Opaque(size) => format!("{size} bytes"),
         }
     }
+}
+
+/// Whether a text from elsewhere may be shown on a terminal.
+pub(crate) fn printable(text: &str) -> bool {
+    !text.contains(char::is_control)
 }
 
 fn list(names: Names) -> String {

@@ -1,5 +1,6 @@
 //! Values in the attributes of an image.
 
+use super::value::printable;
 use super::{Kind, Row, Value, Wire};
 use sockcr_image::attribute::Attribute;
 
@@ -57,7 +58,8 @@ fn name(bytes: &[u8; 16]) -> Option<Value> {
     if name.is_empty() || rest.iter().any(|byte| *byte != 0) {
         return None;
     }
-    Some(Value::Text(std::str::from_utf8(name).ok()?.into()))
+    let name = std::str::from_utf8(name).ok()?;
+    printable(name).then(|| Value::Text(name.into()))
 }
 
 /// The bytes as getsockopt(2) gives them.

@@ -1,6 +1,8 @@
 //! The flags of the descriptor and of its open file.
 
+use crate::report::Report;
 use sockcr_sys::descriptor as sys;
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -21,6 +23,18 @@ pub enum Owner {
     Thread(i32),
     /// The process group with this id.
     Group(i32),
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Owner::Nobody => write!(f, "nobody"),
+            Owner::Holder => write!(f, "the process itself"),
+            Owner::Process(id) => write!(f, "process {id}"),
+            Owner::Thread(id) => write!(f, "thread {id}"),
+            Owner::Group(id) => write!(f, "process group {id}"),
+        }
+    }
 }
 
 impl Owner {
@@ -88,27 +102,41 @@ impl Descriptor {
         })
     }
 
-    /// Writes them on a new socket, whose descriptor is close-on-exec and has no other flag.
-    pub(crate) fn restore(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    /// Writes them on a new socket, whose descriptor is close-on-exec and has no other flag; each
+    /// that fails is told by itself.
+    ///
+    /// An owner other than the holder is not restored: its number names whoever has it here now,
+    /// and a signal would reach them.
+    pub(crate) fn restore(&self, fd: BorrowedFd<'_>, report: &mut Report) {
+        let mut step = |what: &str, done: io::Result<()>| {
+            if let Err(error) = done {
+                report.lose(what, crate::error::reason(&error));
+            }
+        };
+        step("O_NONBLOCK, O_ASYNC", self.restore_status(fd));
+        if !self.close_on_exec {
+            step("close-on-exec off", sys::set_close_on_exec(fd, false));
+        }
         if self.signal != 0 {
-            sys::set_signal(fd, self.signal)?;
+            step("signal", sys::set_signal(fd, self.signal));
         }
         match self.owner {
             Owner::Nobody => {}
-            Owner::Holder => sys::set_owner(fd, sys::OWNER_PROCESS, std::process::id() as i32)?,
-            Owner::Process(id) => sys::set_owner(fd, sys::OWNER_PROCESS, id)?,
-            Owner::Thread(id) => sys::set_owner(fd, sys::OWNER_THREAD, id)?,
-            Owner::Group(id) => sys::set_owner(fd, sys::OWNER_GROUP, id)?,
+            Owner::Holder => {
+                let pid = std::process::id() as i32;
+                step("owner", sys::set_owner(fd, sys::OWNER_PROCESS, pid));
+            }
+            other => report.lose("owner", format!("{other} where it was dumped")),
         }
-        let status = if self.nonblock { O_NONBLOCK } else { 0 }
-            | if self.asynchronous { O_ASYNC } else { 0 };
-        if status != 0 {
-            sys::set_status_flags(fd, sys::status_flags(fd)? | status)?;
+    }
+
+    fn restore_status(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        let nonblock = if self.nonblock { O_NONBLOCK } else { 0 };
+        let asynchronous = if self.asynchronous { O_ASYNC } else { 0 };
+        match nonblock | asynchronous {
+            0 => Ok(()),
+            flags => sys::set_status_flags(fd, sys::status_flags(fd)? | flags),
         }
-        if !self.close_on_exec {
-            sys::set_close_on_exec(fd, false)?;
-        }
-        Ok(())
     }
 
     /// Bits 0 to 2 as an image holds them.

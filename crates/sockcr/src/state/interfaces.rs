@@ -1,5 +1,6 @@
 //! The names of the device indexes that a checkpoint uses: an index never travels alone.
 
+use crate::option::value::printable;
 use crate::report::Report;
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -16,7 +17,12 @@ impl Interfaces {
         if index == 0 || self.0.contains_key(&index) {
             return;
         }
-        let name = sockcr_sys::interface::name(fd, index).unwrap_or_else(|error| {
+        let name = sockcr_sys::interface::name(fd, index);
+        let name = name.and_then(|name| match printable(&name) {
+            true => Ok(name),
+            false => Err(io::Error::other("has control characters")),
+        });
+        let name = name.unwrap_or_else(|error| {
             let why = format!("its name: {}", crate::error::reason(&error));
             report.lose(format!("device with index {index}"), why);
             String::new()

@@ -18,7 +18,7 @@ pub struct BufferLocks {
 }
 
 impl BufferLocks {
-    /// Takes them from BPF, or reads them (`SO_BUF_LOCK`, since 5.14).
+    /// Takes them from BPF, or reads them (`SO_BUF_LOCK`, since 5.15).
     pub(crate) fn dump(
         fd: BorrowedFd<'_>,
         hidden: Option<&Hidden>,

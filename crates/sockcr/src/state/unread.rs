@@ -9,6 +9,7 @@ use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
 const SO_MEMINFO: i32 = 55;
+const RMEM_ALLOC: usize = 0;
 const WMEM_ALLOC: usize = 2;
 
 /// Reports queues, corked data, errors and counters.
@@ -71,22 +72,29 @@ fn from_kernel(hidden: &Hidden, report: &mut Report) {
 /// Without BPF: what poll(2) and SO_MEMINFO tell, neither of which consumes anything.
 fn from_outside(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
     let events = poll_now(fd)?;
-    if events.contains(PollFlags::IN) && !events.contains(PollFlags::RDHUP) {
+    let mut counters = [0u8; 36];
+    sockcr_sys::sockopt::get(fd, SOL_SOCKET, SO_MEMINFO, &mut counters)?;
+    let counter = |at: usize| {
+        let word = counters.chunks(4).nth(at).unwrap_or_default();
+        word.try_into().map_or(0, u32::from_ne_bytes)
+    };
+    // A socket shut down for receiving is always readable; what it still holds takes memory.
+    let queued = match events.contains(PollFlags::RDHUP) {
+        true => counter(RMEM_ALLOC) > 0,
+        false => events.contains(PollFlags::IN),
+    };
+    if queued {
         report.lose("receive queue", "not empty");
     }
     if events.contains(PollFlags::ERR) {
         report.lose("errors", "a pending error or an error queue");
     }
-    let mut counters = [0u8; 36];
-    sockcr_sys::sockopt::get(fd, SOL_SOCKET, SO_MEMINFO, &mut counters)?;
-    let word = counters.chunks(4).nth(WMEM_ALLOC).unwrap_or_default();
-    let unsent = word.try_into().map_or(0, u32::from_ne_bytes);
-    if unsent > 0 {
+    if counter(WMEM_ALLOC) > 0 {
         let why = "corked, or still with the device; without CAP_BPF the two look alike";
         report.lose("unsent data", why);
     }
     report.assume(
-        "no IPsec policy, SO_REUSEPORT program, or time stamp counter",
+        "no IPsec policy, SO_REUSEPORT program, time stamp counter; sending not shut down alone",
         "only BPF sees them",
     );
     Ok(())
