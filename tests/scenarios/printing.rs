@@ -1,7 +1,7 @@
 //! What the command prints about itself and the system, and the filters of `list`.
 
 use anyhow::{Context, ensure};
-use sockcr_scenarios::command::{done, refused};
+use sockcr_scenarios::command::{done, refused, sockcr};
 use sockcr_scenarios::{Outcome, Scenario};
 use std::net::UdpSocket;
 use std::path::Path;
@@ -72,7 +72,10 @@ fn list_with_filters() -> Outcome {
         "a title and a full queue: {row}"
     );
     for wrong in ["sport", "foo = 3", "src 1.2.3", "( sport = 1", "sport = x"] {
-        refused(["list", wrong])?.says(&["is no filter"])?;
+        sockcr(["list", wrong])
+            .run()?
+            .misused()?
+            .says(&["is no filter"])?;
     }
     Ok(())
 }

@@ -60,7 +60,7 @@ fn story() -> anyhow::Result<Outcome> {
     say("sockcr sees it from outside, what differs from a fresh socket first:")?;
     let target = Target::Process(first.pid());
     let before = dump(&target)?;
-    for text in show::page(&before, true)? {
+    for text in show::page(&before, &Checkpoint::fresh(before.protocol)?, true) {
         line(format_args!("  {text}"))?;
     }
 

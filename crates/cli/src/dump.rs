@@ -58,8 +58,5 @@ fn dump(targets: &[Target], stop: bool) -> anyhow::Result<Vec<Checkpoint>> {
 }
 
 fn hold_still(found: &[Found]) -> Result<Vec<stop::Stopped>, sockcr::Error> {
-    let mut owners: Vec<i32> = found.iter().flat_map(|s| s.owners.clone()).collect();
-    owners.sort_unstable();
-    owners.dedup();
-    owners.into_iter().map(stop::stop).collect()
+    find::owners(found)?.into_iter().map(stop::stop).collect()
 }

@@ -105,15 +105,21 @@ impl FromStr for Expression {
     }
 }
 
-/// Parentheses and `!` stand alone even where no blank surrounds them.
+/// Parentheses and operators stand alone even where no blank surrounds them.
 fn tokens(text: &str) -> Vec<String> {
-    let text = text
-        .replace('(', " ( ")
-        .replace(')', " ) ")
-        .replace('!', " ! ")
-        .replace("!  =", "!=")
-        .replace("! =", "!=");
-    text.split_whitespace().rev().map(str::to_owned).collect()
+    let mut spaced = String::with_capacity(text.len() * 2);
+    let mut last = ' ';
+    for c in text.chars() {
+        let operator = |c: char| "!=<>&|()".contains(c);
+        // The two halves of `!=`, `==`, `<=`, `>=`, `&&` and `||` stay together.
+        let together = (c == '=' && "!=<>".contains(last)) || ("&|".contains(c) && c == last);
+        if (operator(c) || operator(last)) && !together {
+            spaced.push(' ');
+        }
+        spaced.push(c);
+        last = c;
+    }
+    spaced.split_whitespace().rev().map(str::to_owned).collect()
 }
 
 /// The words still to be read, the next one last.
@@ -269,6 +275,8 @@ mod tests {
             ("( sport = 1 or sport = 5353 ) and dport != 53", false),
             ("sport = 1 or sport = 5353 and dport = 53", true),
             ("!(sport = 1)", true),
+            ("sport=:5353", true),
+            ("sport!=:5353||dport==53&&dport<=53", true),
             ("src != 10.1.2.3", false),
         ] {
             assert_eq!(passes(expression, local, peer), expected, "{expression}");

@@ -74,17 +74,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-/// Ends as clap does when the arguments are wrong, with exit 2.
+/// Ends with exit 2, as clap does when the arguments are wrong.
 fn wrong_usage(why: impl std::fmt::Display) -> ! {
-    use clap::CommandFactory;
-    let kind = clap::error::ErrorKind::ValueValidation;
-    Cli::command().error(kind, why).exit()
+    output::remark(why);
+    std::process::exit(2)
 }
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
     if let Some(name) = &cli.netns {
         use std::os::fd::AsFd;
-        sockcr::netns::enter(sockcr::netns::open(name)?.as_fd())?;
+        sockcr::netns::enter(name, sockcr::netns::open(name)?.as_fd())?;
     }
     match cli.verb {
         Verb::List(arguments) => list::run(&arguments),

@@ -31,7 +31,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     let text = arguments.expression.join(" ");
     let expression: Expression = match text.parse() {
         Ok(expression) => expression,
-        Err(why) => crate::wrong_usage(format_args!("{text}: is no filter: {why:#}\n")),
+        Err(why) => crate::wrong_usage(format_args!("{text}: is no filter: {why:#}")),
     };
     let listing = find::list(arguments.pid)?;
     let here = netns::own_cookie().context("ask for the network namespace")?;

@@ -2,8 +2,8 @@
 
 use crate::Outcome;
 use crate::output::{self, line, styled};
-use anyhow::bail;
 use serde_json::{Value as Json, json};
+use sockcr::ErrorKind;
 use sockcr::option::{self, Access, Default, Row};
 
 /// Print the table of socket options: what is carried, how it is read and written, and why not
@@ -26,7 +26,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         None => option::rows().collect(),
         Some(name) => match option::find(name) {
             Some(row) => vec![row],
-            None => bail!("{name}: no such option"),
+            None => {
+                let none = sockcr::Error::new(ErrorKind::NotFound, name, "no such option");
+                return Err(none.help("`sockcr options` lists them all").into());
+            }
         },
     };
     match (arguments.json, arguments.markdown, &arguments.name) {

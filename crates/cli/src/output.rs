@@ -91,24 +91,28 @@ pub fn write(path: &str, bytes: &[u8]) -> anyhow::Result<()> {
         stdout.write_all(bytes)?;
         return Ok(stdout.flush()?);
     }
-    let target = Path::new(path);
+    // A link keeps its place: what it names is written.
+    let target = std::fs::canonicalize(path).unwrap_or_else(|_| path.into());
     let name = target
         .file_name()
         .with_context(|| format!("{path}: is no file name"))?;
-    let special = std::fs::metadata(target).is_ok_and(|have| !have.is_file());
-    if special {
+    let have = std::fs::metadata(&target);
+    if have.as_ref().is_ok_and(|have| !have.is_file()) {
         // A pipe or a device keeps its place.
-        return std::fs::write(target, bytes).map_err(|e| Error::system(path, e).into());
+        return std::fs::write(&target, bytes).map_err(|e| Error::system(path, e).into());
     }
     let mut unfinished = name.to_owned();
     unfinished.push(format!(".{}.part", std::process::id()));
     let unfinished = target.with_file_name(unfinished);
     let written = create(&unfinished)
         .and_then(|mut file| {
+            if let Ok(have) = &have {
+                file.set_permissions(have.permissions())?;
+            }
             file.write_all(bytes)?;
             file.sync_all()
         })
-        .and_then(|()| std::fs::rename(&unfinished, target));
+        .and_then(|()| std::fs::rename(&unfinished, &target));
     if written.is_err() {
         let _ = std::fs::remove_file(&unfinished);
     }

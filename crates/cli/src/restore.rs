@@ -2,6 +2,7 @@
 
 use crate::output::{self, GOOD, line, styled};
 use crate::{Outcome, source};
+use anyhow::ensure;
 use sockcr::{Checkpoint, Mapping, RestoreOptions, deliver, restore_all};
 use std::ffi::OsString;
 
@@ -36,6 +37,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         verify: true,
         ..RestoreOptions::default()
     };
+    ensure!(
+        !checkpoints.is_empty(),
+        "{}: holds no socket",
+        arguments.image
+    );
     let restored = restore_all(&checkpoints, &options)?;
     for (checkpoint, restored) in checkpoints.iter().zip(&restored) {
         for note in &restored.report.not_carried {

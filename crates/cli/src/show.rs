@@ -24,7 +24,7 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let checkpoints = source::either(&arguments.what)?;
+    let (checkpoints, fresh) = source::with_fresh(&arguments.what)?;
     if arguments.json {
         output::json(&json::to_json(&checkpoints))?;
         return Ok(Outcome::Done);
@@ -33,22 +33,25 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         if at > 0 {
             line("")?;
         }
-        for text in page(checkpoint, arguments.changed)? {
+        let fresh = match &fresh {
+            Some(fresh) if fresh.protocol == checkpoint.protocol => fresh,
+            _ => &Checkpoint::fresh(checkpoint.protocol)?,
+        };
+        for text in page(checkpoint, fresh, arguments.changed) {
             line(text)?;
         }
     }
     Ok(Outcome::Done)
 }
 
-/// A socket in words.
-pub fn page(checkpoint: &Checkpoint, only_changed: bool) -> anyhow::Result<Vec<String>> {
-    let fresh = Checkpoint::fresh(checkpoint.protocol)?;
+/// A socket in words; what differs from `fresh` stands out.
+pub fn page(checkpoint: &Checkpoint, fresh: &Checkpoint, only_changed: bool) -> Vec<String> {
     let mut text = vec![heading(checkpoint)];
     text.extend(endpoint(checkpoint));
     let (changed, same): (Vec<_>, Vec<_>) = checkpoint
         .options
         .iter()
-        .partition(|(row, value)| differs(&fresh, row, value));
+        .partition(|(row, value)| differs(fresh, row, value));
     section(
         &mut text,
         "options set",
@@ -89,7 +92,7 @@ pub fn page(checkpoint: &Checkpoint, only_changed: bool) -> anyhow::Result<Vec<S
         .map(|u| format!("attribute {}, {}", u.number, bytes(u.payload.len() as u64)))
         .collect();
     section(&mut text, "made by a newer version", &unknown, WARNING);
-    Ok(text)
+    text
 }
 
 fn heading(checkpoint: &Checkpoint) -> String {

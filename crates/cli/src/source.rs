@@ -56,19 +56,40 @@ pub fn dump(found: &[find::Found]) -> anyhow::Result<Vec<Checkpoint>> {
     }
 }
 
-/// A target if it reads as one, else an image.
+/// A target if it reads as one and no file is called so, else an image.
 pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
-    let as_target = name.parse::<Target>();
-    match (
-        as_target,
-        std::path::Path::new(name).exists() || name == "-",
-    ) {
-        (Ok(named), false) => target(&named),
-        (_, true) => image(name),
-        (Err(_), false) if name.contains(['/', '.']) && !name.starts_with("udp:") => {
+    match live(name)? {
+        Some(named) => target(&named),
+        None => image(name),
+    }
+}
+
+/// The same, with a fresh socket of the place of a live one to compare it with.
+pub fn with_fresh(name: &str) -> anyhow::Result<(Vec<Checkpoint>, Option<Checkpoint>)> {
+    let Some(named) = live(name)? else {
+        return Ok((image(name)?, None));
+    };
+    let found = find::find(&named)?;
+    let checkpoints = dump(&found)?;
+    // A place that may not be entered is compared with ours.
+    let fresh = found.iter().find_map(|socket| socket.fresh().ok());
+    Ok((checkpoints, fresh))
+}
+
+/// The target, or `None` for an image.
+fn live(name: &str) -> anyhow::Result<Option<Target>> {
+    if name == "-" || std::path::Path::new(name).exists() {
+        return Ok(None);
+    }
+    match name.parse::<Target>() {
+        Ok(named) => Ok(Some(named)),
+        Err(_) if name.contains(['/', '.']) && !name.starts_with("udp:") => {
             let none = ErrorKind::NotFound;
-            Err(Error::new(none, name, "no such file, and no TARGET").into())
+            let error = Error::new(none, name, "no such file, and no TARGET");
+            Err(error
+                .help("a TARGET is PID:FD, PID, inode:N, cookie:N or udp:ADDR:PORT")
+                .into())
         }
-        (Err(error), false) => Err(error.into()),
+        Err(error) => Err(error.into()),
     }
 }

@@ -232,7 +232,7 @@ fn read(
         failed.push(Note::new(row.name, unreadable(row.name, fd, &error)));
     });
     report.not_carried.append(&mut failed);
-    let memberships = membership::dump(fd, hidden, report)?;
+    let memberships = membership::dump(fd, hidden, report);
     let mut interfaces = Interfaces::default();
     let used = options
         .iter()
@@ -241,7 +241,18 @@ fn read(
         interfaces.learn(fd, index, report);
     }
     let program = filter::dump(fd, report);
-    unread::report(fd, hidden, report)?;
+    let index = hidden.and_then(|hidden| hidden.reuseport_index);
+    if index.unwrap_or(0) > 0 && options.get("SO_REUSEPORT") == Some(&Value::Int(0)) {
+        report.lose(
+            "SO_REUSEPORT group",
+            "it is in one, but has taken SO_REUSEPORT off since",
+        );
+    }
+    let unread = unread::report(fd, hidden, report);
+    report.known("queues and errors", unread);
+    let descriptor = Descriptor::dump(fd, held.pid, held.close_on_exec);
+    let descriptor = report.known("descriptor flags", descriptor);
+    let shutdown = report.known("shutdown", Shutdown::dump(fd, hidden));
     let inode = rustix::fs::fstat(fd)?.st_ino;
     Ok(Checkpoint {
         inode: u32::try_from(inode).ok(),
@@ -251,11 +262,11 @@ fn read(
         endpoint: Endpoint::dump(fd, hidden, report)?,
         memberships,
         filter: program,
-        descriptor: Some(Descriptor::dump(fd, held.pid, held.close_on_exec)?),
-        shutdown: Some(Shutdown::dump(fd, hidden)?),
+        descriptor,
+        shutdown,
         interfaces,
         options,
-        reuseport_index: hidden.and_then(|hidden| hidden.reuseport_index),
+        reuseport_index: index,
         report: Report::default(),
         unknown: Vec::new(),
     })

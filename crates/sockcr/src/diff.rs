@@ -80,12 +80,12 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     }
     add("filter", filter(checkpoint));
     if let Some(shutdown) = checkpoint.shutdown {
-        add("shutdown", format!("{shutdown:?}"));
+        add("shutdown", shutdown.to_string());
     }
     if let Some(descriptor) = &checkpoint.descriptor {
         add("O_NONBLOCK", descriptor.nonblock.to_string());
         add("O_ASYNC", descriptor.asynchronous.to_string());
-        add("owner", format!("{:?}", descriptor.owner));
+        add("owner", descriptor.owner.to_string());
         add("signal", descriptor.signal.to_string());
     }
     for (at, note) in checkpoint.report.not_carried.iter().enumerate() {

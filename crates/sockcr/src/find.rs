@@ -28,6 +28,9 @@ pub struct Holder {
     pub fd: i32,
 }
 
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+
 /// A live socket, held open by us too.
 #[derive(Debug)]
 pub struct Found {
@@ -37,8 +40,6 @@ pub struct Found {
     pub holder: Holder,
     /// Its inode.
     pub inode: u64,
-    /// The processes that hold it, as far as they were looked for.
-    pub owners: Vec<i32>,
     close_on_exec: bool,
 }
 
@@ -52,6 +53,27 @@ impl Found {
         };
         Checkpoint::dump_held(self.socket.as_fd(), held)
     }
+
+    /// What a fresh socket of its kind has, in its network namespace.
+    pub fn fresh(&self) -> Result<Checkpoint, Error> {
+        let protocol = protocol::of(self.socket.as_fd())?;
+        let socket = netns::within(self.socket.as_fd(), || crate::restore::new_socket(protocol));
+        let socket = socket
+            .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))?;
+        Checkpoint::dump(&socket)
+    }
+}
+
+/// The processes, other than this one, that hold any of these sockets.
+pub fn owners(found: &[Found]) -> Result<Vec<i32>, Error> {
+    let listing = list(None)?;
+    let held = |socket: &&Listed| found.iter().any(|found| found.inode == socket.inode);
+    let holders = listing.sockets.iter().filter(held).flat_map(|s| &s.holders);
+    let mut owners: Vec<i32> = holders.map(|holder| holder.pid).collect();
+    owners.sort_unstable();
+    owners.dedup();
+    owners.retain(|pid| *pid != std::process::id() as i32);
+    Ok(owners)
 }
 
 /// A socket as [`list`] sees it.
@@ -65,6 +87,8 @@ pub struct Listed {
     pub holders: Vec<Holder>,
     /// Its kind, if it is carried.
     pub protocol: Option<&'static Protocol>,
+    /// Whether its family is AF_INET or AF_INET6.
+    pub is_internet: bool,
     /// What its kind is called.
     pub kind: String,
     /// The number of its network namespace.
@@ -80,7 +104,7 @@ pub struct Listed {
 /// What [`list`] saw.
 #[derive(Clone, Debug, Default)]
 pub struct Listing {
-    /// The sockets, by inode.
+    /// The sockets, by process and descriptor.
     pub sockets: Vec<Listed>,
     /// How many descriptors could not be looked into, being other users'.
     pub hidden: usize,
@@ -90,15 +114,22 @@ pub struct Listing {
 ///
 /// Complete with CAP_BPF; otherwise what this user may duplicate.
 pub fn list(pid: Option<i32>) -> Result<Listing, Error> {
+    let mut listing = all(pid, false)?;
+    listing.sockets.retain(|socket| socket.is_internet);
+    Ok(listing)
+}
+
+/// Every socket of whatever kind; `cookies` asks those for theirs that have to be asked.
+fn all(pid: Option<i32>, cookies: bool) -> Result<Listing, Error> {
     if let Some(pid) = pid {
         process_exists(pid)?;
     }
     let (files, hidden) = match kernel::sockets(pid.map(|pid| pid as u32)) {
         Ok(files) => (files, 0),
-        Err(_) => scan(pid).map_err(|error| Error::system("read /proc", error))?,
+        Err(_) => scan(pid, cookies).map_err(|error| Error::system("read /proc", error))?,
     };
     let mut sockets: BTreeMap<u64, Listed> = BTreeMap::new();
-    for file in files.iter().filter(|file| matches!(file.family, 2 | 10)) {
+    for file in &files {
         sockets
             .entry(file.inode)
             .or_insert_with(|| listed(file))
@@ -109,6 +140,7 @@ pub fn list(pid: Option<i32>) -> Result<Listing, Error> {
     for socket in &mut sockets {
         socket.holders.sort();
     }
+    sockets.sort_by_key(|socket| socket.holders.first().copied());
     Ok(Listing { sockets, hidden })
 }
 
@@ -124,6 +156,7 @@ fn listed(file: &SocketFile) -> Listed {
         cookie: file.cookie,
         holders: Vec::new(),
         protocol: protocol::find(family, kind, number),
+        is_internet: matches!(family, AF_INET | AF_INET6),
         kind: protocol::describe(family, kind, number),
         netns: file.netns_cookie,
         local: SocketAddrV4::new(file.local.0, file.local.1),
@@ -153,7 +186,11 @@ pub fn find(target: &Target) -> Result<Vec<Found>, Error> {
 }
 
 fn descriptor(target: &Target, pid: i32, fd: i32) -> Result<Found, Error> {
-    let holder = Holder { pid, tid: pid, fd };
+    let holder = Holder {
+        pid: process_of(pid),
+        tid: pid,
+        fd,
+    };
     match hold(holder, None) {
         Ok(found) => Ok(found),
         Err(error) => Err(explain(target, pid, error)),
@@ -185,7 +222,7 @@ fn process(target: &Target, pid: i32) -> Result<Vec<Found>, Error> {
 
 fn matching(target: &Target) -> Result<Vec<Found>, Error> {
     let here = netns::own_cookie().map_err(|e| Error::system("ask for the namespace", e))?;
-    let listing = list(None)?;
+    let listing = all(None, matches!(target, Target::Cookie(_)))?;
     let named = |socket: &&Listed| match target {
         Target::Inode(inode) => socket.inode == *inode,
         Target::Cookie(cookie) => socket.cookie == *cookie && *cookie != 0,
@@ -240,10 +277,7 @@ fn hold_any(socket: &Listed) -> Option<io::Result<Found>> {
     let mut refused = None;
     for holder in &socket.holders {
         match hold(*holder, Some(socket.inode)) {
-            Ok(mut found) => {
-                found.owners = socket.holders.iter().map(|holder| holder.pid).collect();
-                return Some(Ok(found));
-            }
+            Ok(found) => return Some(Ok(found)),
             Err(error) if is_gone(&error) => {}
             Err(error) => refused = Some(Err(error)),
         }
@@ -272,7 +306,6 @@ fn hold(holder: Holder, inode: Option<u64>) -> io::Result<Found> {
         socket,
         holder,
         inode: stat.st_ino,
-        owners: vec![holder.pid],
         close_on_exec: close_on_exec(holder)?,
     })
 }
@@ -329,9 +362,17 @@ fn process_exists(pid: i32) -> Result<(), Error> {
     }
 }
 
+/// The process that a thread belongs to.
+fn process_of(tid: i32) -> i32 {
+    let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
+    let tgid = text.lines().find_map(|line| line.strip_prefix("Tgid:"));
+    tgid.and_then(|tgid| tgid.trim().parse().ok())
+        .unwrap_or(tid)
+}
+
 /// Reads /proc: every descriptor that is a socket, each asked through a duplicate; and how many
 /// could not be.
-fn scan(pid: Option<i32>) -> io::Result<(Vec<SocketFile>, usize)> {
+fn scan(pid: Option<i32>, cookies: bool) -> io::Result<(Vec<SocketFile>, usize)> {
     let mut found = Vec::new();
     let mut hidden = 0;
     let pids = match pid {
@@ -347,7 +388,7 @@ fn scan(pid: Option<i32>) -> io::Result<(Vec<SocketFile>, usize)> {
         });
         for (tid, sockets) in own.chain(std::iter::once((pid, table.clone()))) {
             for (fd, inode) in sockets {
-                match ask(pid, tid, fd, inode) {
+                match ask(pid, tid, fd, inode, cookies) {
                     Ok(file) => found.push(file),
                     Err(error) if is_gone(&error) => {}
                     Err(_) => hidden += 1,
@@ -386,7 +427,7 @@ fn sockets_of(tid: i32) -> Vec<(i32, u64)> {
 }
 
 /// What the iterator would have told of a descriptor.
-fn ask(pid: i32, tid: i32, fd: i32, inode: u64) -> io::Result<SocketFile> {
+fn ask(pid: i32, tid: i32, fd: i32, inode: u64, cookies: bool) -> io::Result<SocketFile> {
     let socket = duplicate(tid, fd)?;
     if rustix::fs::fstat(&socket)?.st_ino != inode {
         return Err(Errno::BADF.into());
@@ -411,7 +452,10 @@ fn ask(pid: i32, tid: i32, fd: i32, inode: u64) -> io::Result<SocketFile> {
         tid: tid as u32,
         fd: fd as u32,
         inode,
-        cookie: cookie(&socket)?,
+        cookie: match cookies {
+            true => cookie(&socket)?,
+            false => 0,
+        },
         family,
         socket_type: word(so_type)? as u16,
         protocol: word(so_protocol)? as u16,
@@ -423,7 +467,7 @@ fn ask(pid: i32, tid: i32, fd: i32, inode: u64) -> io::Result<SocketFile> {
     })
 }
 
-/// SO_COOKIE: asking gives the socket one if it has none yet, and changes nothing else.
+/// SO_COOKIE: asking gives the socket one if it has none yet, so only who looks for one asks.
 fn cookie(socket: &OwnedFd) -> io::Result<u64> {
     let mut cookie = [0; 8];
     sockcr_sys::sockopt::get(socket.as_fd(), 1, 57, &mut cookie)?;

@@ -43,43 +43,37 @@ pub(crate) fn apply<'a>(
         return Ok(Cow::Borrowed(checkpoints));
     }
     let mut mapped = checkpoints.to_vec();
-    for mapping in map {
-        let found = mapped.iter_mut().fold(false, |found, checkpoint| {
-            apply_one(checkpoint, mapping) | found
-        });
-        if !found {
-            let old = match mapping {
-                Mapping::Address(old, _) => old.to_string(),
-                Mapping::Device(old, _) => old.clone(),
-            };
-            let why = format!("the checkpoint has nothing called {old}");
-            return Err(Error::new(ErrorKind::BadInput, format!("--map {old}"), why));
-        }
+    let mut used = vec![false; map.len()];
+    for checkpoint in &mut mapped {
+        map_addresses(checkpoint, map, &mut used);
+        map_devices(checkpoint, map, &mut used);
+    }
+    if let Some((mapping, _)) = map.iter().zip(used).find(|(_, used)| !used) {
+        let old = match mapping {
+            Mapping::Address(old, _) => old.to_string(),
+            Mapping::Device(old, _) => old.clone(),
+        };
+        let why = format!("the checkpoint has nothing called {old}");
+        return Err(Error::new(ErrorKind::BadInput, format!("--map {old}"), why));
     }
     Ok(Cow::Owned(mapped))
 }
 
-/// Carries out one mapping; says whether it changed anything.
-fn apply_one(checkpoint: &mut Checkpoint, mapping: &Mapping) -> bool {
-    match mapping {
-        Mapping::Address(old, new) => {
-            let mut found = false;
-            each_address(checkpoint, |address| {
-                found |= address == old;
-                if address == old {
-                    *address = *new;
-                }
+/// What an address is called here: each is looked up once, so that two can change places.
+fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]) {
+    let mut change = |address: &mut Ipv4Addr| {
+        let known = map
+            .iter()
+            .zip(used.iter_mut())
+            .find_map(|(m, used)| match m {
+                Mapping::Address(old, new) if old == address => Some((new, used)),
+                _ => None,
             });
-            found
+        if let Some((new, used)) = known {
+            *address = *new;
+            *used = true;
         }
-        Mapping::Device(old, new) => {
-            let named = checkpoint.interfaces.rename(old, new);
-            named | rename_bound_device(checkpoint, old, new)
-        }
-    }
-}
-
-fn each_address(checkpoint: &mut Checkpoint, mut change: impl FnMut(&mut Ipv4Addr)) {
+    };
     let endpoint = &mut checkpoint.endpoint;
     let mut local = *endpoint.local.ip();
     change(&mut local);
@@ -111,10 +105,25 @@ fn each_address(checkpoint: &mut Checkpoint, mut change: impl FnMut(&mut Ipv4Add
     }
 }
 
-fn rename_bound_device(checkpoint: &mut Checkpoint, old: &str, new: &str) -> bool {
-    let bound = checkpoint.options.get("SO_BINDTODEVICE") == Some(&Value::Text(old.into()));
-    if let (true, Some(row)) = (bound, option::find("SO_BINDTODEVICE")) {
-        checkpoint.options.set(row, Some(Value::Text(new.into())));
+fn map_devices(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]) {
+    let mut change = |name: &mut String| {
+        let known = map
+            .iter()
+            .zip(used.iter_mut())
+            .find_map(|(m, used)| match m {
+                Mapping::Device(old, new) if old == name => Some((new, used)),
+                _ => None,
+            });
+        if let Some((new, used)) = known {
+            name.clone_from(new);
+            *used = true;
+        }
+    };
+    checkpoint.interfaces.each_name(&mut change);
+    let row = option::find("SO_BINDTODEVICE");
+    let bound = checkpoint.options.get("SO_BINDTODEVICE").cloned();
+    if let (Some(row), Some(Value::Text(mut name))) = (row, bound) {
+        change(&mut name);
+        checkpoint.options.set(row, Some(Value::Text(name)));
     }
-    bound
 }

@@ -4,6 +4,7 @@
 
 use crate::error::{Error, ErrorKind};
 use rustix::fd::AsFd;
+use rustix::io::Errno;
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -47,6 +48,13 @@ pub(crate) fn within<T: Send>(
     enter_in_thread(namespace.as_fd(), work)
 }
 
+/// Reads a sysctl of a socket's network namespace.
+pub(crate) fn sysctl(socket: BorrowedFd<'_>, name: &str) -> io::Result<String> {
+    within(socket, || {
+        std::fs::read_to_string(format!("/proc/sys/{name}"))
+    })
+}
+
 /// Runs `work` in a thread of its own inside a network namespace.
 pub(crate) fn enter_in_thread<T: Send>(
     namespace: BorrowedFd<'_>,
@@ -84,8 +92,14 @@ pub fn open(name: &str) -> Result<OwnedFd, Error> {
     Ok(opened.into())
 }
 
-/// Moves this thread into a network namespace, for good.
-pub fn enter(namespace: BorrowedFd<'_>) -> Result<(), Error> {
-    move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network))
-        .map_err(|error| Error::system("enter the network namespace", error.into()))
+/// Moves this thread into a network namespace, for good (CAP_SYS_ADMIN).
+pub fn enter(name: &str, namespace: BorrowedFd<'_>) -> Result<(), Error> {
+    move_into_link_name_space(namespace, Some(LinkNameSpaceType::Network)).map_err(|error| {
+        let what = format!("network namespace {name}: enter it");
+        let help = match error {
+            Errno::INVAL => "it is no network namespace: /run/netns/NAME and /proc/PID/ns/net are",
+            _ => "entering needs CAP_SYS_ADMIN",
+        };
+        Error::system(what, error.into()).help(help)
+    })
 }

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::fmt;
+use std::io;
 
 /// One thing, and the reason.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,12 +45,21 @@ impl Report {
 
     /// Whether the loss of this property is told already, as a step that failed.
     pub(crate) fn tells_of(&self, property: &str) -> bool {
-        let step = match property.split_once(' ') {
-            Some(("membership", _)) => "join",
-            _ => property,
+        let (step, group) = match property.split_once(' ') {
+            Some(("membership", _)) => ("join", true),
+            _ => (property, false),
         };
-        let mut notes = self.not_carried.iter();
-        notes.any(|note| note.what.starts_with(step))
+        let tells = |note: &Note| match note.what.strip_prefix(step) {
+            Some(rest) => group || rest.is_empty() || rest.starts_with(' '),
+            None => false,
+        };
+        self.not_carried.iter().any(tells)
+    }
+
+    /// What could be read; what could not is told.
+    pub(crate) fn known<T>(&mut self, what: &str, read: io::Result<T>) -> Option<T> {
+        read.map_err(|error| self.lose(what, crate::error::reason(&error)))
+            .ok()
     }
 
     pub(crate) fn lose(&mut self, what: impl Into<String>, reason: impl Into<String>) {

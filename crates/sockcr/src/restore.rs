@@ -195,7 +195,7 @@ impl Checkpoint {
         wanted.report = now.report.clone();
         wanted.unknown.clear();
         if crate::kernel::reader().is_err() {
-            wanted.without_hidden(&now);
+            wanted.without_hidden(fd, &now);
         }
         for difference in diff(&wanted, &now) {
             let (what, had) = (difference.what, difference.a.unwrap_or_default());
@@ -209,8 +209,8 @@ impl Checkpoint {
 
     /// Leaves out what nobody sees without BPF: to be as restore made it is all that `now`, read
     /// back, can show.
-    fn without_hidden(&mut self, now: &Checkpoint) {
-        self.options.without_hidden();
+    fn without_hidden(&mut self, fd: BorrowedFd<'_>, now: &Checkpoint) {
+        self.options.without_hidden(fd);
         self.endpoint.address_locked = now.endpoint.address_locked;
         self.endpoint.port_locked = now.endpoint.port_locked;
         self.endpoint.source = now.endpoint.source;
@@ -238,10 +238,14 @@ impl Checkpoint {
                 ))
             }
             Some(Errno::ADDRINUSE) => Some(format!(
-                "another socket has {local}: stop its owner (`sockcr list src {local}` shows it)"
+                "another socket has {local}: stop its owner (`sockcr list src {local}` shows it); \
+                 or the port is in net.ipv4.ip_local_reserved_ports"
             )),
-            Some(Errno::ACCESS) if local.port() < 1024 => {
+            Some(Errno::ACCESS) if failure.step.starts_with("bind") => {
                 Some("ports below 1024 need CAP_NET_BIND_SERVICE".into())
+            }
+            None if failure.step.starts_with("bind") => {
+                Some("--lossy restores it with the port locked".into())
             }
             Some(Errno::NETUNREACH) => Some("no route leads there from here".into()),
             _ => None,
@@ -313,7 +317,7 @@ pub(crate) fn open(protocol: &Protocol) -> Result<OwnedFd, Error> {
         .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))
 }
 
-fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
+pub(crate) fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
     let family = AddressFamily::from_raw(protocol.family as u16);
     let kind = SocketType::from_raw(protocol.socket_type);
     let number = std::num::NonZeroU32::new(protocol.number).map(Number::from_raw);

@@ -336,3 +336,26 @@ fn a_low_port_is_refused_with_the_capability() -> Outcome {
         Ok(())
     })
 }
+
+#[test]
+fn what_waits_behind_a_shutdown_is_seen() -> Outcome {
+    as_plain_user(|| {
+        let socket = socket::bound((HERE, PORT))?;
+        let sender = udp()?;
+        rustix::net::sendto(
+            &sender,
+            b"hello",
+            SendFlags::empty(),
+            &SocketAddrV4::new(HERE, PORT),
+        )?;
+        // Answers ENOTCONN, and does it all the same.
+        let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
+        let report = Checkpoint::dump(&socket)?.report;
+        let told = report.not_carried.iter().any(|n| n.what == "receive queue");
+        assert!(told, "{report:?}");
+        assert_eq!(socket::receive(&socket)?, b"hello");
+        let report = Checkpoint::dump(&socket)?.report;
+        assert!(report.is_exact(), "{report:?}");
+        Ok(())
+    })
+}

@@ -14,6 +14,7 @@ pub use value::{Kind, Unit, Value};
 
 use crate::error::{Error, ErrorKind};
 use crate::kernel::Hidden;
+use crate::netns;
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use rustix::fd::AsFd;
@@ -427,10 +428,10 @@ impl Options {
     }
 
     /// Leaves out what getsockopt(2) does not tell of a socket that has these options.
-    pub(crate) fn without_hidden(&mut self) {
+    pub(crate) fn without_hidden(&mut self, fd: BorrowedFd<'_>) {
         self.0.retain_mut(|(row, value)| match row.hidden {
             Some(Field::BusyPollBudget) => false,
-            Some(Field::UnicastTtl) => *value != default_ttl(),
+            Some(Field::UnicastTtl) => *value != default_ttl(fd),
             Some(Field::Txtime) => row.is_default(value) != Some(true),
             Some(Field::MulticastIndex) => {
                 if let Value::Pair(_, index) = value {
@@ -484,15 +485,15 @@ fn read_whole(
             u32::from(hidden.multicast_address).into(),
             hidden.multicast_index.into(),
         )),
-        (Some(Field::UnicastTtl), None) => row.read(fd)?.filter(|ttl| *ttl != default_ttl()),
+        (Some(Field::UnicastTtl), None) => row.read(fd)?.filter(|ttl| *ttl != default_ttl(fd)),
         _ => row.read(fd)?,
     };
     Ok(value.filter(|value| !row.says_nothing(value)))
 }
 
-/// The ttl of sockets that have none of their own, in the network namespace of this thread.
-fn default_ttl() -> Value {
-    let sysctl = std::fs::read_to_string("/proc/sys/net/ipv4/ip_default_ttl");
+/// The ttl of sockets that have none of their own, in the network namespace of this one.
+fn default_ttl(fd: BorrowedFd<'_>) -> Value {
+    let sysctl = netns::sysctl(fd, "net/ipv4/ip_default_ttl");
     let ttl = sysctl.ok().and_then(|text| text.trim().parse().ok());
     Value::Int(ttl.unwrap_or(64))
 }

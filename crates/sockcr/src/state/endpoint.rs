@@ -14,6 +14,7 @@
 //! and then connect(peer).
 
 use crate::kernel::Hidden;
+use crate::netns;
 use crate::option::{self, Options, Value};
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
@@ -78,7 +79,7 @@ impl Endpoint {
             peer,
             ..Endpoint::default()
         };
-        endpoint.guess(report);
+        endpoint.guess(fd, report);
         Ok(endpoint)
     }
 
@@ -98,11 +99,11 @@ impl Endpoint {
         }
     }
 
-    fn guess(&mut self, report: &mut Report) {
+    fn guess(&mut self, fd: BorrowedFd<'_>, report: &mut Report) {
         if self.local.port() == 0 && self.local.ip().is_unspecified() {
             return;
         }
-        let ephemeral = ephemeral_ports().contains(&self.local.port());
+        let ephemeral = ephemeral_ports(fd).contains(&self.local.port());
         self.port_locked = self.local.port() != 0 && !ephemeral;
         // Without a peer, only bind(2) can have set an address.
         self.address_locked = self.peer.is_none() && !self.local.ip().is_unspecified();
@@ -297,8 +298,18 @@ fn take_source(fd: BorrowedFd<'_>, source: Ipv4Addr, device: u32) -> io::Result<
 }
 
 fn connect(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> Result<(), Failure> {
-    rustix::net::connect(fd, &peer)
-        .map_err(|error| Failure::at(format!("connect to {peer}"), error.into()))
+    let failed = |error: io::Error| Failure::at(format!("connect to {peer}"), error);
+    match rustix::net::connect(fd, &peer) {
+        // A broadcast peer, and SO_BROADCAST taken away after it was connected.
+        Err(Errno::ACCESS) => connect_broadcast(fd, peer).map_err(failed),
+        done => done.map_err(|error| failed(error.into())),
+    }
+}
+
+fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> io::Result<()> {
+    rustix::net::sockopt::set_socket_broadcast(fd, true)?;
+    rustix::net::connect(fd, &peer)?;
+    Ok(rustix::net::sockopt::set_socket_broadcast(fd, false)?)
 }
 
 /// The options that say by which device to send.
@@ -389,7 +400,7 @@ fn with_option(
 fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
     match rustix::net::send(fd, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
         Ok(_) | Err(Errno::DESTADDRREQ) => Ok(()),
-        // inet_autobind: the only port of the range is taken.
+        // inet_autobind: the only port of the range is taken, or in ip_local_reserved_ports.
         Err(Errno::AGAIN) => Err(Failure::at(
             format!("bind to port {port}"),
             Errno::ADDRINUSE.into(),
@@ -398,10 +409,9 @@ fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
     }
 }
 
-/// The ports the kernel gives out, in the network namespace of this thread.
-fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range");
-    let text = text.unwrap_or_default();
+/// The ports the kernel gives out, in the network namespace of this socket.
+fn ephemeral_ports(fd: BorrowedFd<'_>) -> std::ops::RangeInclusive<u16> {
+    let text = netns::sysctl(fd, "net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut ports = text.split_whitespace().map_while(|port| port.parse().ok());
     ports.next().unwrap_or(32768)..=ports.next().unwrap_or(60999)
 }

@@ -63,14 +63,10 @@ impl Interfaces {
         free
     }
 
-    /// Gives every device called `old` the name `new`; says whether there was one.
-    pub(crate) fn rename(&mut self, old: &str, new: &str) -> bool {
-        let mut found = false;
-        for name in self.0.values_mut().filter(|name| *name == old) {
-            new.clone_into(name);
-            found = true;
-        }
-        found
+    /// Lets `change` change the name of every device that is not gone.
+    pub(crate) fn each_name(&mut self, change: impl FnMut(&mut String)) {
+        let names = self.0.values_mut().filter(|name| !name.is_empty());
+        names.for_each(change);
     }
 
     /// Forgets the devices whose index is not in `used`.

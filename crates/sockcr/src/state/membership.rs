@@ -39,34 +39,50 @@ pub(crate) fn dump(
     fd: BorrowedFd<'_>,
     hidden: Option<&Hidden>,
     report: &mut Report,
-) -> io::Result<Vec<Membership>> {
+) -> Vec<Membership> {
     let Some(hidden) = hidden else {
         return search(fd, report);
     };
     let mut memberships = Vec::with_capacity(hidden.memberships.len());
     for joined in &hidden.memberships {
-        // Left in the moment between the two looks: not a member any more.
-        if let Some(mut membership) = read(fd, joined.interface, joined.group)? {
+        // `None`: left in the moment between the two looks.
+        if let Some(mut membership) = known(fd, joined.interface, joined.group, report) {
             membership.address = joined.address;
             memberships.push(membership);
         }
     }
-    Ok(memberships)
+    memberships
+}
+
+/// One membership, if the socket has it; one that cannot be read is reported.
+fn known(
+    fd: BorrowedFd<'_>,
+    interface: u32,
+    group: Ipv4Addr,
+    report: &mut Report,
+) -> Option<Membership> {
+    read(fd, interface, group).unwrap_or_else(|error| {
+        report.lose(
+            format!("membership of {group}"),
+            crate::error::reason(&error),
+        );
+        None
+    })
 }
 
 /// Asks the socket about every group that any socket of its network namespace has joined.
-fn search(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<Vec<Membership>> {
+fn search(fd: BorrowedFd<'_>, report: &mut Report) -> Vec<Membership> {
     let mut memberships = Vec::new();
     let groups = crate::netns::within(fd, || std::fs::read_to_string("/proc/thread-self/net/igmp"));
     let groups = match groups {
         Ok(groups) => groups,
         Err(error) => {
             report.lose("memberships", crate::error::reason(&error));
-            return Ok(memberships);
+            return memberships;
         }
     };
     for (interface, group) in joined_by_anyone(&groups) {
-        memberships.extend(read(fd, interface, group)?);
+        memberships.extend(known(fd, interface, group, report));
     }
     if !memberships.is_empty() {
         report.assume(
@@ -74,7 +90,7 @@ fn search(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<Vec<Membership>
             "only BPF sees how they were joined",
         );
     }
-    Ok(memberships)
+    memberships
 }
 
 /// Parses /proc/net/igmp (`igmp_mc_seq_show`): a device a line, its groups indented below it, the

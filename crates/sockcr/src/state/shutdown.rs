@@ -5,6 +5,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::Shutdown as How;
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -16,6 +17,17 @@ pub struct Shutdown {
     pub receive: bool,
     /// `SEND_SHUTDOWN`: sending answers EPIPE.
     pub send: bool,
+}
+
+impl fmt::Display for Shutdown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match (self.receive, self.send) {
+            (false, false) => "none",
+            (true, false) => "receiving",
+            (false, true) => "sending",
+            (true, true) => "receiving and sending",
+        })
+    }
 }
 
 impl Shutdown {
