@@ -91,15 +91,15 @@ fn two_addresses_and_two_devices_change_places() -> Outcome {
         connect(&socket, (HERE, 9))?;
         let mut checkpoint = Checkpoint::dump(&socket)?;
         drop(socket);
-        checkpoint.edit("IP_UNICAST_IF", &a.name)?;
-        checkpoint.edit("IP_MULTICAST_IF", &b.name)?;
+        checkpoint.edit("IP_UNICAST_IF", a.name)?;
+        checkpoint.edit("IP_MULTICAST_IF", b.name)?;
         let map = |old: &str, new: &str| format!("{old}={new}").parse::<Mapping>();
         let options = RestoreOptions {
             map: vec![
                 map("127.0.0.1", "127.0.0.2")?,
                 map("127.0.0.2", "127.0.0.1")?,
-                map(&a.name, &b.name)?,
-                map(&b.name, &a.name)?,
+                map(a.name, b.name)?,
+                map(b.name, a.name)?,
             ],
             verify: true,
             ..RestoreOptions::default()
