@@ -305,3 +305,28 @@ fn parts_minimal() -> Vec<(u16, bool, Vec<u8>)> {
         word(number::PROTOCOL, 17),
     ]
 }
+
+/// The JSON of docs/format.md is read, and written again with the options that it left out.
+#[test]
+fn the_json_of_the_document_is_ours() {
+    let page = include_str!("../../../docs/format.md");
+    let (_, rest) = page.split_once("```json\n").unwrap();
+    let (text, _) = rest.split_once("```").unwrap();
+    let checkpoints = json::from_json(text).unwrap();
+    let again = json::to_json(&checkpoints);
+    let document: serde_json::Value = serde_json::from_str(text).unwrap();
+    let (ours, theirs) = (&again["sockets"][0], &document["sockets"][0]);
+    for (name, value) in theirs.as_object().unwrap() {
+        match name.as_str() {
+            "options" => {
+                for (option, value) in value.as_object().unwrap() {
+                    assert_eq!(&ours["options"][option], value, "{option}");
+                }
+            }
+            name => assert_eq!(&ours[name], value, "{name}"),
+        }
+    }
+    let known: Vec<&String> = ours.as_object().unwrap().keys().collect();
+    let told: Vec<&String> = theirs.as_object().unwrap().keys().collect();
+    assert_eq!(known, told);
+}
