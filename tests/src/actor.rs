@@ -113,11 +113,7 @@ fn facts(socket: &OwnedFd) -> anyhow::Result<Json> {
 /// Has a socket in a thread with a table of descriptors of its own.
 fn thread() -> anyhow::Result<()> {
     let work = || {
-        #[expect(
-            deprecated,
-            reason = "the new one is unsafe; this thread owns no descriptor yet"
-        )]
-        rustix::thread::unshare(rustix::thread::UnshareFlags::FILES)?;
+        sockcr_sys::descriptor::own_table()?;
         let socket = socket::unbound()?;
         let mut facts = facts(&socket)?;
         facts["tid"] = rustix::thread::gettid().as_raw_pid().into();

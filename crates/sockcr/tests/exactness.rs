@@ -115,10 +115,11 @@ fn two_addresses_and_two_devices_change_places() -> Outcome {
             now.options.get("IP_UNICAST_IF"),
             Some(&Value::Int(b.index.into()))
         );
-        assert_eq!(
-            now.options.get("IP_MULTICAST_IF"),
-            Some(&Value::Pair(0, a.index.into()))
-        );
+        // Without BPF nobody sees the device of IP_MULTICAST_IF.
+        if support::reader().is_ok() {
+            let multicast = now.options.get("IP_MULTICAST_IF");
+            assert_eq!(multicast, Some(&Value::Pair(0, a.index.into())));
+        }
         Ok(())
     })
 }

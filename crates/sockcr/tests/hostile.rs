@@ -127,6 +127,10 @@ fn an_attribute_grown_by_each_length_is_refused_or_means_just_that() {
 fn wrong_order_and_doubles_are_refused_by_name() {
     let whole = parts(&rich());
     for at in 1..whole.len() {
+        // Notes may stand in any order among themselves.
+        if whole[at - 1].0 == whole[at].0 {
+            continue;
+        }
         let mut swapped = whole.clone();
         swapped.swap(at - 1, at);
         let error = image::decode(&assemble(&swapped)).unwrap_err();

@@ -15,7 +15,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketType, recv, send, sendto, socket, sockopt,
 };
-use rustix::thread::UnshareFlags;
 use sockcr::kernel::{self, Extent, Hidden, Joined, Reader, SocketFile};
 
 type Outcome = Result<(), Box<dyn Error + Send + Sync>>;
@@ -224,12 +223,11 @@ fn memberships_in_the_order_of_joining() -> Outcome {
 /// Lists of more than one page, around the places where a page ends. The limit of 20 is raised in
 /// a network namespace of this thread alone.
 #[test]
-#[allow(deprecated, reason = "a new network namespace endangers no memory")]
 fn long_lists_of_memberships() -> Outcome {
     let Some(reader) = available() else {
         return Ok(());
     };
-    if let Err(why) = rustix::thread::unshare(UnshareFlags::NEWNET) {
+    if let Err(why) = sockcr_sys::netns::unshare(libc::CLONE_NEWNET) {
         println!("skipped: no network namespace of its own: {why}");
         return Ok(());
     }
@@ -538,16 +536,12 @@ fn a_thread_with_its_own_file_table() -> Outcome {
 
 #[test]
 #[ignore = "run by a_thread_with_its_own_file_table in a process of its own"]
-#[allow(
-    deprecated,
-    reason = "the thread uses no descriptor made before but the reader's"
-)]
 fn own_table() -> Outcome {
     let Some(reader) = available() else {
         return Ok(());
     };
     let work = || -> Outcome {
-        rustix::thread::unshare(UnshareFlags::FILES)?;
+        sockcr_sys::descriptor::own_table()?;
         let socket = bound()?;
         let (inode, port) = (inode(&socket)?, socket.local_addr()?.port());
         assert_eq!(reader.read(socket.as_fd())?.bound_port, port);

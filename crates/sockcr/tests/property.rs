@@ -22,6 +22,7 @@ use rustix::net::{SendFlags, Shutdown};
 use sockcr::kernel::Hidden;
 use sockcr::option::{self, Kind, Row, Value};
 use sockcr::{Checkpoint, RestoreOptions, json};
+use sockcr_sys::descriptor;
 
 use support::place::{self, Device, isolated};
 use support::socket::{self, IP, Instruction, SOCKET, instruction, udp};
@@ -376,18 +377,14 @@ fn join_group(socket: &OwnedFd, join: &Join, devices: &[Device], tally: &mut Tal
 }
 
 fn set_flags(socket: &OwnedFd, flags: &Flags) {
-    const F_SETSIG: i32 = 10;
+    let socket = socket.as_fd();
     if flags.owner {
-        socket::fcntl(socket, libc::F_SETOWN, std::process::id() as i32).unwrap();
+        let process = std::process::id() as i32;
+        descriptor::set_owner(socket, descriptor::OWNER_PROCESS, process).unwrap();
     }
-    socket::fcntl(socket, F_SETSIG, flags.signal).unwrap();
-    socket::fcntl(socket, libc::F_SETFL, flags.status).unwrap();
-    let close_on_exec = if flags.close_on_exec {
-        libc::FD_CLOEXEC
-    } else {
-        0
-    };
-    socket::fcntl(socket, libc::F_SETFD, close_on_exec).unwrap();
+    descriptor::set_signal(socket, flags.signal).unwrap();
+    descriptor::set_status_flags(socket, flags.status).unwrap();
+    descriptor::set_close_on_exec(socket, flags.close_on_exec).unwrap();
 }
 
 /// Everything that is read of a socket without the library's option tables.
@@ -491,7 +488,7 @@ fn random_sockets_come_back() -> Outcome {
     if let Err(why) = reader() {
         return skip(&why);
     }
-    socket::ignore_signals();
+    socket::ignore_signals()?;
     isolated(|| {
         let devices = place::devices()?;
         let tally = RefCell::new(Tally::default());

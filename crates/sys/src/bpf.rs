@@ -18,6 +18,7 @@ mod command {
     pub const ITER_CREATE: libc::c_long = 33;
 }
 
+const PROG_TYPE_SOCKET_FILTER: u32 = 1;
 const PROG_TYPE_TRACING: u32 = 26;
 const PROG_TYPE_SYSCALL: u32 = 31;
 const ATTACH_TYPE_TRACE_ITER: u32 = 28;
@@ -105,6 +106,8 @@ pub enum Kind {
         /// The BTF id of the function `bpf_iter_...` in vmlinux.
         function: u32,
     },
+    /// `BPF_PROG_TYPE_SOCKET_FILTER`, for `SO_ATTACH_BPF` (Linux 3.19).
+    SocketFilter,
 }
 
 /// `union bpf_attr` for `BPF_PROG_LOAD`, up to the last field used here.
@@ -220,6 +223,7 @@ pub fn load(kind: Kind, name: &str, instructions: &[u8], log: &mut [u8]) -> io::
             attributes.expected_attach_type = ATTACH_TYPE_TRACE_ITER;
             attributes.attach_btf_id = function;
         }
+        Kind::SocketFilter => attributes.program_type = PROG_TYPE_SOCKET_FILTER,
     }
     if !log.is_empty() {
         attributes.log_level = 1;

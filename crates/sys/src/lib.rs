@@ -6,8 +6,10 @@
 pub mod bpf;
 pub mod descriptor;
 pub mod interface;
+pub mod message;
 pub mod netns;
 pub mod ptrace;
+pub mod signal;
 pub mod sockopt;
 
 /// Turns the `-1` of a system call into the error of this thread's `errno`.

@@ -8,12 +8,12 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 ///
 /// Do not use it for `SO_GET_FILTER`, whose length counts instructions: see [`filter`].
 pub fn get(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::Result<usize> {
-    if level == libc::SOL_SOCKET && name == libc::SO_ATTACH_FILTER {
+    if holds_pointer(level, name) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let mut length = value.len().min(i32::MAX as usize) as libc::socklen_t;
-    // SAFETY: value is writable for `length` bytes, and apart from SO_GET_FILTER (refused above)
-    // the kernel writes at most `length` of them.
+    // SAFETY: value is writable for `length` bytes, and apart from the options refused above the
+    // kernel writes at most `length` of them, and nowhere else.
     check(unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -30,8 +30,7 @@ pub fn get(fd: BorrowedFd<'_>, level: i32, name: i32, value: &mut [u8]) -> io::R
 ///
 /// Options whose value holds a pointer are refused: see [`attach_filter`].
 pub fn set(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Result<()> {
-    let pointers = [libc::SO_ATTACH_FILTER, libc::SO_ATTACH_REUSEPORT_CBPF];
-    if level == libc::SOL_SOCKET && pointers.contains(&name) {
+    if holds_pointer(level, name) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     // SAFETY: value is readable for its length; the options that carry a pointer inside the value
@@ -46,6 +45,24 @@ pub fn set(fd: BorrowedFd<'_>, level: i32, name: i32, value: &[u8]) -> io::Resul
         )
     })?;
     Ok(())
+}
+
+/// Options whose value holds a pointer that the kernel follows, or whose length counts something
+/// else than bytes.
+fn holds_pointer(level: i32, name: i32) -> bool {
+    const IPT_SO_SET_REPLACE: i32 = 64;
+    const IP6T_SO_SET_REPLACE: i32 = 64;
+    const ARPT_SO_SET_REPLACE: i32 = 96;
+    const TCP_ZEROCOPY_RECEIVE: i32 = 35;
+    matches!(
+        (level, name),
+        (
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER | libc::SO_ATTACH_REUSEPORT_CBPF
+        ) | (libc::IPPROTO_IP, IPT_SO_SET_REPLACE | ARPT_SO_SET_REPLACE)
+            | (libc::IPPROTO_IPV6, IP6T_SO_SET_REPLACE)
+            | (libc::IPPROTO_TCP, TCP_ZEROCOPY_RECEIVE)
+    )
 }
 
 /// One instruction of classic BPF: `struct sock_filter` as it lies in memory.

@@ -4,8 +4,7 @@ use std::any::type_name_of_val;
 use std::fs;
 use std::io;
 use std::net::Ipv4Addr;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::process::CommandExt;
+use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
 use rustix::net::{AddressFamily, SocketType, socket};
@@ -47,23 +46,11 @@ pub fn test_name(of: &str) -> String {
 }
 
 fn in_user_namespace(test: &str) -> Outcome {
-    let (uid, gid) = (rustix::process::getuid(), rustix::process::getgid());
-    let maps = [
-        ("/proc/self/setgroups", "deny".to_owned()),
-        ("/proc/self/uid_map", format!("0 {} 1", uid.as_raw())),
-        ("/proc/self/gid_map", format!("0 {} 1", gid.as_raw())),
-    ];
     let mut child = Command::new(std::env::current_exe()?);
     child
         .args([test, "--exact", "--nocapture"])
         .env(INSIDE, "1");
-    let enter = move || {
-        sockcr_sys::netns::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET)?;
-        maps.iter()
-            .try_for_each(|(path, text)| fs::write(path, text))
-    };
-    // SAFETY: between fork and exec only system calls on memory prepared before.
-    unsafe { child.pre_exec(enter) };
+    sockcr_sys::netns::in_user_namespace(&mut child);
     let output = match child.output() {
         Ok(output) => output,
         Err(why) => {
@@ -123,34 +110,29 @@ pub fn devices() -> io::Result<[Device; 2]> {
     Ok([device("m0", a)?, device("m1", b)?])
 }
 
-/// Gives a device an address, with a network of 24 bits.
+const REQUEST_ACK_EXCL_CREATE: u16 = 0x1 | 0x4 | 0x200 | 0x400;
+
+/// Gives a device an address, with a network of 24 bits, by rtnetlink.
 fn set_address(device: &str, address: Ipv4Addr) -> io::Result<()> {
-    let control = control()?;
-    let mask = Ipv4Addr::new(255, 255, 255, 0);
-    for (call, value) in [(libc::SIOCSIFADDR, address), (libc::SIOCSIFNETMASK, mask)] {
-        // SAFETY: ifreq is plain data for which all zeroes is a value.
-        let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-        for (to, from) in request.ifr_name.iter_mut().zip(device.bytes().take(15)) {
-            *to = from as libc::c_char;
-        }
-        let [a, b, c, d] = value.octets().map(|octet| octet as libc::c_char);
-        request.ifr_ifru.ifru_addr = libc::sockaddr {
-            sa_family: libc::AF_INET as libc::sa_family_t,
-            sa_data: [0, 0, a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0],
-        };
-        // SAFETY: both calls read one ifreq.
-        let done = unsafe { libc::ioctl(control.as_raw_fd(), call, &raw mut request) };
-        if done < 0 {
-            return Err(io::Error::last_os_error());
-        }
-    }
-    Ok(())
+    const RTM_NEWADDR: u16 = 20;
+    const ADDRESS: u16 = 1;
+    const LOCAL: u16 = 2;
+    const BROADCAST: u16 = 4;
+    let [a, b, c, _] = address.octets();
+    // `struct ifaddrmsg`: the family, the bits of the network, no flags, the scope of everywhere.
+    let head = [[2, 24, 0, 0], index(device)?.to_ne_bytes()].concat();
+    let body = [
+        head,
+        attribute(LOCAL, &address.octets()),
+        attribute(ADDRESS, &address.octets()),
+        attribute(BROADCAST, &[a, b, c, 255]),
+    ];
+    ask_kernel(RTM_NEWADDR, &body.concat())
 }
 
-/// Makes a pair of devices by rtnetlink (RTM_NEWLINK).
+/// Makes a pair of devices by rtnetlink.
 fn veth(one: &str, other: &str) -> io::Result<()> {
     const RTM_NEWLINK: u16 = 16;
-    const REQUEST_ACK_EXCL_CREATE: u16 = 0x1 | 0x4 | 0x200 | 0x400;
     const IFNAME: u16 = 3;
     const LINKINFO: u16 = 18;
     const INFO_KIND: u16 = 1;
@@ -161,13 +143,8 @@ fn veth(one: &str, other: &str) -> io::Result<()> {
     let data = attribute(INFO_DATA, &attribute(PEER, &peer));
     let info = [attribute(INFO_KIND, b"veth"), data].concat();
     let name = attribute(IFNAME, one.as_bytes());
-    let body = [anything, name, attribute(LINKINFO, &info)].concat();
-    let mut message = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
-    message.extend(RTM_NEWLINK.to_ne_bytes());
-    message.extend(REQUEST_ACK_EXCL_CREATE.to_ne_bytes());
-    message.extend([1, 0, 0, 0, 0, 0, 0, 0]);
-    message.extend(body);
-    ask_kernel(&message)
+    let body = [anything, name, attribute(LINKINFO, &info)];
+    ask_kernel(RTM_NEWLINK, &body.concat())
 }
 
 fn attribute(number: u16, payload: &[u8]) -> Vec<u8> {
@@ -179,36 +156,20 @@ fn attribute(number: u16, payload: &[u8]) -> Vec<u8> {
 }
 
 /// Sends one netlink message and reads whether it was done.
-fn ask_kernel(message: &[u8]) -> io::Result<()> {
+fn ask_kernel(kind: u16, body: &[u8]) -> io::Result<()> {
     use rustix::net::{RecvFlags, SendFlags, recv, send};
+    let mut message = ((body.len() + 16) as u32).to_ne_bytes().to_vec();
+    message.extend(kind.to_ne_bytes());
+    message.extend(REQUEST_ACK_EXCL_CREATE.to_ne_bytes());
+    message.extend([1, 0, 0, 0, 0, 0, 0, 0]);
+    message.extend(body);
     let netlink = socket(AddressFamily::NETLINK, SocketType::RAW, None)?;
-    send(&netlink, message, SendFlags::empty())?;
+    send(&netlink, &message, SendFlags::empty())?;
     let mut answer = [0u8; 4096];
     recv(&netlink, &mut answer, RecvFlags::empty())?;
-    let [
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        _,
-        a,
-        b,
-        c,
-        d,
-        ..,
-    ] = answer;
-    match i32::from_ne_bytes([a, b, c, d]) {
+    // `struct nlmsgerr` behind the header: first the error.
+    let error = answer.get(16..).and_then(|rest| rest.first_chunk());
+    match i32::from_ne_bytes(*error.ok_or(io::ErrorKind::InvalidData)?) {
         0 => Ok(()),
         error => Err(io::Error::from_raw_os_error(-error)),
     }

@@ -3,11 +3,15 @@
 use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use sockcr_sys::{bpf, descriptor, message, sockopt};
+
+/// One instruction of classic BPF.
+pub use sockcr_sys::sockopt::Instruction;
 
 /// `SOL_SOCKET`
 pub const SOCKET: i32 = 1;
@@ -81,8 +85,8 @@ pub fn peer(socket: &impl AsFd) -> Option<SocketAddrV4> {
     SocketAddrV4::try_from(peer).ok()
 }
 
-fn errno() -> i32 {
-    io::Error::last_os_error().raw_os_error().unwrap_or(0)
+fn errno(error: io::Error) -> i32 {
+    error.raw_os_error().unwrap_or(libc::EINVAL)
 }
 
 /// getsockopt(2) with this much room; the error is the errno.
@@ -93,22 +97,8 @@ pub fn get(socket: &impl AsFd, level: i32, name: i32, room: usize) -> Result<Vec
         "its length is not in bytes"
     );
     let mut value = vec![0u8; room];
-    let mut length = room as libc::socklen_t;
-    // SAFETY: value has room for `length` bytes, and for every other option the kernel counts in
-    // bytes.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            name,
-            value.as_mut_ptr().cast(),
-            &raw mut length,
-        )
-    };
-    if done < 0 {
-        return Err(errno());
-    }
-    value.truncate(length as usize);
+    let length = sockopt::get(socket.as_fd(), level, name, &mut value).map_err(errno)?;
+    value.truncate(length);
     Ok(value)
 }
 
@@ -119,18 +109,7 @@ pub fn set(socket: &impl AsFd, level: i32, name: i32, value: &[u8]) -> Result<()
         (SOCKET, SO_ATTACH_FILTER),
         "its value holds a pointer"
     );
-    // SAFETY: value is readable for its length; those with a pointer inside are refused above, or
-    // are longer than anything a test passes.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            level,
-            name,
-            value.as_ptr().cast(),
-            value.len() as libc::socklen_t,
-        )
-    };
-    if done < 0 { Err(errno()) } else { Ok(()) }
+    sockopt::set(socket.as_fd(), level, name, value).map_err(errno)
 }
 
 /// Sets an option of four bytes.
@@ -172,9 +151,6 @@ pub fn differences(a: &Sweep, b: &Sweep) -> Vec<String> {
         .collect()
 }
 
-/// One instruction of classic BPF.
-pub type Instruction = [u8; 8];
-
 /// An instruction with no jumps.
 pub fn instruction(code: u16, k: u32) -> Instruction {
     let [c0, c1] = code.to_ne_bytes();
@@ -182,121 +158,50 @@ pub fn instruction(code: u16, k: u32) -> Instruction {
     [c0, c1, 0, 0, k0, k1, k2, k3]
 }
 
-#[repr(C)]
-struct Program {
-    length: u16,
-    code: *const Instruction,
-}
-
 /// Attaches a classic filter.
 pub fn attach(socket: &impl AsFd, code: &[Instruction]) -> io::Result<()> {
-    let aligned: Vec<u64> = code
-        .iter()
-        .map(|bytes| u64::from_ne_bytes(*bytes))
-        .collect();
-    let program = Program {
-        length: code.len() as u16,
-        code: aligned.as_ptr().cast(),
-    };
-    // SAFETY: the value is a sock_fprog whose instructions outlive the call.
-    let done = unsafe {
-        libc::setsockopt(
-            socket.as_fd().as_raw_fd(),
-            SOCKET,
-            SO_ATTACH_FILTER,
-            (&raw const program).cast(),
-            size_of::<Program>() as libc::socklen_t,
-        )
-    };
-    if done < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    sockopt::attach_filter(socket.as_fd(), code)
 }
 
-/// Reads the filter back; the length counts instructions.
+/// Reads the filter back.
 pub fn filter(socket: &impl AsFd) -> Result<Vec<Instruction>, i32> {
-    let mut code = vec![[0u8; 8]; 4096];
-    let mut count = code.len() as libc::socklen_t;
-    // SAFETY: there is room for as many instructions as a filter may have at most.
-    let done = unsafe {
-        libc::getsockopt(
-            socket.as_fd().as_raw_fd(),
-            SOCKET,
-            SO_ATTACH_FILTER,
-            code.as_mut_ptr().cast(),
-            &raw mut count,
-        )
-    };
-    if done < 0 {
-        return Err(errno());
-    }
-    code.truncate(count as usize);
-    Ok(code)
+    sockopt::filter(socket.as_fd()).map_err(errno)
 }
 
 /// Attaches an eBPF filter that lets everything pass.
 pub fn attach_ebpf(socket: &impl AsFd) -> io::Result<()> {
-    const PROG_LOAD: libc::c_long = 5;
-    const SOCKET_FILTER: u32 = 1;
     const SO_ATTACH_BPF: i32 = 50;
     // r0 = 0x7fffffff; exit
-    let code: [u64; 2] = [0x7fff_ffff_0000_00b7, 0x95];
-    let mut attributes = [0u64; 16];
-    attributes[0] = u64::from(SOCKET_FILTER) | (code.len() as u64) << 32;
-    attributes[1] = code.as_ptr() as u64;
-    attributes[2] = c"GPL".as_ptr() as u64;
-    let size = size_of_val(&attributes);
-    // SAFETY: PROG_LOAD reads `size` bytes, and the instructions and the licence they point to.
-    let program = unsafe { libc::syscall(libc::SYS_bpf, PROG_LOAD, attributes.as_ptr(), size) };
-    if program < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel made this descriptor for us; nobody else owns it.
-    let program = unsafe { OwnedFd::from_raw_fd(program as RawFd) };
+    let code = [0x7fff_ffff_0000_00b7_u64, 0x95].map(u64::to_ne_bytes);
+    let program = bpf::load(
+        bpf::Kind::SocketFilter,
+        "pass",
+        code.as_flattened(),
+        &mut [],
+    )?;
     set_int(socket, SOCKET, SO_ATTACH_BPF, program.as_raw_fd())
-}
-
-/// fcntl(2) with a number.
-pub fn fcntl(socket: &impl AsFd, command: i32, argument: i32) -> io::Result<i32> {
-    // SAFETY: the commands used take an int or nothing.
-    let answer = unsafe { libc::fcntl(socket.as_fd().as_raw_fd(), command, argument) };
-    if answer < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(answer)
-    }
 }
 
 /// Everything fcntl(2) tells of a socket: flags, close-on-exec, owner, signal.
 pub fn fcntl_view(socket: &impl AsFd) -> io::Result<[i32; 5]> {
-    const F_GETSIG: i32 = 11;
-    const F_GETOWN_EX: i32 = 16;
-    let mut owner = [0i32; 2];
-    // SAFETY: F_GETOWN_EX writes two ints.
-    let done = unsafe { libc::fcntl(socket.as_fd().as_raw_fd(), F_GETOWN_EX, owner.as_mut_ptr()) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    let flags = fcntl(socket, libc::F_GETFL, 0)?;
-    let close_on_exec = fcntl(socket, libc::F_GETFD, 0)?;
-    let signal = fcntl(socket, F_GETSIG, 0)?;
-    Ok([flags, close_on_exec, owner[0], owner[1], signal])
+    let socket = socket.as_fd();
+    let (kind, id) = descriptor::owner(socket)?;
+    let flags = descriptor::status_flags(socket)?;
+    let close_on_exec = descriptor::close_on_exec(socket)?.into();
+    let signal = descriptor::signal(socket)?;
+    Ok([flags, close_on_exec, kind, id, signal])
 }
 
 /// Lets no signal of a socket end the test.
-pub fn ignore_signals() {
-    for signal in [
+pub fn ignore_signals() -> io::Result<()> {
+    let signals = [
         libc::SIGUSR1,
         libc::SIGUSR2,
         libc::SIGIO,
         libc::SIGRTMIN(),
         libc::SIGRTMAX(),
-    ] {
-        // SAFETY: to ignore a signal runs no code.
-        unsafe { libc::signal(signal, libc::SIG_IGN) };
-    }
+    ];
+    signals.into_iter().try_for_each(sockcr_sys::signal::ignore)
 }
 
 /// Waits until one of these is true of the socket.
@@ -341,60 +246,23 @@ pub struct Message {
 pub fn receive_message(socket: &impl AsFd) -> io::Result<Message> {
     wait_for(socket, PollFlags::IN)?;
     let mut data = vec![0u8; 65536];
-    let mut control = [0u64; 64];
-    // SAFETY: sockaddr_in and msghdr are plain data for which all zeroes is a value.
-    let (mut from, mut header): (libc::sockaddr_in, libc::msghdr) = unsafe { std::mem::zeroed() };
-    let mut part = libc::iovec {
-        iov_base: data.as_mut_ptr().cast(),
-        iov_len: data.len(),
-    };
-    header.msg_name = (&raw mut from).cast();
-    header.msg_namelen = size_of_val(&from) as libc::socklen_t;
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.as_mut_ptr().cast();
-    header.msg_controllen = size_of_val(&control) as _;
-    // SAFETY: every pointer of the header is to memory of the length beside it.
-    let length = unsafe { libc::recvmsg(socket.as_fd().as_raw_fd(), &raw mut header, 0) };
-    if length < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    data.truncate(length as usize);
-    let room: usize = header.msg_controllen as _;
-    let bytes: Vec<u8> = control
-        .iter()
-        .flat_map(|word| word.to_ne_bytes())
-        .take(room)
-        .collect();
-    let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
+    let mut control = [0u8; 512];
+    let received = message::receive(socket.as_fd(), &mut data, &mut control, 0)?;
+    data.truncate(received.length);
+    let control = message::control_messages(&control[..received.control_length]);
     Ok(Message {
         data,
-        from: SocketAddrV4::new(address, u16::from_be(from.sin_port)),
-        control: control_messages(&bytes),
+        from: received.source.ok_or(io::ErrorKind::InvalidData)?,
+        control: control
+            .map(|message| ((message.level, message.kind), first_word(message.payload)))
+            .collect(),
     })
 }
 
-/// Reads a list of `struct cmsghdr`.
-fn control_messages(mut bytes: &[u8]) -> BTreeMap<(i32, i32), i32> {
-    const HEAD: usize = 16;
-    let mut found = BTreeMap::new();
-    while let Some((head, _)) = bytes.split_first_chunk::<HEAD>() {
-        let [l0, l1, l2, l3, _, _, _, _, a, b, c, d, e, f, g, h] = *head;
-        let length = u32::from_ne_bytes([l0, l1, l2, l3]) as usize;
-        let key = (
-            i32::from_ne_bytes([a, b, c, d]),
-            i32::from_ne_bytes([e, f, g, h]),
-        );
-        let Some(payload) = bytes.get(HEAD..length) else {
-            break;
-        };
-        let mut value = [0u8; 4];
-        value
-            .iter_mut()
-            .zip(payload)
-            .for_each(|(to, from)| *to = *from);
-        found.insert(key, i32::from_ne_bytes(value));
-        bytes = bytes.get(length.next_multiple_of(8)..).unwrap_or_default();
-    }
-    found
+/// The first four bytes, with zeroes for those that are not there.
+fn first_word(payload: &[u8]) -> i32 {
+    let mut value = [0u8; 4];
+    let pairs = value.iter_mut().zip(payload);
+    pairs.for_each(|(to, from)| *to = *from);
+    i32::from_ne_bytes(value)
 }

@@ -1,0 +1,126 @@
+//! What a socket does, tried on an untouched socket and on a restored one, and the hands for it.
+
+use std::fmt::Debug;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+
+use rustix::net::{SendFlags, sendto};
+use sockcr::{Checkpoint, RestoreOptions};
+
+use super::socket::{self, IP, set_int, udp};
+
+pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+pub const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+pub const PORT: u16 = 4321;
+pub const SO_REUSEADDR: i32 = 2;
+pub const SO_BROADCAST: i32 = 6;
+pub const SO_REUSEPORT: i32 = 15;
+pub const IP_TTL: i32 = 2;
+pub const IP_RECVTTL: i32 = 12;
+pub const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
+pub const IP_ADD_MEMBERSHIP: i32 = 35;
+
+pub fn exactly() -> RestoreOptions {
+    RestoreOptions {
+        verify: true,
+        ..RestoreOptions::default()
+    }
+}
+
+pub fn lossy() -> RestoreOptions {
+    RestoreOptions {
+        lossy: true,
+        ..RestoreOptions::default()
+    }
+}
+
+/// Dumps the socket, closes it, and restores it from the bytes of the image.
+pub fn restored(original: OwnedFd) -> OwnedFd {
+    let image = Checkpoint::dump(&original).unwrap().to_bytes().unwrap();
+    drop(original);
+    let checkpoint = Checkpoint::from_bytes(&image).unwrap();
+    checkpoint.restore(&exactly()).unwrap().fd
+}
+
+/// Observes a socket that `make` made, then the restored twin of another one.
+pub fn same<T: PartialEq + Debug>(
+    make: impl Fn() -> OwnedFd,
+    observe: impl Fn(&OwnedFd) -> T,
+) -> T {
+    let untouched = {
+        let socket = make();
+        observe(&socket)
+    };
+    let twin = restored(make());
+    let again = observe(&twin);
+    assert_eq!(untouched, again, "untouched, restored");
+    again
+}
+
+pub fn to(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address, port)
+}
+
+pub fn send_to(socket: &OwnedFd, data: &[u8], address: Ipv4Addr, port: u16) -> io::Result<()> {
+    sendto(socket, data, SendFlags::NOSIGNAL, &to(address, port))?;
+    Ok(())
+}
+
+/// A fresh socket bound somewhere, with these options of four bytes.
+pub fn with(address: (Ipv4Addr, u16), options: &[(i32, i32, i32)]) -> OwnedFd {
+    let socket = udp().unwrap();
+    for (level, name, value) in options {
+        set_int(&socket, *level, *name, *value).unwrap();
+    }
+    socket::bind(&socket, address).unwrap();
+    socket
+}
+
+/// The seven ways to an address.
+pub const WAYS: [&str; 7] = [
+    "address and port",
+    "any address and port, connected",
+    "address, port 0",
+    "address, port 0, connected",
+    "connected only",
+    "sent only",
+    "address, no port",
+];
+
+pub fn made(way: &str) -> OwnedFd {
+    let socket = udp().unwrap();
+    let connect = |socket: &OwnedFd| socket::connect(socket, (HERE, 9)).unwrap();
+    match way {
+        "address and port" => socket::bind(&socket, (HERE, PORT)).unwrap(),
+        "any address and port, connected" => {
+            socket::bind(&socket, (ANY, PORT)).unwrap();
+            connect(&socket);
+        }
+        "address, port 0" => socket::bind(&socket, (HERE, 0)).unwrap(),
+        "address, port 0, connected" => {
+            socket::bind(&socket, (HERE, 0)).unwrap();
+            connect(&socket);
+        }
+        "connected only" => connect(&socket),
+        "sent only" => send_to(&socket, b"", HERE, 9).unwrap(),
+        "address, no port" => {
+            set_int(&socket, IP, IP_BIND_ADDRESS_NO_PORT, 1).unwrap();
+            socket::bind(&socket, (HERE, 0)).unwrap();
+        }
+        other => panic!("{other}"),
+    }
+    socket
+}
+
+/// `struct ip_mreqn`
+pub fn join_request(group: Ipv4Addr, address: Ipv4Addr, index: u32) -> Vec<u8> {
+    [group.octets(), address.octets(), index.to_ne_bytes()].concat()
+}
+
+pub fn change_group(socket: &OwnedFd, name: i32, group: Ipv4Addr, index: u32) {
+    socket::set(socket, IP, name, &join_request(group, ANY, index)).unwrap();
+}
+
+pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 1, 1);
+pub const OTHER_GROUP: Ipv4Addr = Ipv4Addr::new(239, 2, 2, 2);
