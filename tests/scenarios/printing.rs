@@ -1,13 +1,17 @@
 //! What the command prints about itself and the system, and the filters of `list`.
 
 use anyhow::{Context, ensure};
+use rustix::net::SendFlags;
 use sockcr_scenarios::command::{done, refused, sockcr};
+use sockcr_scenarios::need::Need;
 use sockcr_scenarios::{Outcome, Scenario};
-use std::net::UdpSocket;
+use std::net::{SocketAddrV4, UdpSocket};
+use std::os::fd::AsRawFd;
 use std::path::Path;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("printing::list_with_filters", &[], list_with_filters),
+    Scenario::new("printing::what_waits", &[Need::Root], what_waits),
     Scenario::new("printing::options", &[], options),
     Scenario::new(
         "printing::options_page_is_up_to_date",
@@ -77,6 +81,36 @@ fn list_with_filters() -> Outcome {
             .misused()?
             .says(&["is no filter"])?;
     }
+    Ok(())
+}
+
+/// What waits is shown, and still there afterwards.
+fn what_waits() -> Outcome {
+    let server = UdpSocket::bind("127.0.0.1:7050")?;
+    let client = UdpSocket::bind("127.0.0.2:7051")?;
+    let target = format!("{}:{}", std::process::id(), server.as_raw_fd());
+    let empty = done(["show", &target])?.quiet()?;
+    ensure!(!empty.text().contains("waiting"), "{empty}");
+    client.send_to(b"", server.local_addr()?)?;
+    client.send_to(b"seven..", server.local_addr()?)?;
+    rustix::net::sendto(
+        &server,
+        b"held back",
+        SendFlags::MORE,
+        &SocketAddrV4::new([127, 0, 0, 3].into(), 9),
+    )?;
+    for _ in 0..2 {
+        done(["show", &target])?.quiet()?.prints(&[
+            "waiting to be received",
+            "127.0.0.2:7051 → 127.0.0.1:7050  0 B",
+            "127.0.0.2:7051 → 127.0.0.1:7050  7 B",
+            "held back",
+            "→ 127.0.0.3:9  9 B",
+        ])?;
+    }
+    let mut buffer = [0; 16];
+    ensure!(server.recv(&mut buffer)? == 0, "the first has no data");
+    ensure!(server.recv(&mut buffer)? == 7, "the second has 7 bytes");
     Ok(())
 }
 

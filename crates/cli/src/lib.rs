@@ -17,6 +17,7 @@ mod packaging;
 mod restore;
 mod show;
 mod source;
+mod waiting;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -1,7 +1,7 @@
 //! `sockcr show`: everything a checkpoint carries.
 
 use crate::output::{self, CHANGED, FAINT, STRONG, WARNING, line, styled};
-use crate::{Outcome, source};
+use crate::{Outcome, source, waiting};
 use sockcr::option::{Row, Value, bytes};
 use sockcr::state::descriptor::Owner;
 use sockcr::{Checkpoint, diff, json};
@@ -24,11 +24,13 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let (checkpoints, fresh) = source::with_fresh(&arguments.what)?;
+    let (checkpoints, sockets) = source::with_sockets(&arguments.what)?;
     if arguments.json {
         output::json(&json::to_json(&checkpoints))?;
         return Ok(Outcome::Done);
     }
+    // A place that may not be entered is compared with ours.
+    let fresh = sockets.iter().find_map(|socket| socket.fresh().ok());
     for (at, checkpoint) in checkpoints.iter().enumerate() {
         if at > 0 {
             line("")?;
@@ -39,6 +41,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         };
         for text in page(checkpoint, fresh, arguments.changed) {
             line(text)?;
+        }
+        let inode = checkpoint.inode.map(u64::from);
+        let live = sockets.iter().find(|socket| Some(socket.inode) == inode);
+        if let Some(socket) = live.filter(|_| !checkpoint.report.is_exact()) {
+            waiting::page(socket).into_iter().try_for_each(line)?;
         }
     }
     Ok(Outcome::Done)
@@ -214,7 +221,7 @@ fn descriptor(checkpoint: &Checkpoint) -> Vec<String> {
     text
 }
 
-fn section(text: &mut Vec<String>, title: &str, lines: &[String], style: anstyle::Style) {
+pub fn section(text: &mut Vec<String>, title: &str, lines: &[String], style: anstyle::Style) {
     if lines.is_empty() {
         return;
     }

@@ -64,16 +64,14 @@ pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
     }
 }
 
-/// The same, with a fresh socket of the place of a live one to compare it with.
-pub fn with_fresh(name: &str) -> anyhow::Result<(Vec<Checkpoint>, Option<Checkpoint>)> {
+/// The same, and the live sockets where there are such.
+pub fn with_sockets(name: &str) -> anyhow::Result<(Vec<Checkpoint>, Vec<find::Found>)> {
     let Some(named) = live(name)? else {
-        return Ok((image(name)?, None));
+        return Ok((image(name)?, Vec::new()));
     };
     let found = find::find(&named)?;
     let checkpoints = dump(&found)?;
-    // A place that may not be entered is compared with ours.
-    let fresh = found.iter().find_map(|socket| socket.fresh().ok());
-    Ok((checkpoints, fresh))
+    Ok((checkpoints, found))
 }
 
 /// The target, or `None` for an image.

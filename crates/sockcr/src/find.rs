@@ -54,6 +54,17 @@ impl Found {
         Checkpoint::dump_held(self.socket.as_fd(), held)
     }
 
+    /// What waits in it, read by BPF without taking anything.
+    pub fn waiting(&self) -> io::Result<Waiting> {
+        let reader = kernel::reader().map_err(io::Error::other)?;
+        let socket = self.socket.as_fd();
+        Ok(Waiting {
+            received: reader.receive_queue(socket)?,
+            corked: reader.cork(socket)?,
+            errors: reader.error_queue(socket)?,
+        })
+    }
+
     /// What a fresh socket of its kind has, in its network namespace.
     pub fn fresh(&self) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(self.socket.as_fd())?;
@@ -62,6 +73,17 @@ impl Found {
             .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))?;
         Checkpoint::dump(&socket)
     }
+}
+
+/// What waits in a socket: what its owner has not received, not sent, and not been told yet.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// The receive queue, oldest first.
+    pub received: Vec<kernel::Queued>,
+    /// What UDP_CORK or MSG_MORE holds back.
+    pub corked: Option<kernel::Corked>,
+    /// The error queue, oldest first.
+    pub errors: Vec<kernel::ErrorEntry>,
 }
 
 /// The processes, other than this one, that hold any of these sockets.

@@ -5,6 +5,7 @@ use std::sync::OnceLock;
 use sockcr_sys::bpf::{KERNEL_TYPES, KernelTypes};
 
 use super::btf::{Btf, BtfError, Field, Kind};
+use super::buffer::Buffers;
 use super::{Reason, Unavailable, permitted};
 
 /// Every structure, function and enumeration that is asked for below.
@@ -27,6 +28,19 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "ip_mc_socklist"),
     (Kind::Structure, "bpf_iter__task_file"),
     (Kind::Structure, "bpf_iter_meta"),
+    (Kind::Structure, "sk_buff"),
+    (Kind::Structure, "skb_shared_info"),
+    (Kind::Structure, "skb_frag"),
+    (Kind::Structure, "bio_vec"),
+    (Kind::Structure, "in_pktinfo"),
+    (Kind::Structure, "inet_skb_parm"),
+    (Kind::Structure, "sock_skb_cb"),
+    (Kind::Structure, "udp_dev_scratch"),
+    (Kind::Structure, "sock_exterr_skb"),
+    (Kind::Structure, "ip_options"),
+    (Kind::Structure, "proto"),
+    (Kind::Structure, "slab"),
+    (Kind::Structure, "page"),
     (Kind::Enumeration, "sock_flags"),
     (Kind::Enumeration, "pid_type"),
     (Kind::Function, "bpf_rcu_read_lock"),
@@ -49,6 +63,8 @@ pub struct Layout {
     pub reuseport: Reuseport,
     pub membership: Membership,
     pub functions: Functions,
+    /// What the queues need besides. Its absence leaves the rest usable.
+    pub buffers: Result<Buffers, BtfError>,
     /// What the iterator needs besides. Its absence leaves the reader usable.
     pub iterator: Result<Iterator, BtfError>,
 }
@@ -213,12 +229,13 @@ impl Layout {
             reuseport: Reuseport::of(btf)?,
             membership: Membership::of(btf)?,
             functions: Functions::of(btf),
+            buffers: Buffers::of(btf),
             iterator: Iterator::of(btf),
         })
     }
 }
 
-fn offset(btf: &Btf<'_>, structure: &str, path: &str) -> Result<usize, BtfError> {
+pub fn offset(btf: &Btf<'_>, structure: &str, path: &str) -> Result<usize, BtfError> {
     btf.field(structure, path).map(|field| field.offset)
 }
 

@@ -2,24 +2,32 @@
 //! process.
 //!
 //! No compiler and no library is involved. The kernel describes its own structures (BTF); from
-//! that two small programs are assembled when they are first needed, and the kernel's verifier
-//! checks them. They read and change nothing. Both need CAP_BPF and CAP_PERFMON in the initial
+//! that a few small programs are assembled when they are first needed, and the kernel's verifier
+//! checks them. They read and change nothing. They need CAP_BPF and CAP_PERFMON in the initial
 //! user namespace; without them [`reader`] and [`sockets`] say so.
 #![forbid(unsafe_code)]
 
 mod assembler;
 mod btf;
+mod buffer;
+mod copier;
+mod cork;
 mod iterator;
 mod layout;
+mod pages;
 mod program;
+mod queue;
 mod reader;
+mod walk;
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use sockcr_sys::bpf;
 
+pub use cork::Corked;
 pub use iterator::{SocketFile, sockets};
+pub use queue::{ErrorEntry, Queued};
 pub use reader::{Extent, Hidden, Joined, Reader, reader};
 
 /// The room for the verifier's words, of which the last ones count.

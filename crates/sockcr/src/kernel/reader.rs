@@ -23,6 +23,7 @@ use super::layout::{Functions, Layout, layout};
 use super::program::{
     MEMBERSHIP_SIZE, MEMBERSHIPS, MODE_BYTES, MODE_SOCKET, context, list, program, window,
 };
+use super::walk::Programs;
 use super::{Unavailable, load};
 
 /// The tries to list the memberships while the owner joins and leaves.
@@ -128,8 +129,10 @@ pub struct Hidden {
 #[derive(Debug)]
 pub struct Reader {
     program: OwnedFd,
-    layout: &'static Layout,
-    window: usize,
+    pub(super) layout: &'static Layout,
+    pub(super) window: usize,
+    /// The programs for the queues, loaded when the first one is not empty.
+    pub(super) programs: OnceLock<Result<Programs, Unavailable>>,
     /// Whether the program can pass over memberships listed before.
     skips: bool,
 }
@@ -166,6 +169,7 @@ impl Reader {
             program: load(bpf::Kind::Syscall, "sockcr_read", &code)?,
             layout,
             window,
+            programs: OnceLock::new(),
             skips: functions.count.is_some(),
         })
     }
@@ -190,7 +194,7 @@ impl Reader {
     }
 
     /// Runs the program from a descriptor, listing memberships after the first `skip`.
-    fn page(&self, descriptor: u32, skip: u32) -> io::Result<Page> {
+    pub(super) fn page(&self, descriptor: u32, skip: u32) -> io::Result<Page> {
         let mut page = Page::new(self.window);
         page.set(context::MODE, MODE_SOCKET)?;
         page.set(context::DESCRIPTOR, descriptor)?;
@@ -200,7 +204,7 @@ impl Reader {
     }
 
     /// Copies kernel memory. `EFAULT`: nothing is mapped there.
-    fn bytes(&self, address: u64, size: usize) -> io::Result<Vec<u8>> {
+    pub(super) fn bytes(&self, address: u64, size: usize) -> io::Result<Vec<u8>> {
         let mut copy = Vec::with_capacity(size);
         while copy.len() < size {
             let part = (size - copy.len()).min(self.window);
@@ -302,7 +306,7 @@ impl Reader {
 }
 
 /// The context of one run.
-struct Page(Vec<u8>);
+pub(super) struct Page(Vec<u8>);
 
 impl Page {
     fn new(window: usize) -> Self {
@@ -350,12 +354,12 @@ impl Page {
             .ok_or_else(damaged)
     }
 
-    fn address(&self) -> io::Result<u64> {
+    pub(super) fn address(&self) -> io::Result<u64> {
         self.long(context::ADDRESS)
     }
 
     /// The copy of the sock, as long as this kind of socket is.
-    fn raw(&self, window: usize) -> io::Result<&[u8]> {
+    pub(super) fn raw(&self, window: usize) -> io::Result<&[u8]> {
         let size = self.word(context::SIZE)? as usize;
         self.slice(context::WINDOW, size.min(window))
     }
@@ -381,15 +385,15 @@ impl Page {
 }
 
 /// An address that the kernel keeps in network order.
-fn address(raw: u32) -> Ipv4Addr {
+pub(super) fn address(raw: u32) -> Ipv4Addr {
     Ipv4Addr::from(raw.to_ne_bytes())
 }
 
-fn number<T: TryFrom<usize>>(value: usize) -> io::Result<T> {
+pub(super) fn number<T: TryFrom<usize>>(value: usize) -> io::Result<T> {
     T::try_from(value).map_err(|_| damaged())
 }
 
-fn damaged() -> io::Error {
+pub(super) fn damaged() -> io::Error {
     io::Error::new(
         io::ErrorKind::InvalidData,
         "the kernel's answer does not fit its own description",

@@ -1,0 +1,230 @@
+//! A datagram that is being put together, by UDP_CORK or MSG_MORE.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::BorrowedFd;
+
+use super::btf::Field;
+use super::buffer::{Buffer, Buffers, Options};
+use super::copier::{Copier, Head, Sock, Tried, steady};
+use super::reader::{Reader, address, damaged};
+use super::walk::View;
+
+const UDP_HEADER: usize = 8;
+/// `IPCORK_OPT`: the cork has IP options of its own.
+const CORK_OPTIONS: u64 = 1;
+const AF_INET: u64 = rustix::net::AddressFamily::INET.as_raw() as u64;
+
+/// The pending datagram of a socket, with what its first sendmsg(2) fixed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Corked {
+    /// Where it goes, at the end of a source route where there is one.
+    pub destination: SocketAddrV4,
+    /// The source address that its route chose.
+    pub source: Ipv4Addr,
+    /// The TOS it will have. None (-1 in the kernel): that of the socket when it is sent. Newer
+    /// kernels (6.18 does) fix the socket's own with the first data, which cannot be told from
+    /// one that was given with them.
+    pub tos: Option<u8>,
+    /// The TTL given with the data. None (0 in the kernel): that of the socket counts.
+    pub ttl: Option<u8>,
+    /// UDP_SEGMENT as it was; 0: one datagram.
+    pub segment_size: u16,
+    /// The interface it was bound to (`flowi4_oif`), 0 for any.
+    pub device: u32,
+    /// SO_MARK, or the one given with the data.
+    pub mark: u32,
+    /// SO_PRIORITY, or the one given with the data.
+    pub priority: u32,
+    /// When it may leave (SO_TXTIME), 0 for at once.
+    pub transmit_time: u64,
+    /// The IP options as IP_RETOPTS wants them, those of the socket included.
+    pub ip_options: Vec<u8>,
+    /// The data so far.
+    pub payload: Vec<u8>,
+}
+
+impl Reader {
+    /// The pending datagram of an IPv4 UDP socket: `udp_sock.pending`, `inet_sock.cork` and the
+    /// buffers in `sk_write_queue`, as `ip_append_data` laid them out. None: nothing is pending.
+    ///
+    /// `WouldBlock`: the owner adds data all the time. Nothing is changed.
+    pub fn cork(&self, socket: BorrowedFd<'_>) -> io::Result<Option<Corked>> {
+        steady(|| self.try_cork(socket))
+    }
+
+    fn try_cork(&self, socket: BorrowedFd<'_>) -> Tried<Option<Corked>> {
+        let (layout, sock) = (self.buffers()?, self.udp(socket)?);
+        match self.layout.udp.pending.value(&sock.raw) {
+            Some(0) => return Ok(Some(None)),
+            Some(AF_INET) => {}
+            _ => return Err(damaged()),
+        }
+        let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
+        let head = Head::of(layout, &sock.raw, sock.address, layout.heads.write)?;
+        let mut payload = Vec::new();
+        let mut number = 0;
+        let done = Copier::new(self)?.queue(&head, View::Data, |buffer, contents| {
+            let skip = headers(buffer, number == 0)?;
+            payload.extend_from_slice(contents.get(skip..).ok_or_else(damaged)?);
+            number += 1;
+            Ok(())
+        })?;
+        let ip_options = self.options(&sock)?;
+        if done.is_none() || !self.is_still(&sock, layout, socket)? {
+            return Ok(None);
+        }
+        if get(self.layout.udp.length)? as usize != payload.len() + UDP_HEADER {
+            return Ok(None);
+        }
+        corked(layout, &sock, ip_options, payload).map(|corked| Some(Some(corked)))
+    }
+
+    /// Whether the cork and its queue are as they were.
+    fn is_still(
+        &self,
+        before: &Sock,
+        layout: &Buffers,
+        socket: BorrowedFd<'_>,
+    ) -> io::Result<bool> {
+        let after = self.udp(socket)?;
+        let (cork, heads, udp) = (layout.cork.whole, &layout.heads, &self.layout.udp);
+        let places = [
+            (cork.offset, cork.size),
+            (heads.write, heads.extent),
+            (udp.length.offset, udp.length.size),
+            (udp.pending.offset, udp.pending.size),
+        ];
+        let part = |sock: &Sock, at: usize, size: usize| {
+            let raw = sock.raw.get(at..at + size).map(<[u8]>::to_vec);
+            raw.ok_or_else(damaged)
+        };
+        for (at, size) in places {
+            if part(before, at, size)? != part(&after, at, size)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The options of the cork, as they were given.
+    fn options(&self, sock: &Sock) -> io::Result<Vec<u8>> {
+        let layout = self.buffers()?;
+        let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
+        if get(layout.cork.flags)? & CORK_OPTIONS == 0 {
+            return Ok(Vec::new());
+        }
+        let at = get(layout.cork.options)?;
+        if at == 0 {
+            return Ok(Vec::new());
+        }
+        let options = &layout.options;
+        let header = self.bytes(at, options.size)?;
+        let length = options.length.value(&header).ok_or_else(damaged)? as usize;
+        let data = self.bytes(at.wrapping_add(options.size as u64), length)?;
+        restored(options, &header, data)
+    }
+}
+
+/// The bytes in front of the data: `ip_append_data` leaves room for the headers of IP, and in the
+/// first buffer for those of UDP.
+fn headers(buffer: &Buffer<'_>, is_first: bool) -> io::Result<usize> {
+    let skb = &buffer.layout.skb;
+    let transport = buffer.get(skb.transport_header)?;
+    let data = buffer.get(skb.data)?.wrapping_sub(buffer.get(skb.head)?);
+    let network = usize::try_from(transport.wrapping_sub(data)).map_err(|_| damaged())?;
+    Ok(network + if is_first { UDP_HEADER } else { 0 })
+}
+
+fn corked(
+    layout: &Buffers,
+    sock: &Sock,
+    ip_options: Vec<u8>,
+    payload: Vec<u8>,
+) -> io::Result<Corked> {
+    let cork = &layout.cork;
+    let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
+    let optional = |field: Option<Field>| field.map_or(Ok(0), get);
+    let port = u16::from_be(get(cork.destination_port)? as u16);
+    let has_options = get(cork.flags)? & CORK_OPTIONS != 0;
+    let place = if has_options {
+        cork.last_hop
+    } else {
+        cork.destination
+    };
+    let destination = address(get(place)? as u32);
+    Ok(Corked {
+        destination: SocketAddrV4::new(destination, port),
+        source: address(get(cork.source)? as u32),
+        tos: u8::try_from(get(cork.tos)? as i16).ok(),
+        ttl: u8::try_from(get(cork.ttl)?).ok().filter(|ttl| *ttl != 0),
+        segment_size: get(cork.segment_size)? as u16,
+        device: get(cork.device)? as u32,
+        mark: optional(cork.mark)? as u32,
+        priority: get(cork.priority)? as u32,
+        transmit_time: optional(cork.transmit_time)?,
+        ip_options,
+        payload,
+    })
+}
+
+/// The options before `ip_options_compile` made them ready for sending, as `ip_options_undo` does.
+fn restored(layout: &Options, header: &[u8], mut data: Vec<u8>) -> io::Result<Vec<u8>> {
+    let get = |field: Field| field.value(header).ok_or_else(damaged);
+    let is_set = |field: Field| get(field).map(|value| value != 0);
+    if is_set(layout.source_route)? {
+        let option = option(&mut data, get(layout.source_route)?)?;
+        let hop = (get(layout.first_hop)? as u32).to_ne_bytes();
+        put_hop(option, hop).ok_or_else(damaged)?;
+    }
+    if is_set(layout.record_address)? {
+        let option = option(&mut data, get(layout.record_route)?)?;
+        take_back(option, true).ok_or_else(damaged)?;
+    }
+    if is_set(layout.time_stamp)? {
+        let option = option(&mut data, get(layout.time_stamp)?)?;
+        if is_set(layout.stamp_time)? {
+            take_back(option, true).ok_or_else(damaged)?;
+            if option.get(3).is_some_and(|flags| flags & 0xf == 3) {
+                take_back(option, false).ok_or_else(damaged)?;
+            }
+        }
+        if is_set(layout.stamp_address)? {
+            take_back(option, true).ok_or_else(damaged)?;
+        }
+    }
+    Ok(data)
+}
+
+/// One option; the kernel counts its place from the beginning of the IP header.
+fn option(data: &mut [u8], place: u64) -> io::Result<&mut [u8]> {
+    let start = usize::try_from(place)
+        .ok()
+        .and_then(|at| at.checked_sub(20));
+    let rest = start.and_then(|start| data.get_mut(start..));
+    let rest = rest.ok_or_else(damaged)?;
+    let length = usize::from(*rest.get(1).ok_or_else(damaged)?);
+    rest.get_mut(..length).ok_or_else(damaged)
+}
+
+/// The first hop goes back in front of the others.
+fn put_hop(option: &mut [u8], hop: [u8; 4]) -> Option<()> {
+    let end = option.len().checked_sub(4)?;
+    if end < 3 {
+        return None;
+    }
+    option.copy_within(3..end, 7);
+    option.get_mut(3..7)?.copy_from_slice(&hop);
+    Some(())
+}
+
+/// The place reserved for an answer is free again.
+fn take_back(option: &mut [u8], clears: bool) -> Option<()> {
+    let pointer = option.get(2)?.checked_sub(4)?;
+    *option.get_mut(2)? = pointer;
+    if clears {
+        let at = usize::from(pointer).checked_sub(1)?;
+        option.get_mut(at..at + 4)?.fill(0);
+    }
+    Some(())
+}
