@@ -40,6 +40,22 @@ pub fn bring_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     ioctl(socket, libc::SIOCSIFFLAGS, &mut request)
 }
 
+/// The commands of ethtool that read one `struct ethtool_value` and write nothing:
+/// ETHTOOL_SRXCSUM, STXCSUM, SSG, STSO, SUFO, SGSO, SFLAGS, SGRO.
+const SET_OFFLOAD: [u32; 8] = [0x15, 0x17, 0x19, 0x1f, 0x22, 0x24, 0x26, 0x2c];
+
+/// Switches an offload of a device on or off, by one of `SET_OFFLOAD`.
+pub fn set_offload(socket: BorrowedFd<'_>, name: &str, command: u32, value: u32) -> io::Result<()> {
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    if !SET_OFFLOAD.contains(&command) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut setting = [command, value];
+    let mut request = request(name)?;
+    request.ifr_ifru.ifru_data = setting.as_mut_ptr().cast();
+    ioctl(socket, SIOCETHTOOL, &mut request)
+}
+
 fn request(name: &str) -> io::Result<libc::ifreq> {
     if name.len() >= NAME_SIZE {
         return Err(io::Error::from_raw_os_error(libc::ENODEV));
