@@ -1,6 +1,7 @@
-//! bpf(2): loading a program, running it once, and reading what an iterator program writes.
+//! bpf(2): loading a program, running it once, reading what an iterator program writes, and
+//! putting one before a device, with the maps it uses.
 //!
-//! Only the four commands that sockcr uses. Every descriptor the kernel returns here is
+//! Only the commands that sockcr uses. Every descriptor the kernel returns here is
 //! close-on-exec already. The commands need CAP_BPF, and CAP_PERFMON for programs that read
 //! kernel memory; without them [`load`] gives `EPERM`.
 
@@ -8,10 +9,14 @@ use std::ffi::{CString, c_void};
 use std::fs::File;
 use std::io;
 use std::ops::Deref;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// `enum bpf_cmd` of `linux/bpf.h`.
 mod command {
+    pub const MAP_CREATE: libc::c_long = 0;
+    pub const MAP_LOOKUP_ELEM: libc::c_long = 1;
+    pub const MAP_UPDATE_ELEM: libc::c_long = 2;
+    pub const MAP_DELETE_ELEM: libc::c_long = 3;
     pub const PROG_LOAD: libc::c_long = 5;
     pub const PROG_TEST_RUN: libc::c_long = 10;
     pub const LINK_CREATE: libc::c_long = 28;
@@ -19,9 +24,15 @@ mod command {
 }
 
 const PROG_TYPE_SOCKET_FILTER: u32 = 1;
+const MAP_TYPE_ARRAY: u32 = 2;
+const MAP_TYPE_SOCKMAP: u32 = 15;
+const PROG_TYPE_SCHED_CLS: u32 = 3;
 const PROG_TYPE_TRACING: u32 = 26;
 const PROG_TYPE_SYSCALL: u32 = 31;
 const ATTACH_TYPE_TRACE_ITER: u32 = 28;
+const ATTACH_TYPE_TCX_INGRESS: u32 = 46;
+/// `BPF_F_BEFORE`: with nothing named, before all others.
+const FLAG_BEFORE: u32 = 1 << 3;
 /// `BPF_F_SLEEPABLE`: a SYSCALL program must be loaded with it.
 const FLAG_SLEEPABLE: u32 = 1 << 4;
 
@@ -108,6 +119,171 @@ pub enum Kind {
     },
     /// `BPF_PROG_TYPE_SOCKET_FILTER`, for `SO_ATTACH_BPF` (Linux 3.19).
     SocketFilter,
+    /// `BPF_PROG_TYPE_SCHED_CLS`, put before a device by [`link_ingress`].
+    Classifier,
+}
+
+/// A kind of BPF object that the kernel numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Object {
+    /// A program; a link holds one.
+    Program,
+    /// A map.
+    Map,
+}
+
+/// The numbers and names of all objects of a kind in the kernel (CAP_SYS_ADMIN, Linux 4.15).
+pub fn objects(kind: Object) -> io::Result<Vec<(u32, String)>> {
+    const PROG_GET_NEXT_ID: libc::c_long = 11;
+    const MAP_GET_NEXT_ID: libc::c_long = 12;
+    const PROG_GET_FD_BY_ID: libc::c_long = 13;
+    const MAP_GET_FD_BY_ID: libc::c_long = 14;
+    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    // Where the name stands in struct bpf_prog_info and struct bpf_map_info.
+    let (next, open, name_at) = match kind {
+        Object::Program => (PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID, 64),
+        Object::Map => (MAP_GET_NEXT_ID, MAP_GET_FD_BY_ID, 24),
+    };
+    let (mut found, mut number) = (Vec::new(), 0);
+    loop {
+        let mut attributes = [number, 0, 0, 0];
+        // SAFETY: the attributes of this command hold no address.
+        if unsafe { call(next, &mut attributes) }.is_err() {
+            return Ok(found);
+        }
+        number = attributes[1];
+        // SAFETY: the attributes of this command hold no address.
+        let object = unsafe { call(open, &mut [number, 0, 0, 0]) }.and_then(owned);
+        // Gone meanwhile.
+        let Ok(object) = object else { continue };
+        let mut info = [0_u8; 256];
+        let [low, high] = [0, 32].map(|shift| (info.as_mut_ptr() as u64 >> shift) as u32);
+        let mut attributes = [object.as_raw_fd() as u32, 256, low, high];
+        // SAFETY: the kernel writes at most the 256 bytes of `info`, which outlives the call.
+        unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+        let name = &info[name_at..name_at + 16];
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        found.push((number, String::from_utf8_lossy(name).into_owned()));
+    }
+}
+
+/// What a [`Map`] holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// Bytes: `BPF_MAP_TYPE_ARRAY`.
+    Bytes(u32),
+    /// A socket, written as its descriptor: `BPF_MAP_TYPE_SOCKMAP` (UDP: Linux 5.8).
+    Socket,
+}
+
+/// A map of one element, whose key is 0. It is gone when nobody has a descriptor of it.
+#[derive(Debug)]
+pub struct Map {
+    descriptor: OwnedFd,
+    size: usize,
+}
+
+impl Map {
+    /// Makes a map. `EPERM`: no CAP_BPF, or for a socket no CAP_NET_ADMIN.
+    pub fn new(content: Content, name: &str) -> io::Result<Self> {
+        let (map_type, value_size) = match content {
+            Content::Bytes(size) => (MAP_TYPE_ARRAY, size),
+            Content::Socket => (MAP_TYPE_SOCKMAP, size(size_of::<RawFd>())?),
+        };
+        let mut attributes = MapAttributes {
+            map_type,
+            key_size: size(size_of::<u32>())?,
+            value_size,
+            element_count: 1,
+            name: object_name(name)?,
+            ..MapAttributes::default()
+        };
+        // SAFETY: the attributes of this command hold no address.
+        let descriptor = unsafe { call(command::MAP_CREATE, &mut attributes) }.and_then(owned)?;
+        Ok(Self {
+            descriptor,
+            size: value_size as usize,
+        })
+    }
+
+    /// Writes the element, all bytes of it.
+    pub fn put(&self, value: &[u8]) -> io::Result<()> {
+        let mut value = self.checked(value.to_vec())?;
+        self.element(command::MAP_UPDATE_ELEM, &mut value)
+    }
+
+    /// Reads the element.
+    pub fn get(&self) -> io::Result<Vec<u8>> {
+        let mut value = vec![0; self.size];
+        self.element(command::MAP_LOOKUP_ELEM, &mut value)?;
+        Ok(value)
+    }
+
+    /// Puts a socket into a map of [`Content::Socket`]. `EOPNOTSUPP`: it is not bound.
+    pub fn put_socket(&self, socket: BorrowedFd<'_>) -> io::Result<()> {
+        self.put(&number(socket).to_ne_bytes())
+    }
+
+    /// Takes the socket out again.
+    pub fn remove(&self) -> io::Result<()> {
+        self.element(command::MAP_DELETE_ELEM, &mut [])
+    }
+
+    fn checked(&self, value: Vec<u8>) -> io::Result<Vec<u8>> {
+        match value.len() == self.size {
+            true => Ok(value),
+            false => Err(io::ErrorKind::InvalidInput.into()),
+        }
+    }
+
+    /// Runs a command on the element; `value` is as long as one, or not used by the command.
+    fn element(&self, command: libc::c_long, value: &mut [u8]) -> io::Result<()> {
+        let key = 0_u32;
+        let mut attributes = ElementAttributes {
+            map: number(self.descriptor.as_fd()),
+            key: address(&raw const key),
+            ..ElementAttributes::default()
+        };
+        // Deletion wants none at all (`CHECK_ATTR`).
+        if !value.is_empty() {
+            attributes.value = address(value.as_mut_ptr());
+        }
+        // SAFETY: `key` is a key of four bytes, and `value` as long as a value of this map for
+        // the commands that read or write one: `put` and `get` see to it, deletion uses none.
+        unsafe { call(command, &mut attributes) }.map(drop)
+    }
+}
+
+impl AsFd for Map {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.descriptor.as_fd()
+    }
+}
+
+/// `union bpf_attr` for `BPF_MAP_CREATE`.
+#[repr(C)]
+#[derive(Default)]
+struct MapAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    element_count: u32,
+    flags: u32,
+    inner_map: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+/// `union bpf_attr` for the commands on one element of a map.
+#[repr(C)]
+#[derive(Default)]
+struct ElementAttributes {
+    map: u32,
+    /// Zero: it fills the structure up to the alignment of the key.
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
 }
 
 /// `union bpf_attr` for `BPF_PROG_LOAD`, up to the last field used here.
@@ -162,7 +338,7 @@ struct RunAttributes {
     padding: u32,
 }
 
-/// `union bpf_attr` for `BPF_LINK_CREATE` of an iterator.
+/// `union bpf_attr` for `BPF_LINK_CREATE` of an iterator, or with zeroes at its end of TCX.
 #[repr(C)]
 #[derive(Default)]
 struct LinkAttributes {
@@ -195,6 +371,9 @@ struct IteratorAttributes {
 
 /// A structure given to bpf(2): plain integers with no padding, laid out as the kernel wants.
 trait Attributes {}
+impl Attributes for [u32; 4] {}
+impl Attributes for MapAttributes {}
+impl Attributes for ElementAttributes {}
 impl Attributes for LoadAttributes {}
 impl Attributes for RunAttributes {}
 impl Attributes for LinkAttributes {}
@@ -224,6 +403,7 @@ pub fn load(kind: Kind, name: &str, instructions: &[u8], log: &mut [u8]) -> io::
             attributes.attach_btf_id = function;
         }
         Kind::SocketFilter => attributes.program_type = PROG_TYPE_SOCKET_FILTER,
+        Kind::Classifier => attributes.program_type = PROG_TYPE_SCHED_CLS,
     }
     if !log.is_empty() {
         attributes.log_level = 1;
@@ -277,6 +457,23 @@ pub fn link_task_iterator(program: BorrowedFd<'_>, process: Option<u32>) -> io::
     }
     // SAFETY: `information`, when given, outlives the call and has the size told; the kernel only
     // reads it.
+    unsafe { call(command::LINK_CREATE, &mut attributes) }.and_then(owned)
+}
+
+/// Lets a [`Kind::Classifier`] program see first what comes in by a device of the network namespace
+/// of this thread (TCX, Linux 6.6). Closing the descriptor, also by the end of the process, takes
+/// it away again.
+///
+/// `EINVAL`: the kernel is older. `ENODEV`: there is no such device.
+pub fn link_ingress(program: BorrowedFd<'_>, device: u32) -> io::Result<OwnedFd> {
+    let mut attributes = LinkAttributes {
+        program: number(program),
+        target: device,
+        attach_type: ATTACH_TYPE_TCX_INGRESS,
+        flags: FLAG_BEFORE,
+        ..LinkAttributes::default()
+    };
+    // SAFETY: for TCX the attributes hold no address; the rest of them is zero.
     unsafe { call(command::LINK_CREATE, &mut attributes) }.and_then(owned)
 }
 

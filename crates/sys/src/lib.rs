@@ -4,6 +4,7 @@
 #![allow(unsafe_code)]
 
 pub mod bpf;
+pub mod capture;
 pub mod descriptor;
 pub mod interface;
 pub mod message;

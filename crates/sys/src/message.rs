@@ -1,4 +1,4 @@
-//! Datagrams with their control messages: recvmsg(2).
+//! Datagrams with their control messages: recvmsg(2) and sendmmsg(2).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -60,39 +60,94 @@ pub fn receive(
     })
 }
 
-/// Sends one datagram with control messages, each a `struct cmsghdr` as the kernel reads it;
-/// answers the bytes sent.
-pub fn send(
-    fd: BorrowedFd<'_>,
-    to: SocketAddrV4,
-    data: &[u8],
-    control: &[u8],
+/// The parts a datagram is gathered from.
+pub const PARTS: usize = 2;
+
+/// A datagram to send.
+#[derive(Clone, Copy, Debug)]
+pub struct Outgoing<'a> {
+    /// Where to.
+    pub to: SocketAddrV4,
+    /// Control messages, each appended by [`add_control`].
+    pub control: &'a [u8],
+    /// The bytes, gathered.
+    pub parts: [&'a [u8]; PARTS],
+}
+
+/// Appends a control message: `struct cmsghdr`, `data`, and what aligns the next one.
+pub fn add_control(control: &mut Vec<u8>, level: i32, kind: i32, data: &[u8]) {
+    let length = size_of::<libc::cmsghdr>() + data.len();
+    control.extend(length.to_ne_bytes());
+    control.extend(level.to_ne_bytes());
+    control.extend(kind.to_ne_bytes());
+    control.extend(data);
+    control.resize(control.len().next_multiple_of(size_of::<usize>()), 0);
+}
+
+/// Sends datagrams in order until one fails, with these `MSG_...` flags; answers how many were sent. The error is that of the
+/// first, when not even that one was.
+pub fn send_many(
+    socket: BorrowedFd<'_>,
+    datagrams: &[Outgoing<'_>],
     flags: i32,
 ) -> io::Result<usize> {
-    let mut to = libc::sockaddr_in {
+    let names: Vec<libc::sockaddr_in> = datagrams.iter().map(|one| name(one.to)).collect();
+    let parts: Vec<[libc::iovec; PARTS]> =
+        datagrams.iter().map(|one| one.parts.map(vector)).collect();
+    let together = datagrams.iter().zip(&names).zip(&parts);
+    let mut headers: Vec<libc::mmsghdr> = together
+        .map(|((one, name), parts)| header(one, name, parts))
+        .collect();
+    let count = libc::c_uint::try_from(headers.len()).map_err(io::Error::other)?;
+    loop {
+        // SAFETY: each of the `count` headers has the address and size of a name, of vectors and
+        // of control data that outlive the call; the kernel only reads through them, and writes
+        // the `msg_len` of the headers.
+        let sent =
+            unsafe { libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), count, flags) };
+        if let Ok(sent) = usize::try_from(sent) {
+            return Ok(sent);
+        }
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+}
+
+fn name(address: SocketAddrV4) -> libc::sockaddr_in {
+    libc::sockaddr_in {
         sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: to.port().to_be(),
+        sin_port: address.port().to_be(),
         sin_addr: libc::in_addr {
-            s_addr: u32::from_ne_bytes(to.ip().octets()),
+            s_addr: u32::from_ne_bytes(address.ip().octets()),
         },
         sin_zero: [0; 8],
-    };
-    let mut part = libc::iovec {
-        iov_base: data.as_ptr().cast_mut().cast(),
-        iov_len: data.len(),
-    };
-    // SAFETY: msghdr is plain data for which all zeroes is a value.
-    let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
-    header.msg_name = (&raw mut to).cast();
-    header.msg_namelen = size_of_val(&to) as libc::socklen_t;
-    header.msg_iov = &raw mut part;
-    header.msg_iovlen = 1;
-    header.msg_control = control.as_ptr().cast_mut().cast();
-    header.msg_controllen = control.len() as _;
-    // SAFETY: every pointer of the header is to readable memory of the length beside it, and the
-    // kernel only reads it.
-    let sent = unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const header, flags) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+    }
+}
+
+fn vector(bytes: &[u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_ptr().cast_mut().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// A header that only holds addresses: using it is what needs them to be alive.
+fn header(
+    datagram: &Outgoing<'_>,
+    name: &libc::sockaddr_in,
+    parts: &[libc::iovec; PARTS],
+) -> libc::mmsghdr {
+    // SAFETY: mmsghdr is plain data for which all zeroes is a value.
+    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    header.msg_hdr.msg_name = std::ptr::from_ref(name).cast_mut().cast();
+    header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    header.msg_hdr.msg_iov = parts.as_ptr().cast_mut();
+    header.msg_hdr.msg_iovlen = PARTS as _;
+    header.msg_hdr.msg_control = datagram.control.as_ptr().cast_mut().cast();
+    header.msg_hdr.msg_controllen = datagram.control.len() as _;
+    header
 }
 
 /// One control message.

@@ -3,6 +3,8 @@
 //! Jumps name a [`Label`], placed before or after them; [`Assembler::finish`] fills in the
 //! distances.
 
+use std::os::fd::{AsRawFd, BorrowedFd};
+
 use sockcr_sys::bpf::INSTRUCTION_SIZE;
 
 /// A register of the eBPF machine.
@@ -18,10 +20,8 @@ pub enum Register {
     /// Third argument; lost in calls.
     R3,
     /// Fourth argument; lost in calls.
-    #[allow(dead_code, reason = "the register file is complete")]
     R4,
     /// Fifth argument; lost in calls.
-    #[allow(dead_code, reason = "the register file is complete")]
     R5,
     /// Kept over calls.
     R6,
@@ -98,6 +98,16 @@ impl Condition {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Helper {
+    /// `bpf_map_lookup_elem(map, key)`: the place of an element, or null.
+    MapLookup = 1,
+    /// `bpf_skb_store_bytes(skb, offset, from, size, flags)`: writes into a packet.
+    SkbStoreBytes = 9,
+    /// `bpf_skb_load_bytes(skb, offset, to, size)`: fails on a packet too short.
+    SkbLoadBytes = 26,
+    /// `bpf_sk_release(sock)`: gives back what a lookup has taken.
+    SockRelease = 86,
+    /// `bpf_sk_assign(skb, sock, flags)`: the packet is for this socket.
+    SockAssign = 124,
     /// `bpf_probe_read_kernel(dst, size, address)`: copies, or fails on a bad address.
     ProbeReadKernel = 113,
     /// `bpf_get_current_task()`: `struct task_struct` of the caller, as a number.
@@ -190,6 +200,18 @@ impl Assembler {
     /// `to <<= bits`
     pub fn shift_left(&mut self, to: Register, bits: i32) {
         self.emit(0x67, to as u8, 0, 0, bits);
+    }
+
+    /// `to &= mask`
+    pub fn mask(&mut self, to: Register, mask: i32) {
+        self.emit(0x57, to as u8, 0, 0, mask);
+    }
+
+    /// `to = map`: two instructions, of which the kernel makes the map of a descriptor.
+    pub fn map(&mut self, to: Register, map: BorrowedFd<'_>) {
+        const MAP_DESCRIPTOR: u8 = 1;
+        self.emit(0x18, to as u8, MAP_DESCRIPTOR, 0, map.as_raw_fd());
+        self.emit(0, 0, 0, 0, 0);
     }
 
     /// `to = *(base + offset)`, zero-extended.

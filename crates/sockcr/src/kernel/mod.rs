@@ -12,6 +12,7 @@ mod btf;
 mod buffer;
 mod copier;
 mod cork;
+pub mod inject;
 mod iterator;
 mod layout;
 mod pages;

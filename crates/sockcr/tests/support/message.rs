@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 
-use sockcr_sys::message::{self, control_messages};
+use sockcr_sys::message::{self, Outgoing, add_control, control_messages, send_many};
 
 /// One control message: level, type, data.
 pub type Control = (i32, i32, Vec<u8>);
@@ -66,27 +66,16 @@ pub fn send(
     controls: &[Control],
     flags: i32,
 ) -> io::Result<()> {
-    let sent = message::send(socket.as_fd(), to, data, &encode(controls), flags)?;
-    match sent == data.len() {
-        true => Ok(()),
-        false => Err(io::Error::other(format!(
-            "sent {sent} of {} bytes",
-            data.len()
-        ))),
-    }
-}
-
-/// `struct cmsghdr` after `struct cmsghdr`, as the kernel reads them.
-fn encode(controls: &[Control]) -> Vec<u8> {
-    let mut bytes = Vec::new();
+    let mut control = Vec::new();
     for (level, kind, data) in controls {
-        bytes.extend((16 + data.len()).to_ne_bytes());
-        bytes.extend(level.to_ne_bytes());
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(data);
-        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        add_control(&mut control, *level, *kind, data);
     }
-    bytes
+    let one = Outgoing {
+        to,
+        control: &control,
+        parts: [data, &[]],
+    };
+    send_many(socket.as_fd(), &[one], flags).map(drop)
 }
 
 /// Switches an offload of a device on or off (`ETHTOOL_S...`).

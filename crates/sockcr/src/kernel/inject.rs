@@ -1,0 +1,264 @@
+//! Puts datagrams into a new socket before it is bound, exactly as they once came.
+//!
+//! A raw socket sends packets of a protocol that nobody receives to this host itself. A small
+//! program at the loopback device (TCX) makes of each the datagram it stands for: addresses, ports,
+//! TTL, TOS, options, receive time and mark come from a record in a map, the payload is in the
+//! packet. Then it gives the packet to the one socket of another map (`bpf_sk_assign`), whatever
+//! its addresses are. The kernel had routed the packet as a local one before, so that neither
+//! rp_filter nor a missing route is in the way, and no packet goes out by any device.
+//!
+//! Programs, maps and links are held by descriptors alone: they end with the process, however it
+//! ends. A packet that the program does not see is no UDP, and no socket gets it.
+
+mod filling;
+mod program;
+mod record;
+mod sender;
+mod target;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io;
+use std::net::SocketAddrV4;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use sockcr_sys::bpf::{self, Content, Map};
+
+use self::filling::Filling;
+use self::program::Plan;
+use self::record::RECORDS;
+use self::sender::{Groups, Sender, Way};
+use super::{Reader, Unavailable};
+
+/// The index of the loopback device in every network namespace.
+const LOOPBACK: u32 = 1;
+/// Where the IP header begins at the loopback device, behind an Ethernet header.
+const BASE_LOOPBACK: i32 = 14;
+/// Where it begins in what `dev_loopback_xmit` gives back to a device.
+const BASE_RETURNED: i32 = 0;
+/// A datagram as it waits in a queue.
+#[derive(Clone, Copy, Debug)]
+pub struct Datagram<'a> {
+    /// Where it came from: any address, any port.
+    pub source: SocketAddrV4,
+    /// Where it went to: any address, also one that this host has no more.
+    pub destination: SocketAddrV4,
+    /// TTL.
+    pub ttl: u8,
+    /// TOS.
+    pub tos: u8,
+    /// The index here of the device that IP_PKTINFO tells; 0: IP_PKTINFO tells nothing, because it
+    /// was off when the datagram came.
+    pub interface: u32,
+    /// The receive time in ns; 0: none was taken.
+    pub received_at: i64,
+    /// The mark.
+    pub mark: u32,
+    /// What UDP_GRO tells; 0 for a single datagram.
+    pub segment_size: u16,
+    /// The IP options, as in the header.
+    pub ip_options: &'a [u8],
+    /// The payload.
+    pub payload: &'a [u8],
+}
+
+/// What a datagram lost on its way into the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inexact {
+    /// The device it came by is not here, or down: IP_PKTINFO tells nothing.
+    Interface,
+    /// The segments that UDP_GRO had put together came as one long datagram.
+    SegmentSize,
+    /// IP options with time stamps: one more was added.
+    Options,
+}
+
+/// All datagrams are in the queue.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Injected {
+    /// Those that are not exactly what was given, by their place in the list.
+    pub inexact: Vec<(usize, Inexact)>,
+}
+
+/// Puts datagrams into exactly this unbound socket and no other, in order, behind those it has.
+///
+/// For several sockets make one [`Injector`]: coming and going, a program waits for all processors
+/// (`tcx_entry_sync`), some 15 ms.
+pub fn inject(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> Result<Injected, io::Error> {
+    match datagrams {
+        [] => Ok(Injected::default()),
+        _ => Injector::new()?.inject(socket, datagrams),
+    }
+}
+
+/// What puts datagrams into sockets of one network namespace. While it lives, the program is at
+/// the loopback device, where it lets everything pass that is not its own.
+///
+/// Needs Linux 6.6, CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW, and the loopback device
+/// up.
+#[derive(Debug)]
+pub struct Injector {
+    reader: &'static Reader,
+    secret: i32,
+    sender: Sender,
+    groups: Groups,
+    records: Map,
+    target: Map,
+    /// Detached when closed.
+    _loopback: OwnedFd,
+    /// The program at other devices, where groups are heard on them, and its links.
+    returned: Option<OwnedFd>,
+    devices: BTreeMap<u32, OwnedFd>,
+}
+
+impl Injector {
+    /// Prepares the network namespace of this thread.
+    pub fn new() -> io::Result<Self> {
+        let reader = super::reader().map_err(Unavailable::io)?;
+        let secret = secret();
+        let sender = Sender::open(secret).map_err(step("open the sockets that send a queue"))?;
+        let size = u32::try_from(record::SIZE * RECORDS).map_err(io::Error::other)?;
+        let records = Map::new(Content::Bytes(size), "sockcr_queue")
+            .map_err(step("make a BPF map of datagrams"))?;
+        let target = Map::new(Content::Socket, "sockcr_target")
+            .map_err(step("make a BPF map of a socket"))?;
+        let program = load(Plan {
+            base: BASE_LOOPBACK,
+            secret,
+            port: sender.port(),
+            records: records.as_fd(),
+            target: target.as_fd(),
+        })?;
+        let link = bpf::link_ingress(program.as_fd(), LOOPBACK);
+        let attach = step("put a BPF program before the loopback device (TCX, Linux 6.6)");
+        Ok(Self {
+            reader,
+            secret,
+            sender,
+            groups: Groups::new()?,
+            records,
+            target,
+            _loopback: link.map_err(attach)?,
+            returned: None,
+            devices: BTreeMap::new(),
+        })
+    }
+
+    /// Puts datagrams into exactly this unbound socket and no other, in order, behind those it has.
+    ///
+    /// The socket is new, in the network namespace of this injector, without a filter; nobody else
+    /// uses it meanwhile. Its options are as before afterwards, and it is unbound; SO_RCVBUF does
+    /// not limit the queue. Where the kernel drops a datagram (a firewall, an IPsec policy, the
+    /// limit of all UDP memory), the error says so, and the socket is to be closed.
+    ///
+    /// A route that early demux may remember (`sk_rx_dst`) is left as one for a group when the
+    /// socket has memberships, else as one for this host; where the last datagram was not of that
+    /// kind, one more packet is dropped by the socket, which its drop counter shows.
+    pub fn inject(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: &[Datagram<'_>],
+    ) -> io::Result<Injected> {
+        if datagrams.is_empty() {
+            return Ok(Injected::default());
+        }
+        let mut injected = Injected::default();
+        let mut ways = self.ways(datagrams, &mut injected);
+        self.link(&mut ways, &mut injected)?;
+        let mut filling = Filling::new(self, socket, ways)?;
+        let sent = filling.all(datagrams, &mut injected);
+        let left = filling.finish();
+        sent.and(left)?;
+        filling.arrived(0)?;
+        injected.inexact.sort_by_key(|(at, _)| *at);
+        Ok(injected)
+    }
+
+    /// The way of each, and what is lost on it from the start.
+    fn ways(&mut self, datagrams: &[Datagram<'_>], injected: &mut Injected) -> Vec<Way> {
+        let mut ways = Vec::with_capacity(datagrams.len());
+        for (at, datagram) in datagrams.iter().enumerate() {
+            let way = Way::of(datagram, self.groups.has(datagram));
+            if datagram.segment_size != 0 && !way.segments {
+                injected.inexact.push((at, Inexact::SegmentSize));
+            }
+            if record::changes_on_arrival(datagram.ip_options) {
+                injected.inexact.push((at, Inexact::Options));
+            }
+            ways.push(way);
+        }
+        ways
+    }
+
+    /// Puts the program before the devices that groups are heard on. What came by a device that is
+    /// gone takes another way.
+    fn link(&mut self, ways: &mut [Way], injected: &mut Injected) -> io::Result<()> {
+        let groups = ways.iter().filter(|way| way.group && way.device > LOOPBACK);
+        let wanted: BTreeSet<u32> = groups.map(|way| way.device).collect();
+        for device in wanted {
+            match self.link_device(device) {
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => {
+                    avoid(device, ways, injected);
+                }
+                linked => linked.map_err(step("put a BPF program before a device"))?,
+            }
+        }
+        Ok(())
+    }
+
+    fn link_device(&mut self, device: u32) -> io::Result<()> {
+        if self.devices.contains_key(&device) {
+            return Ok(());
+        }
+        let program = match self.returned.take() {
+            Some(program) => program,
+            None => load(self.plan_returned())?,
+        };
+        let program = self.returned.insert(program);
+        let link = bpf::link_ingress(program.as_fd(), device)?;
+        self.devices.insert(device, link);
+        Ok(())
+    }
+
+    fn plan_returned(&self) -> Plan<'_> {
+        Plan {
+            base: BASE_RETURNED,
+            secret: self.secret,
+            port: self.sender.port(),
+            records: self.records.as_fd(),
+            target: self.target.as_fd(),
+        }
+    }
+}
+
+/// Sends what came to a group by a device by way of the loopback device.
+fn avoid(device: u32, ways: &mut [Way], injected: &mut Injected) {
+    let lost = ways.iter_mut().enumerate();
+    for (at, way) in lost.filter(|(_, way)| way.group && way.device == device) {
+        *way = way.by_loopback();
+        injected.inexact.push((at, Inexact::Interface));
+    }
+}
+
+fn load(plan: Plan<'_>) -> io::Result<OwnedFd> {
+    let code = program::program(plan).map_err(io::Error::other)?;
+    super::load(bpf::Kind::Classifier, "sockcr_inject", &code).map_err(|why| {
+        let kind = match why.is_privilege() {
+            true => io::ErrorKind::PermissionDenied,
+            false => io::ErrorKind::Unsupported,
+        };
+        io::Error::new(kind, why)
+    })
+}
+
+/// What tells our packets from anybody else's: positive, not 0.
+fn secret() -> i32 {
+    let random = RandomState::new().build_hasher().finish();
+    (random & 0x7fff_ffff) as i32 | 1
+}
+
+/// Adds what was attempted to an error.
+fn step(what: &'static str) -> impl Fn(io::Error) -> io::Error {
+    move |error| io::Error::new(error.kind(), format!("{what}: {error}"))
+}

@@ -1,0 +1,222 @@
+//! The queue of one socket being filled.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
+
+use rustix::io::Errno;
+
+use super::record::{self, RECORDS};
+use super::sender::Way;
+use super::target::Target;
+use super::{Datagram, Inexact, Injected, Injector, LOOPBACK, step};
+
+/// How long a packet may take from sendmmsg(2) to the queue: on the loopback device it is there
+/// when the call returns, unless softirqs are put off or the device has a queue of its own.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What became of a run of datagrams.
+enum Sent {
+    /// So many are in the queue.
+    Some(usize),
+    /// The first could not be sent.
+    None(io::Error),
+}
+
+/// A socket on its way to its queue.
+pub struct Filling<'a> {
+    injector: &'a Injector,
+    target: Target<'a>,
+    /// How each datagram goes.
+    ways: Vec<Way>,
+    /// How long the queue is to be.
+    queued: usize,
+    /// Whether the last packet went as to a group.
+    last_group: bool,
+}
+
+impl<'a> Filling<'a> {
+    /// Makes the socket one that takes what the program gives it, and nothing else.
+    pub fn new(injector: &'a Injector, socket: BorrowedFd<'a>, ways: Vec<Way>) -> io::Result<Self> {
+        let queued = injector.reader.read(socket)?.receive_queue as usize;
+        let filling = Self {
+            injector,
+            target: Target::prepare(socket)?,
+            ways,
+            queued,
+            last_group: false,
+        };
+        filling.open()?;
+        Ok(filling)
+    }
+
+    fn open(&self) -> io::Result<()> {
+        let opened = self.injector.target.put_socket(self.target.socket);
+        let opened = opened
+            .map_err(step("put the new socket into a BPF map"))
+            .and_then(|()| self.target.open());
+        if opened.is_err() {
+            // Their own errors would only hide the first.
+            let _ = self.injector.target.remove();
+            let _ = self.target.finish();
+        }
+        opened
+    }
+
+    /// Sends all, by the ways they have; adds what is lost on other ways.
+    pub fn all(&mut self, datagrams: &[Datagram<'_>], injected: &mut Injected) -> io::Result<()> {
+        let mut at = 0;
+        while at < datagrams.len() {
+            let end = self.run_end(at);
+            let run = datagrams.get(at..end).unwrap_or_default();
+            at += match self.run(at, run)? {
+                Sent::Some(count) => count,
+                Sent::None(error) => {
+                    injected.inexact.push((at, self.degrade(at, error)?));
+                    0
+                }
+            };
+        }
+        Ok(())
+    }
+
+    /// Where what one call can send ends.
+    fn run_end(&self, at: usize) -> usize {
+        let rest = self.ways.get(at..).unwrap_or_default();
+        let like = |way: &&Way| rest.first().is_some_and(|first| first.is_like(way));
+        at + rest.iter().take(RECORDS).take_while(like).count()
+    }
+
+    /// Sends datagrams from the one at `at`, and sees them arrive.
+    fn run(&mut self, at: usize, run: &[Datagram<'_>]) -> io::Result<Sent> {
+        let ways = self.ways.get(at..at + run.len()).unwrap_or_default();
+        let Some(first) = ways.first() else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        self.target.tell(first.tells)?;
+        self.write(run)?;
+        let sent = match self.injector.sender.send(run, ways) {
+            Ok(sent) => sent,
+            Err(error) => return Ok(Sent::None(error)),
+        };
+        let last = sent.checked_sub(1).and_then(|last| ways.get(last));
+        self.last_group = last.map_or(self.last_group, |way| way.group);
+        self.queued += sent;
+        self.arrived(sent)?;
+        Ok(Sent::Some(sent))
+    }
+
+    fn write(&self, run: &[Datagram<'_>]) -> io::Result<()> {
+        let mut records = Vec::with_capacity(record::SIZE * RECORDS);
+        for datagram in run {
+            records.extend(record::encode(datagram)?);
+        }
+        records.resize(record::SIZE * RECORDS, 0);
+        self.injector.records.put(&records)
+    }
+
+    /// Finds another way for a datagram that cannot be sent: whole instead of in segments, then
+    /// without its device.
+    fn degrade(&mut self, at: usize, error: io::Error) -> io::Result<Inexact> {
+        let way = self.ways.get_mut(at).ok_or(io::ErrorKind::InvalidInput)?;
+        let no_memory = matches!(
+            Errno::from_io_error(&error),
+            Some(Errno::NOBUFS | Errno::NOMEM)
+        );
+        if way.segments && !no_memory {
+            way.segments = false;
+            Ok(Inexact::SegmentSize)
+        } else if way.device > LOOPBACK && !no_memory {
+            *way = way.by_loopback();
+            Ok(Inexact::Interface)
+        } else {
+            Err(step("send a datagram to the new socket")(error))
+        }
+    }
+
+    /// Waits until all are in the queue, as long as more come. `sent`: how many of the records are
+    /// on their way.
+    pub fn arrived(&self, sent: usize) -> io::Result<()> {
+        let (mut before, mut end) = (0, Instant::now() + PATIENCE);
+        loop {
+            let there = self.injector.reader.read(self.target.socket)?.receive_queue as usize;
+            if there == self.queued {
+                return Ok(());
+            }
+            if there > self.queued {
+                return Err(io::Error::other("somebody else uses the new socket"));
+            }
+            if there > before {
+                (before, end) = (there, Instant::now() + PATIENCE);
+            }
+            if Instant::now() > end {
+                return Err(self.lost(self.queued - there, sent));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    fn lost(&self, missing: usize, sent: usize) -> io::Error {
+        let records = self.injector.records.get().unwrap_or_default();
+        let seen = records.chunks(record::SIZE).take(sent);
+        let seen = seen.filter(|record| was_seen(record)).count();
+        let why = match seen < sent {
+            true => "before the loopback device: a firewall rule for what goes out?",
+            false => "at the socket: a firewall rule for what comes in, or net.ipv4.udp_mem?",
+        };
+        io::Error::other(format!("{missing} datagrams were dropped {why}"))
+    }
+
+    /// Makes the socket unbound again.
+    pub fn finish(&self) -> io::Result<()> {
+        let closed = self.target.close();
+        let left = closed.and_then(|()| self.leave_route());
+        let removed = self.injector.target.remove();
+        let finished = self.target.finish();
+        left.and(removed)
+            .and(finished)
+            .map_err(step("make the new socket unbound again"))
+    }
+
+    /// Leaves the route of a packet that the socket will meet: `udp_v4_early_demux` gives the one
+    /// of the last assigned packet to those of a connected socket, and of the only member of a
+    /// group.
+    fn leave_route(&self) -> io::Result<()> {
+        let before = self.injector.reader.read(self.target.socket)?;
+        let group = !before.memberships.is_empty();
+        if group == self.last_group {
+            return Ok(());
+        }
+        let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+        let packet = Datagram {
+            source: nowhere,
+            destination: nowhere,
+            ttl: 1,
+            tos: 0,
+            interface: 0,
+            received_at: 0,
+            mark: 0,
+            segment_size: 0,
+            ip_options: &[],
+            payload: &[],
+        };
+        self.write(&[packet])?;
+        self.injector
+            .sender
+            .send(&[packet], &[Way::of(&packet, group)])?;
+        let end = Instant::now() + PATIENCE;
+        while self.injector.reader.read(self.target.socket)?.drops == before.drops {
+            if Instant::now() > end {
+                return Err(self.lost(1, 1));
+            }
+            std::thread::yield_now();
+        }
+        Ok(())
+    }
+}
+
+fn was_seen(record: &[u8]) -> bool {
+    let seen = record.get(record::SEEN..record::TIME);
+    seen.is_some_and(|seen| seen != [0; 4])
+}

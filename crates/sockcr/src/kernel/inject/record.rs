@@ -1,0 +1,205 @@
+//! What the program at the device knows of one datagram: its true headers, receive time, mark.
+
+use std::io;
+use std::net::Ipv4Addr;
+
+use super::Datagram;
+
+/// The datagrams that can be on their way at once; a TOS byte tells them apart.
+pub const RECORDS: usize = 256;
+
+/// `struct iphdr` without options.
+pub const HEADER: usize = 20;
+/// The most bytes of IP options.
+pub const OPTIONS_LIMIT: usize = 40;
+/// `struct udphdr`
+pub const UDP_HEADER_SIZE: usize = 8;
+/// The most bytes of an IPv4 packet.
+const PACKET_LIMIT: usize = u16::MAX as usize;
+
+/// The places in a record.
+pub const IP_HEADER: usize = 0;
+pub const UDP_HEADER: usize = IP_HEADER + HEADER + OPTIONS_LIMIT;
+pub const OPTIONS_LENGTH: usize = UDP_HEADER + UDP_HEADER_SIZE;
+pub const MARK: usize = OPTIONS_LENGTH + 4;
+/// Written by the program: the packet came and was given to the socket.
+pub const SEEN: usize = MARK + 4;
+pub const TIME: usize = SEEN + 4;
+pub const SIZE: usize = TIME + 8;
+
+const VERSION: u8 = 0x40;
+const UDP: u8 = 17;
+const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0];
+/// IPOPT_NOP, harmless wherever a packet passes on its way to the program.
+pub const NO_OPERATION: u8 = 1;
+
+/// `IPOPT_RR` of `linux/ip.h`.
+const RECORD_ROUTE: u8 = 7;
+/// `IPOPT_TIMESTAMP`
+const TIMESTAMP: u8 = 68;
+
+/// One record, as the program reads it.
+pub fn encode(datagram: &Datagram<'_>) -> io::Result<[u8; SIZE]> {
+    let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
+    let options = padded_options(datagram).ok_or_else(invalid)?;
+    let udp_size = UDP_HEADER_SIZE + datagram.payload.len();
+    let size = HEADER + options.len() + udp_size;
+    let total = u16::try_from(size.min(PACKET_LIMIT + 1)).map_err(|_| invalid())?;
+    let udp_total = u16::try_from(udp_size).map_err(|_| invalid())?;
+    let parts: [&[u8]; 3] = [
+        &ip_header(datagram, &options, total),
+        &udp_header(datagram, udp_total),
+        &(options.len() as u32).to_ne_bytes(),
+    ];
+    let mut record = [0; SIZE];
+    let places = [IP_HEADER, UDP_HEADER, OPTIONS_LENGTH, MARK, TIME];
+    let mark = datagram.mark.to_ne_bytes();
+    let time = datagram.received_at.to_ne_bytes();
+    let parts = parts.into_iter().chain([&mark[..], &time[..]]);
+    for (at, part) in places.into_iter().zip(parts) {
+        let place = record.get_mut(at..at + part.len()).ok_or_else(invalid)?;
+        place.copy_from_slice(part);
+    }
+    Ok(record)
+}
+
+/// The options, to a multiple of four bytes; None: too many.
+pub fn padded_options(datagram: &Datagram<'_>) -> Option<Vec<u8>> {
+    let mut options = before_arrival(datagram.ip_options, *datagram.destination.ip());
+    options.resize(options.len().next_multiple_of(4), 0);
+    (options.len() <= OPTIONS_LIMIT).then_some(options)
+}
+
+fn ip_header(datagram: &Datagram<'_>, options: &[u8], total: u16) -> Vec<u8> {
+    let words = (HEADER + options.len()) / 4;
+    let mut header = vec![VERSION | words as u8, datagram.tos];
+    header.extend(total.to_be_bytes());
+    header.extend([0, 0]);
+    header.extend(DO_NOT_FRAGMENT);
+    header.extend([datagram.ttl, UDP, 0, 0]);
+    header.extend(datagram.source.ip().octets());
+    header.extend(datagram.destination.ip().octets());
+    header.extend(options);
+    let sum = checksum(&header).to_be_bytes();
+    if let Some(place) = header.get_mut(10..12) {
+        place.copy_from_slice(&sum);
+    }
+    header
+}
+
+/// The checksum is 0: none was made, none will be verified.
+fn udp_header(datagram: &Datagram<'_>, total: u16) -> Vec<u8> {
+    let ports = [datagram.source.port(), datagram.destination.port()];
+    let fields = ports.into_iter().chain([total, 0]);
+    fields.flat_map(u16::to_be_bytes).collect()
+}
+
+/// The Internet checksum (RFC 1071) of an even number of bytes.
+fn checksum(bytes: &[u8]) -> u16 {
+    let words = bytes.chunks_exact(2).map(|pair| match pair {
+        [high, low] => u32::from(u16::from_be_bytes([*high, *low])),
+        _ => 0,
+    });
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
+}
+
+/// Options as they were on the wire: arriving here adds this host to a record of the route
+/// (`ip_options_compile`), and will do so again.
+fn before_arrival(options: &[u8], here: Ipv4Addr) -> Vec<u8> {
+    let mut options = options.to_vec();
+    if let Some(at) = find(&options, RECORD_ROUTE)
+        && let Some(&pointer) = options.get(at + 2)
+        && let Some(last) = (at + usize::from(pointer)).checked_sub(5)
+        && pointer > 4
+        && options.get(last..last + 4) == Some(&here.octets())
+        && let Some(place) = options.get_mut(at + 2)
+    {
+        *place = pointer - 4;
+    }
+    options
+}
+
+/// Whether arriving here once more changes the options: a time is added, or counted as missing.
+pub fn changes_on_arrival(options: &[u8]) -> bool {
+    find(options, TIMESTAMP).is_some()
+}
+
+/// Where an option of this kind begins.
+fn find(options: &[u8], kind: u8) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        match *options.get(at)? {
+            0 => return None,
+            found if found == kind => return Some(at),
+            NO_OPERATION => at += 1,
+            _ => at += usize::from(*options.get(at + 1)?).max(2),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::SocketAddrV4;
+
+    fn datagram(payload: &[u8]) -> Datagram<'_> {
+        Datagram {
+            source: SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 1), 53),
+            destination: SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 199), 5353),
+            ttl: 64,
+            tos: 0x10,
+            interface: 0,
+            received_at: 7,
+            mark: 9,
+            segment_size: 0,
+            ip_options: &[],
+            payload,
+        }
+    }
+
+    #[test]
+    fn a_record_has_both_headers_with_a_right_checksum() {
+        let record = encode(&datagram(b"hello")).unwrap();
+        assert_eq!(checksum(&record[..HEADER]), 0);
+        assert_eq!(&record[..4], &[0x45, 0x10, 0, 33]);
+        assert_eq!(&record[UDP_HEADER..][..8], &[0, 53, 20, 233, 0, 13, 0, 0]);
+        assert_eq!(&record[MARK..][..4], &9_u32.to_ne_bytes());
+        assert_eq!(&record[TIME..], &7_i64.to_ne_bytes());
+        let options = Datagram {
+            ip_options: &[148, 4, 0, 0, 1],
+            ..datagram(b"")
+        };
+        let record = encode(&options).unwrap();
+        assert_eq!(record[0], 0x47);
+        assert_eq!(checksum(&record[..HEADER + 8]), 0);
+        assert_eq!(&record[OPTIONS_LENGTH..][..4], &8_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn too_long_is_refused() {
+        assert!(encode(&datagram(&[0; 65_507])).is_ok());
+        assert!(encode(&datagram(&[0; 65_508])).is_err());
+        let options = Datagram {
+            ip_options: &[1; 41],
+            ..datagram(b"")
+        };
+        assert!(encode(&options).is_err());
+    }
+
+    #[test]
+    fn a_recorded_route_loses_the_stop_here() {
+        let here = Ipv4Addr::new(10, 1, 0, 1);
+        let read = [1, 7, 7, 8, 10, 1, 0, 1];
+        assert_eq!(before_arrival(&read, here), [1, 7, 7, 4, 10, 1, 0, 1]);
+        assert_eq!(before_arrival(&read, Ipv4Addr::LOCALHOST), read);
+        for odd in [&[7][..], &[7, 7], &[7, 7, 1], &[7, 7, 255], &[3, 0]] {
+            assert_eq!(before_arrival(odd, here), odd);
+        }
+        assert!(changes_on_arrival(&[1, 68, 8, 5, 0, 0, 0, 0, 0]));
+        assert!(!changes_on_arrival(&read));
+    }
+}

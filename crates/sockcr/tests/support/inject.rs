@@ -1,0 +1,139 @@
+//! What the tests of injection share: a place, a socket that tells everything, bystanders.
+#![allow(dead_code, reason = "shared by tests that use parts of it")]
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
+
+use sockcr::kernel::inject::Datagram;
+
+use super::place::{Device, devices, isolated, sysctl};
+use super::socket::{self, IP, SOCKET, UDP, set, set_int};
+use super::{Outcome, skip};
+
+pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+pub const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
+pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 1, 1);
+pub const FOREIGN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
+pub const PORT: u16 = 5000;
+pub const LOOPBACK: u32 = 1;
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub const SO_REUSEADDR: i32 = 2;
+pub const SO_REUSEPORT: i32 = 15;
+pub const SO_RCVBUF: i32 = 8;
+pub const SO_RCVBUFFORCE: i32 = 33;
+pub const SO_INCOMING_CPU: i32 = 49;
+pub const SO_BINDTOIFINDEX: i32 = 62;
+pub const IP_LOCAL_PORT_RANGE: i32 = 51;
+pub const SO_TIMESTAMPNS: i32 = 35;
+pub const SO_MARK: i32 = 36;
+pub const SO_RCVMARK: i32 = 75;
+pub const IP_TOS: i32 = 1;
+pub const IP_TTL: i32 = 2;
+pub const IP_RECVOPTS: i32 = 6;
+pub const IP_PKTINFO: i32 = 8;
+pub const IP_RECVTTL: i32 = 12;
+pub const IP_RECVTOS: i32 = 13;
+pub const IP_RECVORIGDSTADDR: i32 = 20;
+pub const IP_ADD_MEMBERSHIP: i32 = 35;
+pub const UDP_GRO: i32 = 104;
+
+/// Runs a test as root, and only where BPF may be used.
+pub fn privileged<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
+    match super::reader() {
+        Ok(_) => isolated(body),
+        Err(why) => skip(&why),
+    }
+}
+
+pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
+    SocketAddrV4::new(address, port)
+}
+
+pub fn plain(payload: &[u8]) -> Datagram<'_> {
+    Datagram {
+        source: at(FOREIGN, 53),
+        destination: at(LOCALHOST, PORT),
+        ttl: 64,
+        tos: 0,
+        interface: LOOPBACK,
+        received_at: 1_000_000_000_123_456_789,
+        mark: 0,
+        segment_size: 0,
+        ip_options: &[],
+        payload,
+    }
+}
+
+/// A socket that tells everything.
+pub fn talkative() -> io::Result<OwnedFd> {
+    let socket = socket::udp()?;
+    for (level, name) in [
+        (SOCKET, SO_TIMESTAMPNS),
+        (SOCKET, SO_RCVMARK),
+        (IP, IP_PKTINFO),
+        (IP, IP_RECVTTL),
+        (IP, IP_RECVTOS),
+        (IP, IP_RECVOPTS),
+        (IP, IP_RECVORIGDSTADDR),
+        (UDP, UDP_GRO),
+    ] {
+        set_int(&socket, level, name, 1)?;
+    }
+    Ok(socket)
+}
+
+pub fn join(socket: &impl AsFd, device: u32) -> io::Result<()> {
+    let request = [GROUP.octets(), [0; 4], device.to_ne_bytes()].concat();
+    set(socket, IP, IP_ADD_MEMBERSHIP, &request).map_err(io::Error::from_raw_os_error)
+}
+
+/// Strict rp_filter, and no route to anywhere else.
+pub fn strict() -> io::Result<[Device; 2]> {
+    let devices = devices()?;
+    for of in ["all", "default", "lo", "m0", "m1"] {
+        sysctl(&format!("net.ipv4.conf.{of}.rp_filter"), "1")?;
+    }
+    Ok(devices)
+}
+
+/// Sockets that must not hear of it.
+pub fn bystanders(device: &Device) -> io::Result<Vec<OwnedFd>> {
+    let mut all = Vec::new();
+    for (option, count, port) in [(SO_REUSEADDR, 2, PORT), (SO_REUSEPORT, 3, PORT + 1)] {
+        for _ in 0..count {
+            let socket = socket::udp()?;
+            set_int(&socket, SOCKET, option, 1)?;
+            socket::bind(&socket, (ANY, port))?;
+            join(&socket, device.index)?;
+            all.push(socket);
+        }
+    }
+    Ok(all)
+}
+
+pub fn heard_nothing(all: &[OwnedFd]) -> io::Result<()> {
+    for socket in all {
+        assert_eq!(socket::receive_now(socket)?, Vec::<Vec<u8>>::new());
+    }
+    Ok(())
+}
+
+/// What comes out of a cable's other end.
+pub struct Capture(OwnedFd);
+
+impl Capture {
+    pub fn on(device: &Device) -> io::Result<Self> {
+        sockcr_sys::capture::open(device.index).map(Self)
+    }
+
+    /// The IPv4 packets seen so far, without those of IGMP.
+    pub fn packets(&self) -> io::Result<Vec<Vec<u8>>> {
+        let all = socket::receive_now(&self.0)?.into_iter();
+        let ours =
+            |frame: &Vec<u8>| frame.get(12..14) == Some(&[8, 0]) && frame.get(23) != Some(&2);
+        Ok(all.filter(ours).collect())
+    }
+}
