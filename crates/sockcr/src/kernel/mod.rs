@@ -3,7 +3,7 @@
 //!
 //! No compiler and no library is involved. The kernel describes its own structures (BTF); from
 //! that a few small programs are assembled when they are first needed, and the kernel's verifier
-//! checks them. They read and change nothing. They need CAP_BPF and CAP_PERFMON in the initial
+//! checks them. They read and change nothing; only [`inject`] writes, and only into new sockets. They need CAP_BPF and CAP_PERFMON in the initial
 //! user namespace; without them [`reader`] and [`sockets`] say so.
 #![forbid(unsafe_code)]
 
