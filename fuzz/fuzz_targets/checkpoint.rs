@@ -7,6 +7,7 @@ mod entry;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     entry::refused_or_identical(&entry::wrap(bytes.to_vec()));
+    entry::refused_or_identical(&entry::wrap_queue(bytes.to_vec()));
     if let Ok(text) = std::str::from_utf8(bytes)
         && let Ok(checkpoints) = sockcr::json::from_json(text)
     {

@@ -44,9 +44,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         }
         let inode = checkpoint.inode.map(u64::from);
         let live = sockets.iter().find(|socket| Some(socket.inode) == inode);
-        if let Some(socket) = live.filter(|_| !checkpoint.report.is_exact()) {
-            waiting::page(socket).into_iter().try_for_each(line)?;
-        }
+        let live = live.filter(|_| !checkpoint.report.is_exact());
+        waiting::page(checkpoint, live)
+            .into_iter()
+            .try_for_each(line)?;
     }
     Ok(Outcome::Done)
 }

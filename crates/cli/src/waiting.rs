@@ -1,42 +1,45 @@
-//! What waits in a live socket, as `sockcr show` prints it.
+//! What waits in a socket, as `sockcr show` prints it.
 
-use crate::output::{self, FAINT, WARNING};
+use crate::output::{self, FAINT, STRONG, WARNING};
 use crate::show::section;
+use sockcr::Checkpoint;
 use sockcr::find::Found;
-use sockcr::kernel::{Corked, ErrorEntry, Queued};
+use sockcr::kernel::{Corked, ErrorEntry};
 use sockcr::option::bytes;
+use sockcr::state::receive_queue::Datagram;
 use std::net::SocketAddrV4;
 
 /// More are counted, not printed.
 const MOST: usize = 20;
 
-/// The queues of a socket.
-pub fn page(socket: &Found) -> Vec<String> {
+/// The receive queue of a checkpoint; and what else waits in the live socket.
+pub fn page(checkpoint: &Checkpoint, socket: Option<&Found>) -> Vec<String> {
     let mut text = Vec::new();
-    let waiting = match socket.waiting() {
-        Ok(waiting) => waiting,
-        Err(why) => {
-            let why = format!("what waits cannot be read: {why}");
-            section(&mut text, "waiting", &[why], FAINT);
-            return text;
-        }
-    };
-    let received = list(&waiting.received, datagram);
+    let received = list(&checkpoint.receive_queue, datagram);
     section(
         &mut text,
         "waiting to be received, oldest first",
         &received,
-        WARNING,
+        STRONG,
     );
-    let corked: Vec<String> = waiting.corked.iter().map(corked).collect();
-    section(
-        &mut text,
-        "held back by UDP_CORK or MSG_MORE",
-        &corked,
-        WARNING,
-    );
-    let errors = list(&waiting.errors, error);
-    section(&mut text, "errors waiting to be told", &errors, WARNING);
+    match socket.map(Found::waiting) {
+        None => {}
+        Some(Ok(waiting)) => {
+            let corked: Vec<String> = waiting.corked.iter().map(corked).collect();
+            section(
+                &mut text,
+                "held back by UDP_CORK or MSG_MORE",
+                &corked,
+                WARNING,
+            );
+            let errors = list(&waiting.errors, error);
+            section(&mut text, "errors waiting to be told", &errors, WARNING);
+        }
+        Some(Err(why)) => {
+            let why = format!("what else waits cannot be read: {why}");
+            section(&mut text, "waiting", &[why], FAINT);
+        }
+    }
     text
 }
 
@@ -49,7 +52,7 @@ fn list<T>(entries: &[T], words: fn(&T) -> Vec<String>) -> Vec<String> {
     lines
 }
 
-fn datagram(datagram: &Queued) -> Vec<String> {
+fn datagram(datagram: &Datagram) -> Vec<String> {
     vec![
         format!("{} → {}", datagram.source, datagram.destination),
         bytes(datagram.payload.len() as u64),

@@ -145,6 +145,29 @@ numbers! {
     /// 4 bytes: the source address of a connected socket where it is not the bound one.
     SOURCE = 78,
 
+    /// In QUEUE, struct sockaddr_in: where a queued datagram came from; port and address may be 0.
+    DATAGRAM_SOURCE = 79,
+    /// In QUEUE, struct sockaddr_in: where it went to.
+    DATAGRAM_DESTINATION = 80,
+    /// In QUEUE, u8: its TTL.
+    DATAGRAM_TTL = 81,
+    /// In QUEUE, u8: its TOS.
+    DATAGRAM_TOS = 82,
+    /// In QUEUE, u32: the interface index that IP_PKTINFO tells; 0: it tells nothing.
+    DATAGRAM_INTERFACE = 83,
+    /// In QUEUE, 4 bytes: the local address that IP_PKTINFO tells.
+    DATAGRAM_SPEC_DST = 84,
+    /// In QUEUE, i64: when it arrived, in nanoseconds since the epoch; 0: it was not stamped.
+    DATAGRAM_TIME = 85,
+    /// In QUEUE, u32: its mark.
+    DATAGRAM_MARK = 86,
+    /// In QUEUE, u32: the bytes of a segment, when UDP_GRO put several together; else 0.
+    DATAGRAM_SEGMENT = 87,
+    /// In QUEUE, the options of its IP header.
+    DATAGRAM_OPTIONS = 88,
+    /// In QUEUE, its data.
+    DATAGRAM_PAYLOAD = 89,
+
     /// Nested, once for each thing that was inferred rather than read: [`WHAT`] and [`REASON`].
     ASSUMED = 0x2001,
     /// u32: the place of the socket in its SO_REUSEPORT group.

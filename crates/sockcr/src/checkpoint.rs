@@ -12,6 +12,7 @@ use crate::state::filter::{self, Instruction};
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::{self, Membership};
+use crate::state::receive_queue::{self, Datagram};
 use crate::state::shutdown::Shutdown;
 use crate::state::unread;
 use rustix::fd::AsFd;
@@ -55,6 +56,8 @@ pub struct Checkpoint {
     pub memberships: Vec<Membership>,
     /// Its classic filter, empty when it has none; `None` when it could not be read.
     pub filter: Option<Vec<Instruction>>,
+    /// The datagrams that wait to be received, oldest first.
+    pub receive_queue: Vec<Datagram>,
     /// The flags of its descriptor; `None` when the image does not know.
     pub descriptor: Option<Descriptor>,
     /// What shutdown(2) closed; `None` when the image does not know.
@@ -186,6 +189,7 @@ impl Checkpoint {
             .filter_map(|(row, value)| row.kind.interface(value))
             .collect();
         used.extend(self.memberships.iter().map(|m| m.interface));
+        used.extend(self.receive_queue.iter().map(|datagram| datagram.interface));
         self.interfaces.retain(&used);
     }
 
@@ -195,6 +199,9 @@ impl Checkpoint {
         self.options.each_interface(|index| *index = of(*index));
         for membership in &mut self.memberships {
             membership.interface = of(membership.interface);
+        }
+        for datagram in &mut self.receive_queue {
+            datagram.interface = of(datagram.interface);
         }
     }
 
@@ -237,6 +244,8 @@ fn read(
     let used = options
         .iter()
         .filter_map(|(row, value)| row.kind.interface(value));
+    let receive_queue = receive_queue::dump(fd, hidden, report);
+    let used = used.chain(receive_queue.iter().map(|datagram| datagram.interface));
     for index in used.chain(memberships.iter().map(|m| m.interface)) {
         interfaces.learn(fd, index, report);
     }
@@ -262,6 +271,7 @@ fn read(
         endpoint: Endpoint::dump(fd, hidden, report)?,
         memberships,
         filter: program,
+        receive_queue,
         descriptor,
         shutdown,
         interfaces,

@@ -2,6 +2,7 @@
 
 use crate::checkpoint::Checkpoint;
 use crate::state::membership::Membership;
+use crate::state::receive_queue::Datagram;
 use serde::Serialize;
 
 /// One difference.
@@ -79,6 +80,12 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
         );
     }
     add("filter", filter(checkpoint));
+    for (at, datagram) in checkpoint.receive_queue.iter().enumerate() {
+        add(
+            &format!("queued datagram {}", at + 1),
+            queued(checkpoint, datagram),
+        );
+    }
     if let Some(shutdown) = checkpoint.shutdown {
         add("shutdown", shutdown.to_string());
     }
@@ -112,6 +119,27 @@ pub fn describe(checkpoint: &Checkpoint, membership: &Membership) -> String {
         (false, true) => text,
         (false, false) => text + ", not from " + &sources.join(" "),
     }
+}
+
+/// A queued datagram in one line, all of it.
+fn queued(checkpoint: &Checkpoint, datagram: &Datagram) -> String {
+    let device = match datagram.interface {
+        0 => "-".into(),
+        index => checkpoint.interfaces.show(index),
+    };
+    format!(
+        "{} to {}, ttl {}, tos {}, by {device} {}, at {}, mark {}, segment {}, options {}: {}",
+        datagram.source,
+        datagram.destination,
+        datagram.ttl,
+        datagram.tos,
+        datagram.local,
+        datagram.received_at,
+        datagram.mark,
+        datagram.segment,
+        crate::hex::encode(&datagram.options),
+        crate::hex::encode(&datagram.payload),
+    )
 }
 
 fn filter(checkpoint: &Checkpoint) -> String {

@@ -54,12 +54,11 @@ impl Found {
         Checkpoint::dump_held(self.socket.as_fd(), held)
     }
 
-    /// What waits in it, read by BPF without taking anything.
+    /// What waits in it beside its receive queue, read by BPF without taking anything.
     pub fn waiting(&self) -> io::Result<Waiting> {
         let reader = kernel::reader().map_err(io::Error::other)?;
         let socket = self.socket.as_fd();
         Ok(Waiting {
-            received: reader.receive_queue(socket)?,
             corked: reader.cork(socket)?,
             errors: reader.error_queue(socket)?,
         })
@@ -75,11 +74,9 @@ impl Found {
     }
 }
 
-/// What waits in a socket: what its owner has not received, not sent, and not been told yet.
+/// What waits in a socket that a checkpoint does not carry: not sent, and not told yet.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// The receive queue, oldest first.
-    pub received: Vec<kernel::Queued>,
     /// What UDP_CORK or MSG_MORE holds back.
     pub corked: Option<kernel::Corked>,
     /// The error queue, oldest first.

@@ -13,10 +13,14 @@ use crate::state::endpoint::Endpoint;
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::Membership;
+use crate::state::receive_queue::Datagram;
 use crate::state::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// In nanoseconds.
+const SECOND: i64 = 1_000_000_000;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -42,6 +46,7 @@ struct Socket {
     options: Map<String, Json>,
     memberships: Vec<MembershipJson>,
     filter: Option<Vec<String>>,
+    receive_queue: Vec<DatagramJson>,
     descriptor: Option<DescriptorJson>,
     shutdown: Option<Shutdown>,
     interfaces: Vec<InterfaceJson>,
@@ -79,6 +84,22 @@ struct MembershipJson {
     address: Ipv4Addr,
     mode: String,
     sources: Vec<Ipv4Addr>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DatagramJson {
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    ttl: u8,
+    tos: u8,
+    interface: Json,
+    local: Ipv4Addr,
+    received_at: String,
+    mark: u32,
+    segment: u32,
+    options: String,
+    payload: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -179,6 +200,11 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
             .filter
             .as_ref()
             .map(|program| program.iter().map(|i| hex::encode(i)).collect()),
+        receive_queue: checkpoint
+            .receive_queue
+            .iter()
+            .map(|datagram| to_datagram(datagram, interfaces))
+            .collect(),
         descriptor: checkpoint.descriptor.as_ref().map(to_descriptor),
         shutdown: checkpoint.shutdown,
         interfaces: interfaces
@@ -215,6 +241,50 @@ fn to_membership(membership: &Membership, interfaces: &Interfaces) -> Membership
         .into(),
         sources: membership.sources.clone(),
     }
+}
+
+fn to_datagram(datagram: &Datagram, interfaces: &Interfaces) -> DatagramJson {
+    let time = datagram.received_at;
+    DatagramJson {
+        from: datagram.source,
+        to: datagram.destination,
+        ttl: datagram.ttl,
+        tos: datagram.tos,
+        interface: interfaces.to_json(datagram.interface),
+        local: datagram.local,
+        received_at: format!("{}.{:09}", time.div_euclid(SECOND), time.rem_euclid(SECOND)),
+        mark: datagram.mark,
+        segment: datagram.segment,
+        options: hex::encode(&datagram.options),
+        payload: hex::encode(&datagram.payload),
+    }
+}
+
+fn from_datagram(json: &DatagramJson, interfaces: &Interfaces) -> Result<Datagram, String> {
+    let wrong = |what: &str| format!("queued datagram from {}: {what} is wrong", json.from);
+    let time = json
+        .received_at
+        .split_once('.')
+        .and_then(|(seconds, nanos)| {
+            let seconds: i64 = seconds.parse().ok()?;
+            let nanos: i64 = nanos.parse().ok().filter(|_| nanos.len() == 9)?;
+            seconds.checked_mul(SECOND)?.checked_add(nanos)
+        });
+    Ok(Datagram {
+        source: json.from,
+        destination: json.to,
+        ttl: json.ttl,
+        tos: json.tos,
+        interface: interfaces
+            .parse_json(&json.interface)
+            .ok_or_else(|| wrong("interface"))?,
+        local: json.local,
+        received_at: time.ok_or_else(|| wrong("received_at"))?,
+        mark: json.mark,
+        segment: json.segment,
+        options: hex::decode(&json.options).ok_or_else(|| wrong("options"))?,
+        payload: hex::decode(&json.payload).ok_or_else(|| wrong("payload"))?,
+    })
 }
 
 fn to_descriptor(descriptor: &Descriptor) -> DescriptorJson {
@@ -274,6 +344,11 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
             .map(|membership| from_membership(membership, &interfaces))
             .collect::<Result<_, _>>()?,
         filter: socket.filter.map(from_filter).transpose()?,
+        receive_queue: socket
+            .receive_queue
+            .iter()
+            .map(|datagram| from_datagram(datagram, &interfaces))
+            .collect::<Result<_, _>>()?,
         descriptor: socket.descriptor.map(from_descriptor).transpose()?,
         shutdown: socket.shutdown,
         interfaces,

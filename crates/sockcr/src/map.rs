@@ -95,6 +95,12 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
         change(&mut membership.address);
         membership.sources.iter_mut().for_each(&mut change);
     }
+    for datagram in &mut checkpoint.receive_queue {
+        let mut ip = *datagram.destination.ip();
+        change(&mut ip);
+        datagram.destination.set_ip(ip);
+        change(&mut datagram.local);
+    }
     let row = option::find("IP_MULTICAST_IF");
     let value = checkpoint.options.get("IP_MULTICAST_IF").cloned();
     if let (Some(row), Some(Value::Pair(address, index))) = (row, value) {

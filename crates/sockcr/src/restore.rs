@@ -16,6 +16,7 @@ use crate::state::endpoint::Failure;
 use crate::state::filter::{self, Instruction};
 use crate::state::locks::BufferLocks;
 use crate::state::membership;
+use crate::state::receive_queue;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
@@ -135,6 +136,11 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
+        if !self.receive_queue.is_empty() {
+            let queue = &self.receive_queue;
+            let done = receive_queue::restore(fd, queue, &self.interfaces, report);
+            lossy_step(done, report);
+        }
         let program = self.filter.as_deref().unwrap_or_default();
         self.take_place(fd, program, report)?;
         self.write_options(&mut writer, Stage::AfterConnect, report);
@@ -190,7 +196,9 @@ impl Checkpoint {
 
     /// Reads the new socket back: what the kernel changed in silence is a loss too.
     fn verify(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Error> {
-        let now = Checkpoint::dump(&fd)?;
+        let mut now = Checkpoint::dump(&fd)?;
+        // What has come in since it is bound is none of the checkpoint's.
+        now.receive_queue.truncate(self.receive_queue.len());
         let mut wanted = self.clone();
         wanted.report = now.report.clone();
         wanted.unknown.clear();
@@ -214,6 +222,7 @@ impl Checkpoint {
         self.endpoint.address_locked = now.endpoint.address_locked;
         self.endpoint.port_locked = now.endpoint.port_locked;
         self.endpoint.source = now.endpoint.source;
+        self.receive_queue.clone_from(&now.receive_queue);
         if let Some(shutdown) = &mut self.shutdown {
             shutdown.send &= shutdown.receive;
         }
@@ -327,5 +336,11 @@ pub(crate) fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
 fn lossy(done: io::Result<()>, what: &str, report: &mut Report) {
     if let Err(error) = done {
         report.lose(what, crate::error::reason(&error));
+    }
+}
+
+fn lossy_step(done: Result<(), Failure>, report: &mut Report) {
+    if let Err(failure) = done {
+        report.lose(failure.step, crate::error::reason(&failure.error));
     }
 }

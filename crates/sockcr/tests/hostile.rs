@@ -8,11 +8,12 @@
 #[path = "support/entry.rs"]
 mod entry;
 
-use entry::{refused_or_identical, wrap};
+use entry::{refused_or_identical, wrap, wrap_queue};
 use proptest::prelude::*;
+use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, ErrorKind, RestoreOptions, image, json, option};
 use sockcr_image::attribute::{Attribute, Writer, attributes};
-use sockcr_image::file;
+use sockcr_image::file::{self, Command, Message};
 use sockcr_image::number;
 use std::net::{Ipv4Addr, UdpSocket};
 
@@ -333,4 +334,79 @@ fn the_json_of_the_document_is_ours() {
     let known: Vec<&String> = ours.as_object().unwrap().keys().collect();
     let told: Vec<&String> = theirs.as_object().unwrap().keys().collect();
     assert_eq!(known, told);
+}
+
+/// The attributes of a queued datagram: number and payload.
+fn queued() -> Vec<(u16, Vec<u8>)> {
+    let mut checkpoint = rich();
+    let address = std::net::SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), 53);
+    checkpoint.receive_queue.push(Datagram {
+        source: address,
+        destination: address,
+        ttl: 57,
+        tos: 4,
+        interface: 1,
+        local: Ipv4Addr::LOCALHOST,
+        received_at: -1,
+        mark: 7,
+        segment: 100,
+        options: vec![1, 1, 1, 0],
+        payload: b"hello".to_vec(),
+    });
+    let bytes = checkpoint.to_bytes().unwrap();
+    assert!(!refused_or_identical(&bytes));
+    let messages = file::decode(&bytes).unwrap();
+    let part = |a: Attribute<'_>| (a.number, a.payload.to_vec());
+    attributes(messages[1].attributes)
+        .map(|a| part(a.unwrap()))
+        .collect()
+}
+
+fn queue_image(parts: &[(u16, Vec<u8>)]) -> Vec<u8> {
+    let mut writer = Writer::new();
+    for (number, payload) in parts {
+        writer.put(*number, payload).unwrap();
+    }
+    wrap_queue(writer.finish())
+}
+
+#[test]
+fn a_queued_datagram_is_whole_or_refused() {
+    let whole = queued();
+    assert!(!refused_or_identical(&queue_image(&whole)));
+    let bytes = [number::DATAGRAM_OPTIONS, number::DATAGRAM_PAYLOAD];
+    for at in 0..whole.len() {
+        let mut missing = whole.clone();
+        missing.remove(at);
+        assert!(refused_or_identical(&queue_image(&missing)));
+        let mut doubled = whole.clone();
+        doubled.insert(at, whole[at].clone());
+        assert!(refused_or_identical(&queue_image(&doubled)));
+        for length in 0..whole[at].1.len() {
+            let mut cut = whole.clone();
+            cut[at].1.truncate(length);
+            let refused = refused_or_identical(&queue_image(&cut));
+            assert!(refused || bytes.contains(&whole[at].0));
+        }
+        for bit in 0..whole[at].1.len() * 8 {
+            let mut turned = whole.clone();
+            turned[at].1[bit / 8] ^= 1 << (bit % 8);
+            refused_or_identical(&queue_image(&turned));
+        }
+    }
+    for (number, most) in bytes.into_iter().zip([40, 65_507]) {
+        let mut long = whole.clone();
+        let part = long.iter_mut().find(|(have, _)| *have == number).unwrap();
+        part.1 = vec![1; most];
+        assert!(!refused_or_identical(&queue_image(&long)));
+        let part = long.iter_mut().find(|(have, _)| *have == number).unwrap();
+        part.1.push(1);
+        assert!(refused_or_identical(&queue_image(&long)));
+    }
+    let alone = Message {
+        command: Command::Queue,
+        socket: 1,
+        attributes: Vec::new(),
+    };
+    assert!(file::encode(&[alone]).is_err(), "a queue without a socket");
 }

@@ -130,12 +130,14 @@ fn check_counter(socket: &OwnedFd) {
     assert_eq!(key, 1);
 }
 
+/// With BPF it is carried: `queue.rs`.
+const HELD_WITHOUT_BPF: Held = Held {
+    what: ["", "receive queue"],
+    make: with_queue,
+    check: check_queue,
+};
+
 const HELD: &[Held] = &[
-    Held {
-        what: ["receive queue", "receive queue"],
-        make: with_queue,
-        check: check_queue,
-    },
     Held {
         what: ["corked data", "unsent data"],
         make: with_cork,
@@ -202,6 +204,9 @@ fn check_held(held: &Held) {
 #[test]
 fn what_is_not_carried_is_reported_and_left_alone() -> Outcome {
     isolated(|| {
+        if reader().is_err() {
+            check_held(&HELD_WITHOUT_BPF);
+        }
         HELD.iter().for_each(check_held);
         Ok(())
     })

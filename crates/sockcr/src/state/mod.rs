@@ -6,5 +6,6 @@ pub mod filter;
 pub mod interfaces;
 pub mod locks;
 pub mod membership;
+pub mod receive_queue;
 pub mod shutdown;
 pub(crate) mod unread;

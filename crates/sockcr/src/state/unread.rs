@@ -26,9 +26,6 @@ pub(crate) fn report(
 }
 
 fn from_kernel(hidden: &Hidden, report: &mut Report) {
-    if hidden.receive_queue > 0 {
-        report.lose("receive queue", plural(hidden.receive_queue, "datagram"));
-    }
     if hidden.error_queue > 0 {
         report.lose("error queue", plural(hidden.error_queue, "entry"));
     }

@@ -3,7 +3,9 @@
 //! `fuzz/` compiles this same file, so that both throw their bytes at the same place.
 
 use sockcr::{image, json};
+use sockcr_image::attribute::Writer;
 use sockcr_image::file::{self, Command, Message};
+use sockcr_image::number;
 
 /// An image of one socket with these attributes and a right checksum; empty when they are none.
 pub fn wrap(attributes: Vec<u8>) -> Vec<u8> {
@@ -13,6 +15,31 @@ pub fn wrap(attributes: Vec<u8>) -> Vec<u8> {
         attributes,
     };
     file::encode(&[message]).unwrap_or_default()
+}
+
+/// The same of a socket with nothing but what it must have, and a queued datagram with these.
+pub fn wrap_queue(attributes: Vec<u8>) -> Vec<u8> {
+    let word = |number: u16, value: u32| {
+        let mut writer = Writer::new();
+        writer.u32(number, value).expect("a word fits");
+        writer.finish()
+    };
+    let socket = [
+        word(number::SOCK_STATE, 1),
+        word(number::SOCK_TYPE, 2),
+        word(number::FAMILY, 2),
+        word(number::PROTOCOL, 17),
+    ];
+    let message = |command, attributes| Message {
+        command,
+        socket: 1,
+        attributes,
+    };
+    let messages = [
+        message(Command::Dump, socket.concat()),
+        message(Command::Queue, attributes),
+    ];
+    file::encode(&messages).unwrap_or_default()
 }
 
 /// Bytes as an image: refused, or written again byte for byte, also by way of JSON.

@@ -1,0 +1,219 @@
+//! The receive queue travels: an application that reads the restored socket sees what it would have
+//! seen on the original.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+#[path = "support/message.rs"]
+mod message;
+mod support;
+
+use message::Message;
+use rustix::net::{RecvFlags, recv};
+use sockcr::{Checkpoint, Mapping, RestoreOptions, json};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+use support::Outcome;
+use support::inject::*;
+use support::socket::{self, SOCKET, UDP, instruction, set_int};
+
+const UDP_SEGMENT: i32 = 103;
+
+fn exactly() -> RestoreOptions {
+    RestoreOptions {
+        verify: true,
+        ..RestoreOptions::default()
+    }
+}
+
+fn drain(socket: &OwnedFd) -> std::io::Result<Vec<Message>> {
+    std::iter::from_fn(|| message::receive(socket, 0).transpose()).collect()
+}
+
+fn send(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), data: &[u8]) -> std::io::Result<()> {
+    let sender = socket::bound(from)?;
+    message::send(&sender, at(to.0, to.1), data, &[], 0)
+}
+
+/// Sends a bit of everything to a port of this host.
+fn fill(device: u32) -> std::io::Result<()> {
+    let mut sizes = vec![0, 1, 0, 1471, 1472, 9000, 65_507, 0];
+    sizes.extend((0..60).map(|n| n * 37 % 2000));
+    for (at, size) in sizes.into_iter().enumerate() {
+        let data: Vec<u8> = (0..size).map(|byte| (byte + at) as u8).collect();
+        let from = Ipv4Addr::new(127, 0, 0, 1 + (at % 9) as u8);
+        send((from, 2000 + at as u16), (LOCALHOST, PORT), &data)?;
+    }
+    let sender = socket::udp()?;
+    let by = [[0; 4], [0; 4], device.to_ne_bytes()].concat();
+    socket::set(&sender, support::socket::IP, 32, &by).unwrap();
+    message::send(&sender, at(GROUP, PORT), b"to the group", &[], 0)?;
+    set_int(&sender, UDP, UDP_SEGMENT, 100)?;
+    message::send(&sender, at(LOCALHOST, PORT), &[7; 950], &[], 0)
+}
+
+/// Dumps, closes and restores a socket, and sees that image and JSON say it all.
+fn through_an_image(
+    original: OwnedFd,
+) -> Result<OwnedFd, Box<dyn std::error::Error + Send + Sync>> {
+    let checkpoint = Checkpoint::dump(&original)?;
+    let again = Checkpoint::dump(&original)?;
+    assert!(checkpoint == again, "a dump changes nothing");
+    drop(original);
+    let bytes = checkpoint.to_bytes()?;
+    let text = json::to_json(std::slice::from_ref(&checkpoint)).to_string();
+    assert!(json::from_json(&text)? == [checkpoint.clone()]);
+    let restored = Checkpoint::from_bytes(&bytes)?.restore(&exactly())?.fd;
+    let now = Checkpoint::dump(&restored)?.canonical().to_bytes()?;
+    assert!(
+        now == checkpoint.canonical().to_bytes()?,
+        "not the same bytes"
+    );
+    Ok(restored)
+}
+
+#[test]
+fn everything_queued_is_received_as_it_was() -> Outcome {
+    privileged(|| {
+        let [device, _] = strict()?;
+        let socket = talkative()?;
+        set_int(&socket, SOCKET, SO_RCVBUFFORCE, 1 << 23)?;
+        join(&socket, device.index)?;
+        socket::bind(&socket, (ANY, PORT))?;
+        fill(device.index)?;
+        for _ in 0..3 {
+            recv(&socket, &mut [0u8; 8][..], RecvFlags::PEEK)?;
+        }
+        let checkpoint = Checkpoint::dump(&socket)?;
+        assert!(checkpoint.report.is_exact(), "{:?}", checkpoint.report);
+        let seen = drain(&socket)?;
+        assert_eq!(seen.len(), checkpoint.receive_queue.len());
+        drop(socket);
+        let restored = Checkpoint::from_bytes(&checkpoint.to_bytes()?)?.restore(&exactly())?;
+        send((LOCALHOST, 1999), (LOCALHOST, PORT), b"live")?;
+        let mut again = drain(&restored.fd)?;
+        assert_eq!(again.pop().unwrap().data, b"live");
+        assert!(again == seen, "the application sees a difference");
+        Ok(())
+    })
+}
+
+#[test]
+fn the_image_says_it_all() -> Outcome {
+    privileged(|| {
+        let [device, _] = strict()?;
+        let socket = talkative()?;
+        set_int(&socket, SOCKET, SO_RCVBUFFORCE, 1 << 23)?;
+        join(&socket, device.index)?;
+        socket::bind(&socket, (ANY, PORT))?;
+        fill(device.index)?;
+        let restored = through_an_image(socket)?;
+        assert_eq!(drain(&restored)?.len(), 70);
+        Ok(())
+    })
+}
+
+#[test]
+fn a_filter_and_a_small_buffer_came_later() -> Outcome {
+    privileged(|| {
+        let socket = talkative()?;
+        socket::bind(&socket, (LOCALHOST, PORT))?;
+        for round in 0..40 {
+            send((LOCALHOST, 2000 + round), (LOCALHOST, PORT), &[9; 1000])?;
+        }
+        set_int(&socket, SOCKET, SO_RCVBUF, 0)?;
+        socket::attach(&socket, &[instruction(6, 0)])?;
+        set_int(&socket, SOCKET, 44, 1)?;
+        let restored = through_an_image(socket)?;
+        send((LOCALHOST, 1999), (LOCALHOST, PORT), b"filtered")?;
+        let received = drain(&restored)?;
+        assert_eq!(received.len(), 40);
+        assert!(received.iter().all(|message| message.data == [9; 1000]));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_connected_socket_keeps_what_it_has_heard() -> Outcome {
+    privileged(|| {
+        let peer = socket::bound((LOCALHOST, 9))?;
+        let socket = talkative()?;
+        socket::connect(&socket, (LOCALHOST, 9))?;
+        let to = socket::local(&socket)?;
+        message::send(&peer, to, b"one", &[], 0)?;
+        message::send(&peer, to, b"", &[], 0)?;
+        let restored = through_an_image(socket)?;
+        assert_eq!(socket::local(&restored)?, to);
+        message::send(&peer, to, b"three", &[], 0)?;
+        let data: Vec<Vec<u8>> = drain(&restored)?.into_iter().map(|m| m.data).collect();
+        assert_eq!(data, [&b"one"[..], b"", b"three"]);
+        Ok(())
+    })
+}
+
+#[test]
+fn nobody_else_hears_of_it() -> Outcome {
+    privileged(|| {
+        let [device, _] = strict()?;
+        let socket = talkative()?;
+        set_int(&socket, SOCKET, SO_REUSEPORT, 1)?;
+        socket::bind(&socket, (ANY, PORT + 1))?;
+        join(&socket, device.index)?;
+        for round in 0..20 {
+            send((LOCALHOST, 2000 + round), (LOCALHOST, PORT + 1), b"mine")?;
+        }
+        let others = bystanders(&device)?;
+        let restored = through_an_image(socket)?;
+        heard_nothing(&others)?;
+        assert_eq!(drain(&restored)?.len(), 20);
+        Ok(())
+    })
+}
+
+#[test]
+fn the_queue_moves_to_another_address() -> Outcome {
+    privileged(|| {
+        let socket = talkative()?;
+        socket::bind(&socket, (LOCALHOST, PORT))?;
+        send((LOCALHOST, 2000), (LOCALHOST, PORT), b"moved")?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        let there = Ipv4Addr::new(127, 0, 0, 2);
+        let options = RestoreOptions {
+            map: vec![Mapping::Address(LOCALHOST, there)],
+            ..RestoreOptions::default()
+        };
+        let restored = checkpoint.restore(&options)?;
+        let received = drain(&restored.fd)?;
+        assert_eq!(received.len(), 1);
+        let told = received[0].control(support::socket::IP, IP_RECVORIGDSTADDR);
+        let mut expected = PORT.to_be_bytes().to_vec();
+        expected.extend(there.octets());
+        assert_eq!(told.and_then(|told| told.get(2..8)), Some(&expected[..]));
+        assert_eq!(received[0].name, Some(SocketAddrV4::new(LOCALHOST, 2000)));
+        Ok(())
+    })
+}
+
+#[test]
+fn the_queue_goes_into_another_namespace() -> Outcome {
+    privileged(|| {
+        let socket = talkative()?;
+        socket::bind(&socket, (LOCALHOST, PORT))?;
+        send((LOCALHOST, 2000), (LOCALHOST, PORT), b"over there")?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        let there = std::fs::File::open("/proc/thread-self/ns/net")?;
+        // This thread goes where loopback is not even up.
+        sockcr_sys::netns::unshare(libc::CLONE_NEWNET)?;
+        let options = RestoreOptions {
+            netns: Some(there.into()),
+            ..exactly()
+        };
+        let restored = checkpoint.restore(&options)?;
+        assert_eq!(socket::receive(&restored.fd)?, b"over there");
+        Ok(())
+    })
+}
