@@ -46,6 +46,7 @@ struct Socket {
     options: Map<String, Json>,
     memberships: Vec<MembershipJson>,
     filter: Option<Vec<String>>,
+    #[serde(default)]
     receive_queue: Vec<DatagramJson>,
     descriptor: Option<DescriptorJson>,
     shutdown: Option<Shutdown>,

@@ -410,3 +410,18 @@ fn a_queued_datagram_is_whole_or_refused() {
     };
     assert!(file::encode(&[alone]).is_err(), "a queue without a socket");
 }
+
+/// An image written before stays readable, and says the same.
+#[test]
+fn an_image_from_before_is_read() {
+    let image = include_bytes!("fixtures/format-1.image");
+    let text = include_str!("fixtures/format-1.json");
+    let checkpoints = image::decode(image).unwrap();
+    let document: serde_json::Value = serde_json::from_str(text).unwrap();
+    assert_eq!(json::to_json(&checkpoints), document);
+    assert_eq!(image::encode(&checkpoints).unwrap(), image);
+    assert_eq!(
+        image::encode(&json::from_json(text).unwrap()).unwrap(),
+        image
+    );
+}
