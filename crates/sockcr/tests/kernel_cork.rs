@@ -1,8 +1,14 @@
 //! Corks and errors, read by the kernel reader and then sent or read by the owner: both must agree.
 //! As in kernel_queue.rs.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
 
 #[path = "support/message.rs"]
 mod message;
+mod support;
 #[path = "support/waiting.rs"]
 mod waiting;
 
