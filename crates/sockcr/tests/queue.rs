@@ -172,14 +172,18 @@ fn nobody_else_hears_of_it() -> Outcome {
     })
 }
 
+/// The checkpoint of a socket with one datagram, closed.
+fn with_one(data: &[u8]) -> Result<Checkpoint, Box<dyn std::error::Error + Send + Sync>> {
+    let socket = talkative()?;
+    socket::bind(&socket, (LOCALHOST, PORT))?;
+    send((LOCALHOST, 2000), (LOCALHOST, PORT), data)?;
+    Ok(Checkpoint::dump(&socket)?)
+}
+
 #[test]
 fn the_queue_moves_to_another_address() -> Outcome {
     privileged(|| {
-        let socket = talkative()?;
-        socket::bind(&socket, (LOCALHOST, PORT))?;
-        send((LOCALHOST, 2000), (LOCALHOST, PORT), b"moved")?;
-        let checkpoint = Checkpoint::dump(&socket)?;
-        drop(socket);
+        let checkpoint = with_one(b"moved")?;
         let there = Ipv4Addr::new(127, 0, 0, 2);
         let options = RestoreOptions {
             map: vec![Mapping::Address(LOCALHOST, there)],
@@ -200,11 +204,7 @@ fn the_queue_moves_to_another_address() -> Outcome {
 #[test]
 fn the_queue_goes_into_another_namespace() -> Outcome {
     privileged(|| {
-        let socket = talkative()?;
-        socket::bind(&socket, (LOCALHOST, PORT))?;
-        send((LOCALHOST, 2000), (LOCALHOST, PORT), b"over there")?;
-        let checkpoint = Checkpoint::dump(&socket)?;
-        drop(socket);
+        let checkpoint = with_one(b"over there")?;
         let there = std::fs::File::open("/proc/thread-self/ns/net")?;
         // This thread goes where loopback is not even up.
         sockcr_sys::netns::unshare(libc::CLONE_NEWNET)?;

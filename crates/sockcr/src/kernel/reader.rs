@@ -105,8 +105,6 @@ pub struct Hidden {
     /// The error that the next call will report, as `errno`; reading SO_ERROR would clear it
     /// (`sk_err`).
     pub pending_error: i32,
-    /// An error that only explains a later failure, as `errno` (`sk_err_soft`).
-    pub soft_error: i32,
     /// 1: receiving was shut down, 2: sending, 3: both (`sk_shutdown`).
     pub shutdown: u8,
     /// IPsec policies of the socket itself, in and out (`sk_policy`).
@@ -472,7 +470,6 @@ impl Decoder<'_> {
             pending: false,
             pending_bytes: 0,
             pending_error: self.sock(sock.error)? as i32,
-            soft_error: self.sock(sock.soft_error)? as i32,
             shutdown: self.sock(sock.shutdown)? as u8,
             policies: self.policies()?,
             reuseport_index: None,
