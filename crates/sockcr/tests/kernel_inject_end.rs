@@ -42,17 +42,20 @@ fn one_injector_for_many() -> Outcome {
         let [m0, m1] = strict()?;
         let mut injector = Injector::new()?;
         for round in 0..50_u32 {
+            // Another port each round: a child of another test, forked and not yet another
+            // program, may still hold the socket of the last one.
+            let port = PORT + round as u16;
             let target = talkative()?;
             let device = if round % 2 == 0 { m0.index } else { m1.index };
             let name = round.to_ne_bytes();
             let group = Datagram {
-                destination: at(GROUP, PORT),
+                destination: at(GROUP, port),
                 interface: device,
                 ..plain(&name)
             };
             let injected = injector.inject(target.as_fd(), &[plain(&name), group])?;
             assert_eq!(injected, Injected::default());
-            socket::bind(&target, (ANY, PORT))?;
+            socket::bind(&target, (ANY, port))?;
             assert_eq!(socket::receive_now(&target)?, [name, name]);
         }
         Ok(())
