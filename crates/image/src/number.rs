@@ -3,7 +3,7 @@
 //! | numbers | of |
 //! |---|---|
 //! | 1 to 44 | the attributes of 2007, in their order and with their types |
-//! | 64 to 78 | what those do not hold |
+//! | from 64 | what those do not hold |
 //! | 0x100 to 0x47f | socket options, by [`option`]: one number for each that the kernel can have |
 //! | from 0x2000 | information: who does not know one passes over it |
 //!
@@ -167,11 +167,30 @@ numbers! {
     DATAGRAM_OPTIONS = 88,
     /// In QUEUE, its data.
     DATAGRAM_PAYLOAD = 89,
+    /// In QUEUE, u32: this is what UDP_CORK or MSG_MORE holds back; bit 0: for neighbours only.
+    CORK = 90,
+    /// In QUEUE of a [`CORK`], u64: when it may leave, in nanoseconds of SO_TXTIME's clock; 0: at once.
+    CORK_TRANSMIT_TIME = 91,
+    /// In QUEUE, struct sock_extended_err: this is an entry of the error queue.
+    EXTENDED_ERROR = 92,
+    /// In QUEUE of an [`EXTENDED_ERROR`], 4 bytes: the second word of the ICMP header.
+    ICMP_REST = 93,
+    /// u32: the errno that SO_ERROR would tell; absent: none.
+    PENDING_ERROR = 94,
+    /// In QUEUE, u32: its priority, SO_RCVPRIORITY; absent: 0.
+    DATAGRAM_PRIORITY = 95,
+    /// In QUEUE, flag: an empty datagram that somebody has peeked at: with SO_PEEK_OFF nobody sees
+    /// it a second time.
+    DATAGRAM_PEEKED = 96,
 
     /// Nested, once for each thing that was inferred rather than read: [`WHAT`] and [`REASON`].
     ASSUMED = 0x2001,
     /// u32: the place of the socket in its SO_REUSEPORT group.
     REUSEPORT_INDEX = 0x2002,
+    /// u32: bytes of memory that datagrams sent before took while they were with the device.
+    IN_FLIGHT = 0x2003,
+    /// u64: the datagrams that the socket had dropped.
+    DROPS = 0x2004,
 }
 
 /// The name of an attribute with a number of its own; socket options have [`as_option`].

@@ -171,6 +171,11 @@ fn entry(message: &Message) -> ErrorEntry {
         offender,
         destination: message.name,
         received_at: nanoseconds(message),
+        ttl: message.word(IPPROTO_IP, IP_TTL, 0) as u8,
+        tos: message.control(IPPROTO_IP, IP_TOS).map_or(0, |tos| tos[0]),
+        local: Ipv4Addr::UNSPECIFIED,
+        rest: [0; 4],
+        interface: 0,
         payload: message.data.clone(),
     }
 }

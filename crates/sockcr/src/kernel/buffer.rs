@@ -45,6 +45,9 @@ pub struct Skb {
     pub data: Field,
     pub checksum_state: Field,
     pub checksum_valid: Field,
+    /// The bytes it counts for in the limits of its socket.
+    pub true_size: Field,
+    pub peeked: Field,
     /// Fragments that no processor can read (device memory, 6.12).
     pub unreadable: Option<Field>,
 }
@@ -121,6 +124,7 @@ pub struct Cork {
     pub mark: Option<Field>,
     pub transmit_time: Option<Field>,
     pub device: Field,
+    pub scope: Field,
     pub source: Field,
     pub destination: Field,
     /// The destination when there are options.
@@ -198,12 +202,15 @@ impl Skb {
             data: field("data")?,
             checksum_state: field("ip_summed")?,
             checksum_valid: field("csum_valid")?,
+            true_size: field("truesize")?,
+            peeked: field("peeked")?,
             unreadable: field("unreadable").ok(),
         };
         let flags = [skb.clock, skb.unreadable].into_iter().flatten();
         let mut fields = vec![control, skb.mark, skb.network_header, skb.transport_header];
         fields.extend([skb.end, skb.head, skb.data, skb.interface, skb.priority]);
         fields.extend([skb.time, skb.checksum_state, skb.checksum_valid]);
+        fields.extend([skb.true_size, skb.peeked]);
         fields.extend(flags);
         skb.extent = extent(&fields);
         Ok(skb)
@@ -328,6 +335,7 @@ impl Cork {
             mark: field("cork.base.mark").ok(),
             transmit_time: field("cork.base.transmit_time").ok(),
             device: field("cork.fl.u.ip4.__fl_common.flowic_oif")?,
+            scope: field("cork.fl.u.ip4.__fl_common.flowic_scope")?,
             source: field("cork.fl.u.ip4.saddr")?,
             destination: field("cork.fl.u.ip4.daddr")?,
             last_hop: field("cork.base.addr")?,

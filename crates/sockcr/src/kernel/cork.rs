@@ -11,6 +11,8 @@ use super::reader::{Reader, address, damaged};
 use super::walk::View;
 
 const UDP_HEADER: usize = 8;
+/// `RT_SCOPE_LINK`
+const SCOPE_LINK: u64 = 253;
 /// `IPCORK_OPT`: the cork has IP options of its own.
 const CORK_OPTIONS: u64 = 1;
 const AF_INET: u64 = rustix::net::AddressFamily::INET.as_raw() as u64;
@@ -32,6 +34,8 @@ pub struct Corked {
     pub segment_size: u16,
     /// The interface it was bound to (`flowi4_oif`), 0 for any.
     pub device: u32,
+    /// It goes to neighbours only, by MSG_DONTROUTE or SO_DONTROUTE (`flowi4_scope`).
+    pub link_scope: bool,
     /// SO_MARK, or the one given with the data.
     pub mark: u32,
     /// SO_PRIORITY, or the one given with the data.
@@ -160,6 +164,7 @@ fn corked(
         ttl: u8::try_from(get(cork.ttl)?).ok().filter(|ttl| *ttl != 0),
         segment_size: get(cork.segment_size)? as u16,
         device: get(cork.device)? as u32,
+        link_scope: get(cork.scope)? == SCOPE_LINK,
         mark: optional(cork.mark)? as u32,
         priority: get(cork.priority)? as u32,
         transmit_time: optional(cork.transmit_time)?,

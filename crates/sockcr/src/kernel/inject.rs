@@ -11,6 +11,7 @@
 //! ends. A packet that the program does not see is no UDP, and no socket gets it.
 
 mod filling;
+mod notices;
 mod program;
 mod record;
 mod sender;
@@ -19,7 +20,7 @@ mod target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -55,11 +56,38 @@ pub struct Datagram<'a> {
     pub received_at: i64,
     /// The mark.
     pub mark: u32,
+    /// The priority.
+    pub priority: u32,
     /// What UDP_GRO tells; 0 for a single datagram.
     pub segment_size: u16,
     /// The IP options, as in the header.
     pub ip_options: &'a [u8],
     /// The payload.
+    pub payload: &'a [u8],
+}
+
+/// An ICMP message that says what became of a datagram the socket had sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Notice<'a> {
+    /// Who sent it.
+    pub source: Ipv4Addr,
+    /// Whom it was sent to.
+    pub local: Ipv4Addr,
+    /// TTL.
+    pub ttl: u8,
+    /// TOS.
+    pub tos: u8,
+    /// The type of the message.
+    pub kind: u8,
+    /// Its code.
+    pub code: u8,
+    /// The second word of its header.
+    pub rest: [u8; 4],
+    /// The receive time in ns; 0: none was taken.
+    pub received_at: i64,
+    /// Where the datagram was going.
+    pub destination: SocketAddrV4,
+    /// What the message quotes of its data.
     pub payload: &'a [u8],
 }
 
@@ -219,6 +247,19 @@ impl Injector {
         let link = bpf::link_ingress(program.as_fd(), device)?;
         self.devices.insert(device, link);
         Ok(())
+    }
+
+    /// Writes the records, from the first on.
+    fn write(&self, mut records: Vec<u8>) -> io::Result<()> {
+        records.resize(record::SIZE * RECORDS, 0);
+        self.records.put(&records)
+    }
+
+    /// How many of the first `sent` records the program has met.
+    fn seen(&self, sent: usize) -> usize {
+        let records = self.records.get().unwrap_or_default();
+        let seen = records.chunks(record::SIZE).take(sent);
+        seen.filter(|record| record::was_seen(record)).count()
     }
 
     fn plan_returned(&self) -> Plan<'_> {

@@ -41,6 +41,10 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "proto"),
     (Kind::Structure, "slab"),
     (Kind::Structure, "page"),
+    (Kind::Structure, "sk_filter"),
+    (Kind::Structure, "bpf_prog"),
+    (Kind::Structure, "bpf_prog_aux"),
+    (Kind::Structure, "sock_fprog_kern"),
     (Kind::Enumeration, "sock_flags"),
     (Kind::Enumeration, "pid_type"),
     (Kind::Function, "bpf_rcu_read_lock"),
@@ -62,6 +66,7 @@ pub struct Layout {
     pub drop_counters: Option<DropCounters>,
     pub reuseport: Reuseport,
     pub membership: Membership,
+    pub program: Result<Program, BtfError>,
     pub functions: Functions,
     /// What the queues need besides. Its absence leaves the rest usable.
     pub buffers: Result<Buffers, BtfError>,
@@ -102,6 +107,8 @@ pub struct Sock {
     pub shutdown: Field,
     pub drops: Field,
     pub drop_counters: Option<Field>,
+    pub sent: Field,
+    pub filter: usize,
     pub receive_queue: Field,
     pub error_queue: Field,
     pub received: Field,
@@ -151,6 +158,24 @@ pub struct Reuseport {
     pub program: Field,
     /// Where the array of members begins.
     pub members: usize,
+}
+
+/// `struct bpf_prog` and the way to it from `sock.sk_filter`.
+#[derive(Debug)]
+pub struct Program {
+    pub of_filter: usize,
+    /// The bytes from the beginning that hold `tag`, `aux` and `original`.
+    pub extent: usize,
+    pub tag: usize,
+    pub aux: Field,
+    /// The classic program it was made of.
+    pub original: Field,
+    pub original_extent: usize,
+    pub original_length: Field,
+    pub original_code: Field,
+    /// In `struct bpf_prog_aux`.
+    pub id: Field,
+    pub name: usize,
 }
 
 /// `struct ip_mc_socklist`.
@@ -227,6 +252,7 @@ impl Layout {
             drop_counters: DropCounters::of(btf).ok(),
             reuseport: Reuseport::of(btf)?,
             membership: Membership::of(btf)?,
+            program: Program::of(btf),
             functions: Functions::of(btf),
             buffers: Buffers::of(btf),
             iterator: Iterator::of(btf),
@@ -274,6 +300,8 @@ impl Sock {
             shutdown: field("sk_shutdown")?,
             drops: field("sk_drops")?,
             drop_counters: field("sk_drop_counters").ok(),
+            sent: field("sk_wmem_alloc")?,
+            filter: offset(btf, "sock", "sk_filter")?,
             receive_queue: field("sk_receive_queue.qlen")?,
             error_queue: field("sk_error_queue.qlen")?,
             received: field("sk_backlog.rmem_alloc")?,
@@ -331,6 +359,26 @@ impl Reuseport {
             count: btf.field("sock_reuseport", "num_socks")?,
             program: btf.field("sock_reuseport", "prog")?,
             members: offset(btf, "sock_reuseport", "socks")?,
+        })
+    }
+}
+
+impl Program {
+    fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        let field = |path| btf.field("bpf_prog", path);
+        let (aux, original, tag) = (field("aux")?, field("orig_prog")?, field("tag")?);
+        let ends = [aux, original, tag].map(|field| field.offset + field.size);
+        Ok(Self {
+            of_filter: offset(btf, "sk_filter", "prog")?,
+            extent: ends.into_iter().max().unwrap_or(0),
+            tag: tag.offset,
+            aux,
+            original,
+            original_extent: btf.size("sock_fprog_kern")?,
+            original_length: btf.field("sock_fprog_kern", "len")?,
+            original_code: btf.field("sock_fprog_kern", "filter")?,
+            id: btf.field("bpf_prog_aux", "id")?,
+            name: offset(btf, "bpf_prog_aux", "name")?,
         })
     }
 }

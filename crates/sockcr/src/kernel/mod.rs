@@ -17,6 +17,7 @@ mod iterator;
 mod layout;
 mod pages;
 mod program;
+mod programs;
 mod queue;
 mod reader;
 mod walk;
@@ -28,6 +29,7 @@ use sockcr_sys::bpf;
 
 pub use cork::Corked;
 pub use iterator::{SocketFile, sockets};
+pub use programs::Attached;
 pub use queue::{ErrorEntry, Queued};
 pub use reader::{Extent, Hidden, Joined, Reader, reader};
 

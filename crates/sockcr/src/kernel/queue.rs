@@ -51,6 +51,9 @@ pub struct Queued {
     pub fragment_size: u16,
     /// SO_RXQ_OVFL: the drops before it; 0 when the option was off at arrival.
     pub drops: u32,
+    /// Somebody peeked at it, and it is empty: who peeks with SO_PEEK_OFF does not see it again
+    /// (`skb->peeked`).
+    pub peeked: bool,
     /// IP_RECVOPTS: the options of its IP header, as they came.
     pub ip_options: Vec<u8>,
     /// Its data.
@@ -78,6 +81,16 @@ pub struct ErrorEntry {
     pub destination: Option<SocketAddrV4>,
     /// When it came, as in [`Queued`]; of a time stamp entry the stamp.
     pub received_at: i64,
+    /// IP_RECVTTL of the ICMP message; 0 for errors of another origin, as all below.
+    pub ttl: u8,
+    /// IP_RECVTOS of the ICMP message.
+    pub tos: u8,
+    /// Whom the ICMP message was sent to.
+    pub local: Ipv4Addr,
+    /// The second word of the ICMP header: an MTU, a pointer, the length of RFC 4884.
+    pub rest: [u8; 4],
+    /// The index of the device that the ICMP message came by (`IPCB(skb)->iif`).
+    pub interface: u32,
     /// The data of the datagram, as far as the error quotes it.
     pub payload: Vec<u8>,
 }
@@ -257,6 +270,7 @@ fn datagram(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<Option<Queued>>
         segment_size: buffer.shared(layout.shared.segment_size)? as u16,
         fragment_size: buffer.optional(control.fragment_size)? as u16,
         drops: buffer.optional(control.drops)? as u32,
+        peeked: payload.is_empty() && buffer.get(layout.skb.peeked)? != 0,
         ip_options: headers.options().to_vec(),
         payload,
     }))
@@ -320,7 +334,10 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
     let place = buffer.get(ee.address)? as usize;
     let named = matches!(origin, ORIGIN_LOCAL | ORIGIN_ICMP) || port != 0;
     let destination = || Ok(SocketAddrV4::new(ip(buffer.window, place)?, port));
-    let offender = || Ok(SocketAddrV4::new(ip(buffer.window, 12)?, 0));
+    let notice = match origin == ORIGIN_ICMP {
+        true => Notice::of(buffer)?,
+        false => Notice::default(),
+    };
     Ok(ErrorEntry {
         error: buffer.get(ee.error)? as i32,
         origin,
@@ -328,11 +345,44 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
         code: buffer.get(ee.code)? as u8,
         info: buffer.get(ee.info)? as u32,
         data: buffer.get(ee.data)? as u32,
-        offender: when(origin == ORIGIN_ICMP, offender)?,
+        offender: notice.source.map(|source| SocketAddrV4::new(source, 0)),
         destination: when(named, destination)?,
         received_at: stamp(buffer, layout)?,
+        ttl: notice.ttl,
+        tos: notice.tos,
+        local: notice.destination.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        rest: notice.rest,
+        interface: notice.interface,
         payload,
     })
+}
+
+/// What the headers of an ICMP message tell besides the error.
+#[derive(Default)]
+struct Notice {
+    source: Option<Ipv4Addr>,
+    destination: Option<Ipv4Addr>,
+    ttl: u8,
+    tos: u8,
+    rest: [u8; 4],
+    interface: u32,
+}
+
+impl Notice {
+    fn of(buffer: &Buffer<'_>) -> io::Result<Self> {
+        let window = buffer.window;
+        let byte = |at: usize| window.get(at).copied().ok_or_else(damaged);
+        let icmp = usize::from(byte(0)? & 0x0f) * 4;
+        let rest = window.get(icmp + 4..);
+        Ok(Self {
+            source: Some(ip(window, 12)?),
+            destination: Some(ip(window, 16)?),
+            ttl: byte(8)?,
+            tos: byte(1)?,
+            rest: *rest.and_then(|rest| rest.first_chunk()).ok_or_else(damaged)?,
+            interface: buffer.get(buffer.layout.skb.interface)? as u32,
+        })
+    }
 }
 
 fn when<T>(wanted: bool, get: impl FnOnce() -> io::Result<T>) -> io::Result<Option<T>> {

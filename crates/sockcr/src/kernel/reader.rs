@@ -119,6 +119,9 @@ pub struct Hidden {
     pub zerocopy_key: u32,
     /// UDP_ENCAP, 0 for none (`encap_type`).
     pub encapsulated: u8,
+    /// The memory of datagrams on their way out: corked, or still with a device
+    /// (`sk_wmem_alloc`).
+    pub sent: u32,
     /// The datagrams dropped so far (`sk_drops`, or the counters that newer kernels have).
     pub drops: u64,
 }
@@ -477,6 +480,7 @@ impl Decoder<'_> {
             timestamp_key: self.optional(sock.timestamp_key)? as u32,
             zerocopy_key: self.optional(sock.zerocopy_key)? as u32,
             encapsulated: 0,
+            sent: (self.sock(sock.sent)? as u32).saturating_sub(1),
             drops: self.sock(sock.drops)? & u64::from(u32::MAX),
         })
     }

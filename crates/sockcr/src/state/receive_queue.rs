@@ -103,6 +103,7 @@ pub(crate) fn restore(
             interface: local(fd, datagram, interfaces, report),
             received_at: datagram.received_at,
             mark: datagram.mark,
+            priority: 0,
             segment_size: u16::try_from(datagram.segment).unwrap_or(0),
             ip_options: &datagram.options,
             payload: &datagram.payload,

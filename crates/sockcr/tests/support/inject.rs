@@ -61,6 +61,7 @@ pub fn plain(payload: &[u8]) -> Datagram<'_> {
         interface: LOOPBACK,
         received_at: 1_000_000_000_123_456_789,
         mark: 0,
+        priority: 0,
         segment_size: 0,
         ip_options: &[],
         payload,

@@ -14,7 +14,7 @@ use super::{Datagram, Inexact, Injected, Injector, LOOPBACK, step};
 
 /// How long a packet may take from sendmmsg(2) to the queue: on the loopback device it is there
 /// when the call returns, unless softirqs are put off or the device has a queue of its own.
-const PATIENCE: Duration = Duration::from_secs(2);
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// What became of a run of datagrams.
 enum Sent {
@@ -112,8 +112,7 @@ impl<'a> Filling<'a> {
         for datagram in run {
             records.extend(record::encode(datagram)?);
         }
-        records.resize(record::SIZE * RECORDS, 0);
-        self.injector.records.put(&records)
+        self.injector.write(records)
     }
 
     /// Finds another way for a datagram that cannot be sent: whole instead of in segments, then
@@ -158,9 +157,7 @@ impl<'a> Filling<'a> {
     }
 
     fn lost(&self, missing: usize, sent: usize) -> io::Error {
-        let records = self.injector.records.get().unwrap_or_default();
-        let seen = records.chunks(record::SIZE).take(sent);
-        let seen = seen.filter(|record| was_seen(record)).count();
+        let seen = self.injector.seen(sent);
         let why = match seen < sent {
             true => "before the loopback device: a firewall rule for what goes out?",
             false => "at the socket: a firewall rule for what comes in, or net.ipv4.udp_mem?",
@@ -197,6 +194,7 @@ impl<'a> Filling<'a> {
             interface: 0,
             received_at: 0,
             mark: 0,
+            priority: 0,
             segment_size: 0,
             ip_options: &[],
             payload: &[],
@@ -214,9 +212,4 @@ impl<'a> Filling<'a> {
         }
         Ok(())
     }
-}
-
-fn was_seen(record: &[u8]) -> bool {
-    let seen = record.get(record::SEEN..record::TIME);
-    seen.is_some_and(|seen| seen != [0; 4])
 }

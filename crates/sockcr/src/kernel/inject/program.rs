@@ -185,7 +185,7 @@ fn rewrite(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     store_bytes(code, record::UDP_HEADER, LENGTH, exits);
     code.load(Width::Word, Register::R1, RECORD, record::MARK);
     code.store(Width::Word, SKB, context::MARK, Register::R1);
-    code.set(Register::R1, 0);
+    code.load(Width::Word, Register::R1, RECORD, record::PRIORITY);
     code.store(Width::Word, SKB, context::PRIORITY, Register::R1);
     code.load(Width::Double, Register::R1, RECORD, record::TIME);
     code.store(Width::Double, SKB, context::TIME, Register::R1);
@@ -205,6 +205,9 @@ fn store_bytes(code: &mut Assembler, from: usize, length: Register, exits: &Exit
 
 /// `bpf_sk_assign`: no lookup by address will be made (`inet_steal_sock`).
 fn assign(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
+    let pass = code.label();
+    code.load(Width::Word, Register::R1, RECORD, record::ASSIGNED);
+    code.jump_if(Register::R1, Condition::Equal, 0, pass);
     look_up(code, plan.target, exits.drop);
     code.copy(NUMBER, Register::R0);
     code.copy(Register::R1, SKB);
@@ -215,6 +218,7 @@ fn assign(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     code.copy(Register::R1, NUMBER);
     code.call(Helper::SockRelease);
     code.jump_if(LENGTH, Condition::Different, 0, exits.drop);
+    code.place(pass);
     code.set(Register::R1, 1);
     code.store(Width::Word, RECORD, record::SEEN, Register::R1);
     code.set(Register::R0, PASS);

@@ -1,9 +1,9 @@
 //! What the program at the device knows of one datagram: its true headers, receive time, mark.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::Datagram;
+use super::{Datagram, Notice};
 
 /// The datagrams that can be on their way at once; a TOS byte tells them apart.
 pub const RECORDS: usize = 256;
@@ -14,8 +14,6 @@ pub const HEADER: usize = 20;
 pub const OPTIONS_LIMIT: usize = 40;
 /// `struct udphdr`
 pub const UDP_HEADER_SIZE: usize = 8;
-/// The most bytes of an IPv4 packet.
-const PACKET_LIMIT: usize = u16::MAX as usize;
 
 /// The places in a record.
 pub const IP_HEADER: usize = 0;
@@ -25,9 +23,13 @@ pub const MARK: usize = OPTIONS_LENGTH + 4;
 /// Written by the program: the packet came and was given to the socket.
 pub const SEEN: usize = MARK + 4;
 pub const TIME: usize = SEEN + 4;
-pub const SIZE: usize = TIME + 8;
+pub const PRIORITY: usize = TIME + 8;
+/// Whether it goes to the socket of the map, wherever it was sent to.
+pub const ASSIGNED: usize = PRIORITY + 4;
+pub const SIZE: usize = ASSIGNED + 4;
 
 const VERSION: u8 = 0x40;
+const ICMP: u8 = 1;
 const UDP: u8 = 17;
 const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0];
 /// IPOPT_NOP, harmless wherever a packet passes on its way to the program.
@@ -38,29 +40,94 @@ const RECORD_ROUTE: u8 = 7;
 /// `IPOPT_TIMESTAMP`
 const TIMESTAMP: u8 = 68;
 
-/// One record, as the program reads it.
+/// What a record is made of.
+struct Parts<'a> {
+    header: IpHeader<'a>,
+    /// The first bytes behind the IP header.
+    head: [u8; UDP_HEADER_SIZE],
+    mark: u32,
+    received_at: i64,
+    priority: u32,
+    assigned: bool,
+}
+
+/// The record of a datagram, as the program reads it.
 pub fn encode(datagram: &Datagram<'_>) -> io::Result<[u8; SIZE]> {
+    let options = padded_options(datagram).ok_or(io::ErrorKind::InvalidInput)?;
+    let size = UDP_HEADER_SIZE + datagram.payload.len();
+    let udp_total = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
+    fill(&Parts {
+        header: IpHeader {
+            source: *datagram.source.ip(),
+            destination: *datagram.destination.ip(),
+            ttl: datagram.ttl,
+            tos: datagram.tos,
+            protocol: UDP,
+            options: &options,
+            size,
+        },
+        head: udp_header(datagram.source, datagram.destination, udp_total),
+        mark: datagram.mark,
+        received_at: datagram.received_at,
+        priority: datagram.priority,
+        assigned: true,
+    })
+}
+
+/// The record of an ICMP message with this body.
+pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]> {
+    let mut head = [0; UDP_HEADER_SIZE];
+    let [kind, code, _, _, rest @ ..] = &mut head;
+    (*kind, *code) = (notice.kind, notice.code);
+    rest.copy_from_slice(&notice.rest);
+    let mut whole = [&head, body].concat();
+    whole.resize(whole.len().next_multiple_of(2), 0);
+    let sum = checksum(&whole).to_be_bytes();
+    let [_, _, high, low, ..] = &mut head;
+    [*high, *low] = sum;
+    fill(&Parts {
+        header: IpHeader {
+            source: notice.source,
+            destination: notice.local,
+            ttl: notice.ttl,
+            tos: notice.tos,
+            protocol: ICMP,
+            options: &[],
+            size: UDP_HEADER_SIZE + body.len(),
+        },
+        head,
+        mark: 0,
+        received_at: notice.received_at,
+        priority: 0,
+        assigned: false,
+    })
+}
+
+fn fill(parts: &Parts<'_>) -> io::Result<[u8; SIZE]> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let options = padded_options(datagram).ok_or_else(invalid)?;
-    let udp_size = UDP_HEADER_SIZE + datagram.payload.len();
-    let size = HEADER + options.len() + udp_size;
-    let total = u16::try_from(size.min(PACKET_LIMIT + 1)).map_err(|_| invalid())?;
-    let udp_total = u16::try_from(udp_size).map_err(|_| invalid())?;
-    let parts: [&[u8]; 3] = [
-        &ip_header(datagram, &options, total),
-        &udp_header(datagram, udp_total),
-        &(options.len() as u32).to_ne_bytes(),
+    let header = parts.header.bytes().ok_or_else(invalid)?;
+    let length = parts.header.options.len() as u32;
+    let places: [(usize, &[u8]); 7] = [
+        (IP_HEADER, &header),
+        (UDP_HEADER, &parts.head),
+        (OPTIONS_LENGTH, &length.to_ne_bytes()),
+        (MARK, &parts.mark.to_ne_bytes()),
+        (TIME, &parts.received_at.to_ne_bytes()),
+        (PRIORITY, &parts.priority.to_ne_bytes()),
+        (ASSIGNED, &u32::from(parts.assigned).to_ne_bytes()),
     ];
     let mut record = [0; SIZE];
-    let places = [IP_HEADER, UDP_HEADER, OPTIONS_LENGTH, MARK, TIME];
-    let mark = datagram.mark.to_ne_bytes();
-    let time = datagram.received_at.to_ne_bytes();
-    let parts = parts.into_iter().chain([&mark[..], &time[..]]);
-    for (at, part) in places.into_iter().zip(parts) {
+    for (at, part) in places {
         let place = record.get_mut(at..at + part.len()).ok_or_else(invalid)?;
         place.copy_from_slice(part);
     }
     Ok(record)
+}
+
+/// Whether the program has met the packet of a record.
+pub fn was_seen(record: &[u8]) -> bool {
+    let seen = record.get(SEEN..TIME);
+    seen.is_some_and(|seen| seen != [0; 4])
 }
 
 /// The options, to a multiple of four bytes; None: too many.
@@ -70,28 +137,43 @@ pub fn padded_options(datagram: &Datagram<'_>) -> Option<Vec<u8>> {
     (options.len() <= OPTIONS_LIMIT).then_some(options)
 }
 
-fn ip_header(datagram: &Datagram<'_>, options: &[u8], total: u16) -> Vec<u8> {
-    let words = (HEADER + options.len()) / 4;
-    let mut header = vec![VERSION | words as u8, datagram.tos];
-    header.extend(total.to_be_bytes());
-    header.extend([0, 0]);
-    header.extend(DO_NOT_FRAGMENT);
-    header.extend([datagram.ttl, UDP, 0, 0]);
-    header.extend(datagram.source.ip().octets());
-    header.extend(datagram.destination.ip().octets());
-    header.extend(options);
-    let sum = checksum(&header).to_be_bytes();
-    if let Some(place) = header.get_mut(10..12) {
-        place.copy_from_slice(&sum);
+/// `struct iphdr` of a packet.
+pub struct IpHeader<'a> {
+    pub source: Ipv4Addr,
+    pub destination: Ipv4Addr,
+    pub ttl: u8,
+    pub tos: u8,
+    pub protocol: u8,
+    pub options: &'a [u8],
+    /// The bytes behind the header.
+    pub size: usize,
+}
+
+impl IpHeader<'_> {
+    /// None: the packet would be too long.
+    pub fn bytes(&self) -> Option<Vec<u8>> {
+        let length = HEADER + self.options.len();
+        let total = u16::try_from(length + self.size).ok()?;
+        let mut header = vec![VERSION | (length / 4) as u8, self.tos];
+        header.extend(total.to_be_bytes());
+        header.extend([0, 0]);
+        header.extend(DO_NOT_FRAGMENT);
+        header.extend([self.ttl, self.protocol, 0, 0]);
+        header.extend(self.source.octets());
+        header.extend(self.destination.octets());
+        header.extend(self.options);
+        let sum = checksum(&header).to_be_bytes();
+        header.get_mut(10..12)?.copy_from_slice(&sum);
+        Some(header)
     }
-    header
 }
 
 /// The checksum is 0: none was made, none will be verified.
-fn udp_header(datagram: &Datagram<'_>, total: u16) -> Vec<u8> {
-    let ports = [datagram.source.port(), datagram.destination.port()];
-    let fields = ports.into_iter().chain([total, 0]);
-    fields.flat_map(u16::to_be_bytes).collect()
+pub fn udp_header(from: SocketAddrV4, to: SocketAddrV4, total: u16) -> [u8; UDP_HEADER_SIZE] {
+    let [a, b] = from.port().to_be_bytes();
+    let [c, d] = to.port().to_be_bytes();
+    let [e, f] = total.to_be_bytes();
+    [a, b, c, d, e, f, 0, 0]
 }
 
 /// The Internet checksum (RFC 1071) of an even number of bytes.
@@ -144,7 +226,6 @@ fn find(options: &[u8], kind: u8) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::net::SocketAddrV4;
 
     fn datagram(payload: &[u8]) -> Datagram<'_> {
         Datagram {
@@ -155,6 +236,7 @@ mod tests {
             interface: 0,
             received_at: 7,
             mark: 9,
+            priority: 0,
             segment_size: 0,
             ip_options: &[],
             payload,
@@ -168,7 +250,7 @@ mod tests {
         assert_eq!(&record[..4], &[0x45, 0x10, 0, 33]);
         assert_eq!(&record[UDP_HEADER..][..8], &[0, 53, 20, 233, 0, 13, 0, 0]);
         assert_eq!(&record[MARK..][..4], &9_u32.to_ne_bytes());
-        assert_eq!(&record[TIME..], &7_i64.to_ne_bytes());
+        assert_eq!(&record[TIME..][..8], &7_i64.to_ne_bytes());
         let options = Datagram {
             ip_options: &[148, 4, 0, 0, 1],
             ..datagram(b"")

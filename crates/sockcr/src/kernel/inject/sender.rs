@@ -147,6 +147,19 @@ impl Sender {
     }
 }
 
+impl Sender {
+    /// Sends the packet of the first record, whose body is this.
+    pub fn send_tagged(&self, body: &[u8]) -> io::Result<()> {
+        let tag = [0_u32.to_ne_bytes(), self.secret.to_ne_bytes()];
+        let one = Outgoing {
+            to: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            control: &[],
+            parts: [tag.as_flattened(), body],
+        };
+        send_many(self.raw.as_fd(), &[one], 0).map(drop)
+    }
+}
+
 fn socket(kind: SocketType, protocol: Option<Protocol>) -> io::Result<OwnedFd> {
     let socket = socket_with(AddressFamily::INET, kind, SocketFlags::CLOEXEC, protocol)?;
     let options = [
