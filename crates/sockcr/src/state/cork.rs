@@ -1,0 +1,172 @@
+//! The datagram that UDP_CORK or MSG_MORE holds back, read by BPF and put together again.
+
+use super::endpoint::Failure;
+use super::filter;
+use super::interfaces::Interfaces;
+use super::meanwhile::{Buffer, Meanwhile};
+use crate::kernel::{self, Corked, Hidden};
+use crate::option::{Options, Value};
+use crate::report::Report;
+use rustix::io::Errno;
+use sockcr_sys::message::{Outgoing, add_control, send_many};
+use std::io;
+use std::os::fd::BorrowedFd;
+
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_BROADCAST: i32 = 6;
+const SO_PRIORITY: i32 = 12;
+const SO_REUSEPORT: i32 = 15;
+const SO_MARK: i32 = 36;
+const SO_BINDTOIFINDEX: i32 = 62;
+const SCM_TXTIME: i32 = 61;
+const IPPROTO_IP: i32 = 0;
+const IP_TOS: i32 = 1;
+const IP_TTL: i32 = 2;
+const IP_RETOPTS: i32 = 7;
+const IP_PKTINFO: i32 = 8;
+const SOL_UDP: i32 = 17;
+const UDP_SEGMENT: i32 = 103;
+const MSG_DONTROUTE: i32 = 0x4;
+const MSG_DONTWAIT: i32 = 0x40;
+const MSG_NOSIGNAL: i32 = 0x4000;
+const MSG_MORE: i32 = 0x8000;
+/// More than one datagram takes.
+const ROOM: i32 = 1 << 20;
+
+/// Reads it.
+pub(crate) fn dump(
+    fd: BorrowedFd<'_>,
+    hidden: Option<&Hidden>,
+    report: &mut Report,
+) -> Option<Corked> {
+    let hidden = hidden.filter(|hidden| hidden.pending)?;
+    let corked = kernel::reader()
+        .map_err(io::Error::other)
+        .and_then(|reader| reader.cork(fd));
+    corked.unwrap_or_else(|error| {
+        // udp_sock.len counts the UDP header of 8 bytes too.
+        let payload = hidden.pending_bytes.saturating_sub(8);
+        let why = crate::error::reason(&error);
+        report.lose("corked data", format!("{payload} bytes: {why}"));
+        None
+    })
+}
+
+/// Sends it again with MSG_MORE: all that its first sendmsg(2) fixed comes by control messages, so
+/// that options changed since do not count.
+pub(crate) fn restore(
+    fd: BorrowedFd<'_>,
+    corked: &Corked,
+    options: &Options,
+    interfaces: &Interfaces,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::at(format!("cork data for {}", corked.destination), error);
+    let control = control(fd, corked, options, interfaces).map_err(failed)?;
+    let send = || send(fd, corked, &control);
+    let mut meanwhile = Meanwhile::new(fd);
+    let sent = send().or_else(|error| {
+        match Errno::from_io_error(&error) {
+            // What the buffer held once may be more than its owner allows now.
+            Some(Errno::AGAIN | Errno::NOBUFS) => meanwhile.room(Buffer::Send, ROOM)?,
+            // To everybody, and SO_BROADCAST was taken away since.
+            Some(Errno::ACCESS) => meanwhile.set(SOL_SOCKET, SO_BROADCAST, 1)?,
+            _ => return Err(error),
+        }
+        send()
+    });
+    let back = meanwhile.put_back();
+    sent.and(back).map_err(failed)
+}
+
+/// The same on an unbound socket, which is unbound again afterwards. Nothing can come in meanwhile,
+/// and the port that it takes for a moment is shared with nobody.
+pub(crate) fn restore_unbound(
+    fd: BorrowedFd<'_>,
+    corked: &Corked,
+    options: &Options,
+    interfaces: &Interfaces,
+) -> Result<(), Failure> {
+    let failed = |error| Failure::at("cork data before binding", error);
+    let mut meanwhile = Meanwhile::new(fd);
+    let prepared = (|| {
+        filter::block(fd)?;
+        meanwhile.set(SOL_SOCKET, SO_REUSEADDR, 0)?;
+        meanwhile.set(SOL_SOCKET, SO_REUSEPORT, 0)?;
+        // __udp_disconnect takes it away.
+        meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)
+    })();
+    prepared.map_err(failed)?;
+    let corked = restore(fd, corked, options, interfaces);
+    rustix::net::connect_unspec(fd)
+        .map_err(io::Error::from)
+        .and_then(|()| meanwhile.put_back())
+        .and_then(|()| filter::unblock(fd, &[]))
+        .map_err(failed)?;
+    corked
+}
+
+fn send(fd: BorrowedFd<'_>, corked: &Corked, control: &[u8]) -> io::Result<()> {
+    let route = match corked.link_scope {
+        true => MSG_DONTROUTE,
+        false => 0,
+    };
+    let one = Outgoing {
+        to: corked.destination,
+        control,
+        parts: [&corked.payload, &[]],
+    };
+    send_many(fd, &[one], MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL | route).map(drop)
+}
+
+fn control(
+    fd: BorrowedFd<'_>,
+    corked: &Corked,
+    options: &Options,
+    interfaces: &Interfaces,
+) -> io::Result<Vec<u8>> {
+    let mut control = Vec::new();
+    let mut add = |level, kind, data: &[u8]| add_control(&mut control, level, kind, data);
+    let device = interfaces.local(fd, corked.device)?;
+    let from = [device.to_ne_bytes(), corked.source.octets(), [0; 4]];
+    add(IPPROTO_IP, IP_PKTINFO, from.as_flattened());
+    if let Some(tos) = corked.tos {
+        add(IPPROTO_IP, IP_TOS, &i32::from(tos).to_ne_bytes());
+    }
+    if let Some(ttl) = corked.ttl {
+        add(IPPROTO_IP, IP_TTL, &i32::from(ttl).to_ne_bytes());
+    }
+    let has = |name: &str| options.get(name).and_then(Value::number).unwrap_or(0);
+    if i64::from(corked.mark) != has("SO_MARK") {
+        add(SOL_SOCKET, SO_MARK, &corked.mark.to_ne_bytes());
+    }
+    // A priority comes with the TOS (ip_cmsg_send).
+    let given = corked.tos.map(priority_of);
+    if given.unwrap_or_else(|| has("SO_PRIORITY")) != i64::from(corked.priority) {
+        add(SOL_SOCKET, SO_PRIORITY, &corked.priority.to_ne_bytes());
+    }
+    if i64::from(corked.segment_size) != has("UDP_SEGMENT") {
+        add(SOL_UDP, UDP_SEGMENT, &corked.segment_size.to_ne_bytes());
+    }
+    if corked.transmit_time != 0 {
+        add(SOL_SOCKET, SCM_TXTIME, &corked.transmit_time.to_ne_bytes());
+    }
+    let own = options.get("IP_OPTIONS").is_some_and(|own| !own.is_empty());
+    if own || !corked.ip_options.is_empty() {
+        add(IPPROTO_IP, IP_RETOPTS, &corked.ip_options);
+    }
+    Ok(control)
+}
+
+/// `rt_tos2priority`
+fn priority_of(tos: u8) -> i64 {
+    const BULK: i64 = 2;
+    const INTERACTIVE_BULK: i64 = 4;
+    const INTERACTIVE: i64 = 6;
+    match tos >> 3 & 3 {
+        0 => 0,
+        1 => BULK,
+        2 => INTERACTIVE,
+        _ => INTERACTIVE_BULK,
+    }
+}

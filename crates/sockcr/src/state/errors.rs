@@ -1,0 +1,356 @@
+//! The pending error and the error queue, read by BPF and made again.
+//!
+//! | an entry of origin | is made by |
+//! |---|---|
+//! | ICMP | the ICMP message once more, on the loopback device, about a datagram from a port that nobody else has ([`Injector::notify`]) |
+//! | this host | sending a datagram that is too large, where the route has the same MTU as it had |
+//!
+//! Each ICMP entry also becomes the pending error (`__udp4_lib_err`). One without an entry is made
+//! with one, which IP_RECVERR=0 then throws away; the error of the first entry, by taking another
+//! one from before it (`sock_dequeue_err_skb`).
+
+use super::filter;
+use super::meanwhile::{self, Buffer, Meanwhile};
+use crate::kernel::inject::{Injector, Notice};
+use crate::kernel::{self, ErrorEntry, Hidden};
+use crate::report::Report;
+use rustix::io::Errno;
+use rustix::net::{SendFlags, send};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::BorrowedFd;
+
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_ERROR: i32 = 4;
+const SO_BROADCAST: i32 = 6;
+const SO_REUSEPORT: i32 = 15;
+const SO_BINDTOIFINDEX: i32 = 62;
+const IPPROTO_IP: i32 = 0;
+const IP_MTU_DISCOVER: i32 = 10;
+const IP_RECVERR: i32 = 11;
+const IP_MTU: i32 = 14;
+const IP_RECVERR_RFC4884: i32 = 26;
+const IP_LOCAL_PORT_RANGE: i32 = 51;
+const SOL_UDP: i32 = 17;
+const UDP_SEGMENT: i32 = 103;
+const MSG_ERRQUEUE: i32 = 0x2000;
+const PMTUDISC_DO: i32 = 2;
+/// With it no ICMP message changes what this host knows of a path (`ip_sk_accept_pmtu`).
+const PMTUDISC_INTERFACE: i32 = 4;
+const LOOPBACK: i32 = 1;
+const ROOM: i32 = i32::MAX / 2;
+/// The largest datagram: more than any route takes whose MTU can stand in an entry.
+const LARGEST: usize = 65_507;
+
+const ORIGIN_LOCAL: u8 = 1;
+const ORIGIN_ICMP: u8 = 2;
+const UNREACHABLE: u8 = 3;
+const PARAMETER_PROBLEM: u8 = 12;
+
+/// The pending error (SO_ERROR) and the error queue, oldest first.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Errors {
+    /// What SO_ERROR would tell, 0 for nothing.
+    pub pending: i32,
+    /// What MSG_ERRQUEUE would tell, of origin ICMP or this host.
+    pub queue: Vec<ErrorEntry>,
+}
+
+impl Errors {
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.pending == 0 && self.queue.is_empty()
+    }
+
+    /// Whether making them connects the socket for a moment.
+    pub(crate) fn connects(&self) -> bool {
+        self.queue.iter().any(|entry| entry.origin == ORIGIN_LOCAL)
+    }
+
+    /// Reads them; what cannot be made again is reported. `told`: IP_PKTINFO is on.
+    pub(crate) fn dump(
+        fd: BorrowedFd<'_>,
+        hidden: Option<&Hidden>,
+        told: bool,
+        report: &mut Report,
+    ) -> Errors {
+        let Some(hidden) = hidden else {
+            return Errors::default();
+        };
+        let mut errors = Errors {
+            pending: hidden.pending_error,
+            queue: Vec::new(),
+        };
+        if hidden.error_queue == 0 {
+            return errors;
+        }
+        let queue = kernel::reader()
+            .map_err(io::Error::other)
+            .and_then(|reader| reader.error_queue(fd));
+        let Some(queue) = report.known("error queue", queue) else {
+            return errors;
+        };
+        let (made, lost) = queue.into_iter().partition(can_be_made);
+        errors.queue = made;
+        if !told {
+            errors.queue.iter_mut().for_each(|entry| entry.interface = 0);
+        }
+        lose(&lost, report);
+        errors
+    }
+
+    /// Makes them on a new, unbound socket without a filter, which is unbound again afterwards.
+    pub(crate) fn restore(
+        &self,
+        fd: BorrowedFd<'_>,
+        injector: &mut Injector,
+        report: &mut Report,
+    ) -> io::Result<()> {
+        let mut maker = Maker::prepare(fd, injector)?;
+        let made = maker.make(self, report);
+        let back = maker.finish();
+        made.and(back)?;
+        self.check(fd, report)
+    }
+
+    /// What a message of ours could not make the same is told.
+    fn check(&self, fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
+        let reader = kernel::reader().map_err(io::Error::other)?;
+        let now = reader.error_queue(fd)?;
+        let same = |(wanted, made): &(&ErrorEntry, &ErrorEntry)| {
+            let mut made = (*made).clone();
+            if wanted.interface == 0 {
+                made.interface = 0;
+            }
+            **wanted == made
+        };
+        let same = self.queue.iter().zip(&now).filter(same).count();
+        let other = self.queue.len().max(now.len()) - same;
+        if other > 0 && !report.tells_of("error queue") {
+            let why = format!("{other} of {} entries became others", self.queue.len());
+            report.lose("error queue", why);
+        }
+        let pending = reader.read(fd)?.pending_error;
+        if pending != self.pending && !report.tells_of("pending error") {
+            let why = format!("SO_ERROR {} became {pending}", self.pending);
+            report.lose("pending error", why);
+        }
+        Ok(())
+    }
+}
+
+fn can_be_made(entry: &ErrorEntry) -> bool {
+    entry.destination.is_some()
+        && match entry.origin {
+            ORIGIN_LOCAL => entry.error == Errno::MSGSIZE.raw_os_error(),
+            ORIGIN_ICMP => true,
+            _ => false,
+        }
+}
+
+fn lose(lost: &[ErrorEntry], report: &mut Report) {
+    for (origins, what) in [
+        (&[4_u8][..], "transmit time stamp"),
+        (&[5], "zero-copy notice"),
+        (&[6], "SO_TXTIME notice"),
+        (&[0, 1, 2, 3], "error that only its cause could make again"),
+    ] {
+        let count = lost.iter().filter(|entry| origins.contains(&entry.origin));
+        match count.count() {
+            0 => {}
+            1 => report.lose("error queue", format!("1 {what}")),
+            count => report.lose("error queue", format!("{count} {what}s")),
+        }
+    }
+}
+
+/// A new socket on its way to its errors.
+struct Maker<'a> {
+    fd: BorrowedFd<'a>,
+    injector: &'a mut Injector,
+    meanwhile: Meanwhile<'a>,
+    /// The device it is bound to otherwise.
+    device: i32,
+    /// The port from which it seems to have sent; None: it is unbound.
+    port: Option<u16>,
+}
+
+impl<'a> Maker<'a> {
+    /// Nothing comes in meanwhile, and no port is shared.
+    fn prepare(fd: BorrowedFd<'a>, injector: &'a mut Injector) -> io::Result<Self> {
+        filter::block(fd)?;
+        let mut meanwhile = Meanwhile::new(fd);
+        meanwhile.room(Buffer::Receive, ROOM)?;
+        let device = meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
+        for (level, name, value) in [
+            (SOL_SOCKET, SO_REUSEADDR, 0),
+            (SOL_SOCKET, SO_REUSEPORT, 0),
+            (SOL_SOCKET, SO_BROADCAST, 1),
+            (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
+            (IPPROTO_IP, IP_RECVERR, 1),
+            (IPPROTO_IP, IP_RECVERR_RFC4884, 0),
+            (IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE),
+            (SOL_UDP, UDP_SEGMENT, 0),
+        ] {
+            meanwhile.set(level, name, value)?;
+        }
+        Ok(Self {
+            fd,
+            injector,
+            meanwhile,
+            device,
+            port: None,
+        })
+    }
+
+    fn make(&mut self, errors: &Errors, report: &mut Report) -> io::Result<()> {
+        let messages = errors.queue.iter().filter(|e| e.origin == ORIGIN_ICMP);
+        let last = messages.clone().next_back().map_or(0, |entry| entry.error);
+        let first = errors.queue.first().filter(|e| e.origin == ORIGIN_ICMP);
+        let pending = errors.pending;
+        let by_first = first.is_some_and(|entry| entry.error == pending);
+        let before = pending != 0 && pending != last && (by_first || messages.count() == 0);
+        if before {
+            self.begin(pending, by_first, report)?;
+        }
+        for entry in &errors.queue {
+            match entry.origin {
+                ORIGIN_LOCAL => self.exceed(entry, report)?,
+                _ => self.hear(entry)?,
+            }
+        }
+        if before && by_first {
+            let mut room = [0; 0];
+            sockcr_sys::message::receive(self.fd, &mut room, &mut [], MSG_ERRQUEUE)?;
+        } else if pending == 0 && last != 0 {
+            meanwhile::get(self.fd, SOL_SOCKET, SO_ERROR)?;
+        }
+        Ok(())
+    }
+
+    /// Makes the pending error before the queue: with an entry that is thrown away at once, or
+    /// taken at the end.
+    fn begin(&mut self, pending: i32, stays: bool, report: &mut Report) -> io::Result<()> {
+        let Some((kind, code)) = message_of(pending) else {
+            let error = crate::error::reason(&io::Error::from_raw_os_error(pending));
+            report.lose("pending error", format!("{error}: no ICMP message says so"));
+            return Ok(());
+        };
+        let anywhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+        self.notify(&Notice {
+            source: Ipv4Addr::LOCALHOST,
+            local: Ipv4Addr::LOCALHOST,
+            ttl: 64,
+            tos: 0,
+            kind,
+            code,
+            rest: [0; 4],
+            received_at: 0,
+            destination: anywhere,
+            payload: &[],
+        })?;
+        if !stays {
+            meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR, 0)?;
+            meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR, 1)?;
+        }
+        Ok(())
+    }
+
+    fn hear(&mut self, entry: &ErrorEntry) -> io::Result<()> {
+        let extended = i32::from(entry.data != 0);
+        meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR_RFC4884, extended)?;
+        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        self.notify(&Notice {
+            source: entry.offender.map_or(Ipv4Addr::UNSPECIFIED, |by| *by.ip()),
+            local: entry.local,
+            ttl: entry.ttl,
+            tos: entry.tos,
+            kind: entry.kind,
+            code: entry.code,
+            rest: entry.rest,
+            received_at: entry.received_at,
+            destination: entry.destination.unwrap_or(nowhere),
+            payload: &entry.payload,
+        })
+    }
+
+    fn notify(&mut self, notice: &Notice<'_>) -> io::Result<()> {
+        let port = match self.port {
+            Some(port) => port,
+            None => self.take_port()?,
+        };
+        self.injector.notify(self.fd, port, notice)
+    }
+
+    fn take_port(&mut self) -> io::Result<u16> {
+        meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, LOOPBACK)?;
+        super::endpoint::bind_to_any(self.fd)?;
+        let name = SocketAddrV4::try_from(rustix::net::getsockname(self.fd)?)?;
+        self.port = Some(name.port());
+        Ok(name.port())
+    }
+
+    fn leave_port(&mut self) -> io::Result<()> {
+        self.port = None;
+        Ok(rustix::net::connect_unspec(self.fd)?)
+    }
+
+    /// Sends too much (`ip_append_data` tells by `ip_local_error`), if that leads to this entry.
+    fn exceed(&mut self, entry: &ErrorEntry, report: &mut Report) -> io::Result<()> {
+        self.leave_port()?;
+        if let Err(why) = self.try_to_exceed(entry) {
+            let to = entry.destination.map(|to| to.to_string());
+            let to = to.unwrap_or_default();
+            let why = crate::error::reason(&why);
+            report.lose("error queue", format!("too large for {to}: {why}"));
+        }
+        self.leave_port()
+    }
+
+    fn try_to_exceed(&self, entry: &ErrorEntry) -> io::Result<()> {
+        let to = entry.destination.ok_or(io::ErrorKind::InvalidInput)?;
+        meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, self.device)?;
+        rustix::net::connect(self.fd, &to)?;
+        meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)?;
+        let mtu = meanwhile::get(self.fd, IPPROTO_IP, IP_MTU)?;
+        let (wanted, largest) = (i64::from(entry.info), LARGEST as i64);
+        if i64::from(mtu) != wanted || wanted > largest {
+            let why = format!("the route had an MTU of {wanted}, here it is {mtu}");
+            return Err(io::Error::other(why));
+        }
+        let sent = send(self.fd, &[0; LARGEST], SendFlags::DONTWAIT);
+        meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE)?;
+        match sent {
+            Err(Errno::MSGSIZE) => Ok(()),
+            Err(error) => Err(error.into()),
+            Ok(_) => Err(io::Error::other("the kernel sent it")),
+        }
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.leave_port()?;
+        self.meanwhile.put_back()?;
+        filter::unblock(self.fd, &[])
+    }
+}
+
+/// The ICMP message that becomes this error (`icmp_err_convert`, net/ipv4/icmp.c).
+fn message_of(error: i32) -> Option<(u8, u8)> {
+    const CODES: [(Errno, u8); 8] = [
+        (Errno::NETUNREACH, 0),
+        (Errno::HOSTUNREACH, 1),
+        (Errno::NOPROTOOPT, 2),
+        (Errno::CONNREFUSED, 3),
+        (Errno::MSGSIZE, 4),
+        (Errno::OPNOTSUPP, 5),
+        (Errno::HOSTDOWN, 7),
+        (Errno::NONET, 8),
+    ];
+    let found = CODES.iter().find(|(known, _)| known.raw_os_error() == error);
+    match found {
+        Some((_, code)) => Some((UNREACHABLE, *code)),
+        None if error == Errno::PROTO.raw_os_error() => Some((PARAMETER_PROBLEM, 0)),
+        None => None,
+    }
+}
