@@ -2,7 +2,12 @@
 
 use crate::{Outcome, output, source};
 use sockcr::find::{self, Found};
+use sockcr::option::bytes;
 use sockcr::{Checkpoint, Target, image, stop};
+use std::time::Duration;
+
+/// How long --stop waits for the devices.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Checkpoint live sockets into an image; their owner goes on running
 #[derive(clap::Args)]
@@ -15,7 +20,8 @@ pub struct Arguments {
     #[arg(short, long, value_name = "IMAGE")]
     output: String,
 
-    /// Hold the owners still while their sockets are read
+    /// Hold the owners still while their sockets are read, and wait up to 10 s for what they have
+    /// sent to leave the device
     #[arg(long)]
     stop: bool,
 
@@ -30,6 +36,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     for checkpoint in &checkpoints {
         for note in &checkpoint.report.not_carried {
             output::remark(format_args!("{}: not carried: {note}", checkpoint.name()));
+        }
+        if checkpoint.in_flight > 0 {
+            let size = bytes(checkpoint.in_flight.into());
+            let what = "with a device, on its way out: nothing brings it back";
+            output::remark(format_args!("{}: {size} {what}", checkpoint.name()));
         }
     }
     if arguments.canonical {
@@ -57,6 +68,10 @@ fn dump(targets: &[Target], stop: bool) -> anyhow::Result<Vec<Checkpoint>> {
     checkpoints
 }
 
+/// Stops the owners, and waits for what they have sent to leave.
 fn hold_still(found: &[Found]) -> Result<Vec<stop::Stopped>, sockcr::Error> {
-    find::owners(found)?.into_iter().map(stop::stop).collect()
+    let owners = find::owners(found)?.into_iter();
+    let stopped = owners.map(stop::stop).collect::<Result<_, _>>()?;
+    find::until_sent(found, PATIENCE);
+    Ok(stopped)
 }

@@ -4,6 +4,7 @@ use crate::output::{self, CHANGED, FAINT, STRONG, WARNING, line, styled};
 use crate::{Outcome, source, waiting};
 use sockcr::option::{Row, Value, bytes};
 use sockcr::state::descriptor::Owner;
+use sockcr::state::filter::Filter;
 use sockcr::{Checkpoint, diff, json};
 
 /// Show everything that a checkpoint of a socket carries; what differs from a fresh socket stands
@@ -42,12 +43,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         for text in page(checkpoint, fresh, arguments.changed) {
             line(text)?;
         }
-        let inode = checkpoint.inode.map(u64::from);
-        let live = sockets.iter().find(|socket| Some(socket.inode) == inode);
-        let live = live.filter(|_| !checkpoint.report.is_exact());
-        waiting::page(checkpoint, live)
-            .into_iter()
-            .try_for_each(line)?;
+        waiting::page(checkpoint).into_iter().try_for_each(line)?;
     }
     Ok(Outcome::Done)
 }
@@ -72,7 +68,11 @@ pub fn page(checkpoint: &Checkpoint, fresh: &Checkpoint, only_changed: bool) -> 
         &groups(checkpoint),
         STRONG,
     );
-    section(&mut text, "filter", &filter(checkpoint), STRONG);
+    let program = |filter: Option<&Filter>| filter.map(program).unwrap_or_default();
+    let filter = program(checkpoint.filter.as_ref());
+    section(&mut text, "filter", &filter, STRONG);
+    let chooses = program(checkpoint.reuseport_program.as_ref());
+    section(&mut text, "chooses within the SO_REUSEPORT group", &chooses, STRONG);
     section(&mut text, "descriptor", &descriptor(checkpoint), STRONG);
     if !only_changed {
         let rows: Vec<_> = same
@@ -181,15 +181,17 @@ fn groups(checkpoint: &Checkpoint) -> Vec<String> {
         .collect()
 }
 
-fn filter(checkpoint: &Checkpoint) -> Vec<String> {
-    let program = checkpoint.filter.as_deref().unwrap_or_default();
+fn program(filter: &Filter) -> Vec<String> {
     let instruction = |bytes: &[u8; 8]| {
         let [c0, c1, jt, jf, k0, k1, k2, k3] = *bytes;
         let code = u16::from_ne_bytes([c0, c1]);
         let k = u32::from_ne_bytes([k0, k1, k2, k3]);
         format!("{{ {code:#04x}, {jt}, {jf}, {k:#010x} }}")
     };
-    program.iter().map(instruction).collect()
+    match filter {
+        Filter::Classic(code) => code.iter().map(instruction).collect(),
+        Filter::Program(program) => vec![program.to_string()],
+    }
 }
 
 fn descriptor(checkpoint: &Checkpoint) -> Vec<String> {

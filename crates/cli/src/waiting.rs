@@ -3,7 +3,6 @@
 use crate::output::{self, FAINT, STRONG, WARNING};
 use crate::show::section;
 use sockcr::Checkpoint;
-use sockcr::find::Found;
 use sockcr::kernel::{Corked, ErrorEntry};
 use sockcr::option::bytes;
 use sockcr::state::receive_queue::Datagram;
@@ -12,8 +11,8 @@ use std::net::SocketAddrV4;
 /// More are counted, not printed.
 const MOST: usize = 20;
 
-/// The receive queue of a checkpoint; and what else waits in the live socket.
-pub fn page(checkpoint: &Checkpoint, socket: Option<&Found>) -> Vec<String> {
+/// What waits in a socket: datagrams in both directions, and errors.
+pub fn page(checkpoint: &Checkpoint) -> Vec<String> {
     let mut text = Vec::new();
     let received = list(&checkpoint.receive_queue, datagram);
     section(
@@ -22,23 +21,31 @@ pub fn page(checkpoint: &Checkpoint, socket: Option<&Found>) -> Vec<String> {
         &received,
         STRONG,
     );
-    match socket.map(Found::waiting) {
-        None => {}
-        Some(Ok(waiting)) => {
-            let corked: Vec<String> = waiting.corked.iter().map(corked).collect();
-            section(
-                &mut text,
-                "held back by UDP_CORK or MSG_MORE",
-                &corked,
-                WARNING,
-            );
-            let errors = list(&waiting.errors, error);
-            section(&mut text, "errors waiting to be told", &errors, WARNING);
-        }
-        Some(Err(why)) => {
-            let why = format!("what else waits cannot be read: {why}");
-            section(&mut text, "waiting", &[why], FAINT);
-        }
+    let corked: Vec<String> = checkpoint.cork.iter().map(corked).collect();
+    section(
+        &mut text,
+        "held back by UDP_CORK or MSG_MORE",
+        &corked,
+        STRONG,
+    );
+    let errors = list(&checkpoint.errors.queue, error);
+    section(&mut text, "errors waiting to be told", &errors, WARNING);
+    section(&mut text, "counters", &counters(checkpoint), FAINT);
+    text
+}
+
+fn counters(checkpoint: &Checkpoint) -> Vec<String> {
+    let mut text = Vec::new();
+    if checkpoint.errors.pending != 0 {
+        let errno = checkpoint.errors.pending;
+        text.push(format!("pending error {errno}: {}", reason(errno)));
+    }
+    if checkpoint.in_flight != 0 {
+        let size = bytes(checkpoint.in_flight.into());
+        text.push(format!("{size} of memory with a device, on its way out"));
+    }
+    if checkpoint.drops != 0 {
+        text.push(format!("{} datagrams dropped so far", checkpoint.drops));
     }
     text
 }
@@ -78,12 +85,16 @@ fn corked(corked: &Corked) -> String {
 
 fn error(entry: &ErrorEntry) -> Vec<String> {
     let address = |address: Option<SocketAddrV4>| address.map_or("-".into(), |a| a.to_string());
-    let reason = std::io::Error::from_raw_os_error(entry.error).to_string();
-    let reason = reason.split(" (os error").next().unwrap_or_default();
     vec![
         format!("→ {}", address(entry.destination)),
         format!("from {}", address(entry.offender)),
         format!("type {} code {}", entry.kind, entry.code),
-        reason.to_lowercase(),
+        reason(entry.error),
     ]
+}
+
+fn reason(errno: i32) -> String {
+    let text = std::io::Error::from_raw_os_error(errno).to_string();
+    let text = text.split(" (os error").next().unwrap_or_default();
+    text.to_lowercase()
 }

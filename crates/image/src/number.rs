@@ -182,6 +182,13 @@ numbers! {
     /// In QUEUE, flag: an empty datagram that somebody has peeked at: with SO_PEEK_OFF nobody sees
     /// it a second time.
     DATAGRAM_PEEKED = 96,
+    /// An eBPF program as the filter, in place of [`FILTER`]: u32 number, 8 bytes tag, 16 bytes boot
+    /// id, name.
+    FILTER_PROGRAM = 97,
+    /// The classic program of the SO_REUSEPORT group, as [`FILTER`]; absent: none.
+    REUSEPORT_FILTER = 98,
+    /// The eBPF program of the SO_REUSEPORT group, as [`FILTER_PROGRAM`].
+    REUSEPORT_PROGRAM = 99,
 
     /// Nested, once for each thing that was inferred rather than read: [`WHAT`] and [`REASON`].
     ASSUMED = 0x2001,

@@ -1,14 +1,15 @@
 //! What was read of one socket.
 
 use crate::error::{Error, ErrorKind};
-use crate::kernel;
-use crate::kernel::Hidden;
+use crate::kernel::{self, Corked, Hidden};
 use crate::option::{self, Options, Value};
 use crate::protocol::{self, Protocol};
 use crate::report::{Note, Report};
+use crate::state::cork;
 use crate::state::descriptor::Descriptor;
 use crate::state::endpoint::Endpoint;
-use crate::state::filter::{self, Instruction};
+use crate::state::errors::Errors;
+use crate::state::filter::{self, Filter};
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::{self, Membership};
@@ -54,10 +55,16 @@ pub struct Checkpoint {
     pub endpoint: Endpoint,
     /// Its multicast groups, oldest first.
     pub memberships: Vec<Membership>,
-    /// Its classic filter, empty when it has none; `None` when it could not be read.
-    pub filter: Option<Vec<Instruction>>,
+    /// Its filter, empty when it has none; `None` when it could not be read.
+    pub filter: Option<Filter>,
+    /// The program that chooses within its SO_REUSEPORT group.
+    pub reuseport_program: Option<Filter>,
     /// The datagrams that wait to be received, oldest first.
     pub receive_queue: Vec<Datagram>,
+    /// The datagram that UDP_CORK or MSG_MORE holds back.
+    pub cork: Option<Corked>,
+    /// The errors that wait to be told.
+    pub errors: Errors,
     /// The flags of its descriptor; `None` when the image does not know.
     pub descriptor: Option<Descriptor>,
     /// What shutdown(2) closed; `None` when the image does not know.
@@ -66,6 +73,10 @@ pub struct Checkpoint {
     pub interfaces: Interfaces,
     /// Its place in its SO_REUSEPORT group, when that could be seen.
     pub reuseport_index: Option<u32>,
+    /// The bytes of memory that datagrams took that were with a device already.
+    pub in_flight: u32,
+    /// The datagrams that it had dropped.
+    pub drops: u64,
     /// What it had and this checkpoint has not, and what was assumed.
     pub report: Report,
     /// Attributes of an image that this version does not know: number, nested, payload.
@@ -129,8 +140,8 @@ impl Checkpoint {
     }
 
     /// Leaves out what names this host, this one socket or one descriptor of it, so that equal
-    /// sockets give equal bytes: inode, descriptor number, close-on-exec, place in a group,
-    /// assumptions. Device indexes are numbered anew, in the order of the names.
+    /// sockets give equal bytes: inode, descriptor number, close-on-exec, place in a group, what is
+    /// with a device, drops, assumptions. Device indexes are numbered anew, in the order of the names.
     #[must_use]
     pub fn canonical(mut self) -> Checkpoint {
         self.inode = None;
@@ -140,6 +151,7 @@ impl Checkpoint {
             descriptor.close_on_exec = false;
         }
         self.reuseport_index = None;
+        (self.in_flight, self.drops) = (0, 0);
         self.report.assumed.clear();
         self.unknown
             .retain(|unknown| unknown.number < sockcr_image::number::INFORMATIONAL);
@@ -184,25 +196,25 @@ impl Checkpoint {
     }
 
     fn forget_unused_interfaces(&mut self) {
-        let options = self.options.iter();
-        let mut used: Vec<u32> = options
-            .filter_map(|(row, value)| row.kind.interface(value))
-            .collect();
-        used.extend(self.memberships.iter().map(|m| m.interface));
-        used.extend(self.receive_queue.iter().map(|datagram| datagram.interface));
+        let mut used = Vec::new();
+        self.each_interface(|index| used.push(*index));
         self.interfaces.retain(&used);
     }
 
     fn renumber_interfaces(&mut self) {
         let new = self.interfaces.renumber();
-        let of = |old: u32| new.get(&old).copied().unwrap_or(old);
-        self.options.each_interface(|index| *index = of(*index));
-        for membership in &mut self.memberships {
-            membership.interface = of(membership.interface);
-        }
-        for datagram in &mut self.receive_queue {
-            datagram.interface = of(datagram.interface);
-        }
+        self.each_interface(|index| *index = new.get(index).copied().unwrap_or(*index));
+    }
+
+    /// Every device index that stands in it.
+    fn each_interface(&mut self, mut change: impl FnMut(&mut u32)) {
+        self.options.each_interface(&mut change);
+        let memberships = self.memberships.iter_mut().map(|m| &mut m.interface);
+        let received = self.receive_queue.iter_mut().map(|d| &mut d.interface);
+        let corked = self.cork.iter_mut().map(|corked| &mut corked.device);
+        let errors = self.errors.queue.iter_mut().map(|e| &mut e.interface);
+        let all = memberships.chain(received).chain(corked).chain(errors);
+        all.for_each(change);
     }
 
     /// How the socket is called in messages: protocol, addresses.
@@ -239,17 +251,6 @@ fn read(
         failed.push(Note::new(row.name, unreadable(row.name, fd, &error)));
     });
     report.not_carried.append(&mut failed);
-    let memberships = membership::dump(fd, hidden, report);
-    let mut interfaces = Interfaces::default();
-    let used = options
-        .iter()
-        .filter_map(|(row, value)| row.kind.interface(value));
-    let receive_queue = receive_queue::dump(fd, hidden, report);
-    let used = used.chain(receive_queue.iter().map(|datagram| datagram.interface));
-    for index in used.chain(memberships.iter().map(|m| m.interface)) {
-        interfaces.learn(fd, index, report);
-    }
-    let program = filter::dump(fd, report);
     let index = hidden.and_then(|hidden| hidden.reuseport_index);
     if index.unwrap_or(0) > 0 && options.get("SO_REUSEPORT") == Some(&Value::Int(0)) {
         report.lose(
@@ -257,29 +258,37 @@ fn read(
             "it is in one, but has taken SO_REUSEPORT off since",
         );
     }
-    let unread = unread::report(fd, hidden, report);
+    let unread = unread::report(fd, hidden, &options, report);
     report.known("queues and errors", unread);
     let descriptor = Descriptor::dump(fd, held.pid, held.close_on_exec);
-    let descriptor = report.known("descriptor flags", descriptor);
-    let shutdown = report.known("shutdown", Shutdown::dump(fd, hidden));
     let inode = rustix::fs::fstat(fd)?.st_ino;
-    Ok(Checkpoint {
+    let told = options.has("IP_PKTINFO");
+    let mut checkpoint = Checkpoint {
         inode: u32::try_from(inode).ok(),
         fd: Some(held.fd),
         protocol,
         buffer_locks: BufferLocks::dump(fd, hidden, report),
         endpoint: Endpoint::dump(fd, hidden, report)?,
-        memberships,
-        filter: program,
-        receive_queue,
-        descriptor,
-        shutdown,
-        interfaces,
+        memberships: membership::dump(fd, hidden, report),
+        filter: filter::dump(fd, report),
+        reuseport_program: filter::dump_group(fd, hidden, report),
+        receive_queue: receive_queue::dump(fd, hidden, &options, report),
+        cork: cork::dump(fd, hidden, report),
+        errors: Errors::dump(fd, hidden, told, report),
+        descriptor: report.known("descriptor flags", descriptor),
+        shutdown: report.known("shutdown", Shutdown::dump(fd, hidden)),
+        interfaces: Interfaces::default(),
         options,
         reuseport_index: index,
+        in_flight: cork::in_flight(fd, hidden, report),
+        drops: hidden.map_or(0, |hidden| hidden.drops),
         report: Report::default(),
         unknown: Vec::new(),
-    })
+    };
+    let mut interfaces = Interfaces::default();
+    checkpoint.each_interface(|index| interfaces.learn(fd, *index, report));
+    checkpoint.interfaces = interfaces;
+    Ok(checkpoint)
 }
 
 /// SO_BINDTODEVICE answers ENODEV for a device that went away; SO_BINDTOIFINDEX still knows it.

@@ -1,9 +1,12 @@
 //! What two checkpoints differ in.
 
 use crate::checkpoint::Checkpoint;
+use crate::kernel::{Corked, ErrorEntry};
+use crate::state::filter::Filter;
 use crate::state::membership::Membership;
 use crate::state::receive_queue::Datagram;
 use serde::Serialize;
+use std::net::SocketAddrV4;
 
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -79,12 +82,24 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
             describe(checkpoint, membership),
         );
     }
-    add("filter", filter(checkpoint));
+    add("filter", filter(checkpoint.filter.as_ref()));
+    if let Some(program) = &checkpoint.reuseport_program {
+        add("SO_REUSEPORT program", filter(Some(program)));
+    }
     for (at, datagram) in checkpoint.receive_queue.iter().enumerate() {
         add(
             &format!("queued datagram {}", at + 1),
             queued(checkpoint, datagram),
         );
+    }
+    if let Some(corked) = &checkpoint.cork {
+        add("corked data", cork(checkpoint, corked));
+    }
+    for (at, entry) in checkpoint.errors.queue.iter().enumerate() {
+        add(&format!("queued error {}", at + 1), error(checkpoint, entry));
+    }
+    if checkpoint.errors.pending != 0 {
+        add("pending error", checkpoint.errors.pending.to_string());
     }
     if let Some(shutdown) = checkpoint.shutdown {
         add("shutdown", shutdown.to_string());
@@ -123,29 +138,83 @@ pub fn describe(checkpoint: &Checkpoint, membership: &Membership) -> String {
 
 /// A queued datagram in one line, all of it.
 fn queued(checkpoint: &Checkpoint, datagram: &Datagram) -> String {
-    let device = match datagram.interface {
-        0 => "-".into(),
-        index => checkpoint.interfaces.show(index),
-    };
     format!(
-        "{} to {}, ttl {}, tos {}, by {device} {}, at {}, mark {}, segment {}, options {}: {}",
+        "{} to {}, ttl {}, tos {}, by {} {}, at {}, mark {}, priority {}, segment {}, peeked {}, \
+         options {}: {}",
         datagram.source,
         datagram.destination,
         datagram.ttl,
         datagram.tos,
+        device(checkpoint, datagram.interface),
         datagram.local,
         datagram.received_at,
         datagram.mark,
+        datagram.priority,
         datagram.segment,
+        datagram.peeked,
         crate::hex::encode(&datagram.options),
         crate::hex::encode(&datagram.payload),
     )
 }
 
-fn filter(checkpoint: &Checkpoint) -> String {
-    match &checkpoint.filter {
+fn device(checkpoint: &Checkpoint, index: u32) -> String {
+    match index {
+        0 => "-".into(),
+        index => checkpoint.interfaces.show(index),
+    }
+}
+
+fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
+    let given = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
+    format!(
+        "{} to {}, ttl {}, tos {}, by {}, for neighbours only {}, mark {}, priority {}, \
+         segment {}, at {}, options {}: {}",
+        corked.source,
+        corked.destination,
+        given(corked.ttl),
+        given(corked.tos),
+        device(checkpoint, corked.device),
+        corked.link_scope,
+        corked.mark,
+        corked.priority,
+        corked.segment_size,
+        corked.transmit_time,
+        crate::hex::encode(&corked.ip_options),
+        crate::hex::encode(&corked.payload),
+    )
+}
+
+fn error(checkpoint: &Checkpoint, entry: &ErrorEntry) -> String {
+    let address = |address: Option<SocketAddrV4>| address.map_or("-".into(), |a| a.to_string());
+    format!(
+        "errno {}, origin {}, type {}, code {}, info {}, data {}, from {} to {}, about {}, ttl {}, \
+         tos {}, by {}, at {}, rest {}: {}",
+        entry.error,
+        entry.origin,
+        entry.kind,
+        entry.code,
+        entry.info,
+        entry.data,
+        address(entry.offender),
+        entry.local,
+        address(entry.destination),
+        entry.ttl,
+        entry.tos,
+        device(checkpoint, entry.interface),
+        entry.received_at,
+        crate::hex::encode(&entry.rest),
+        crate::hex::encode(&entry.payload),
+    )
+}
+
+fn filter(filter: Option<&Filter>) -> String {
+    match filter {
         None => "not known".into(),
-        Some(program) if program.is_empty() => "none".into(),
-        Some(program) => crate::hex::encode(&program.concat()),
+        Some(Filter::Classic(code)) if code.is_empty() => "none".into(),
+        Some(Filter::Classic(code)) => crate::hex::encode(&code.concat()),
+        Some(Filter::Program(program)) => {
+            let boot = crate::hex::encode(&program.boot);
+            format!("{program} boot {boot}")
+        }
     }
 }

@@ -16,6 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// One descriptor through which a process, or a thread with its own table, holds a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,16 +55,6 @@ impl Found {
         Checkpoint::dump_held(self.socket.as_fd(), held)
     }
 
-    /// What waits in it beside its receive queue, read by BPF without taking anything.
-    pub fn waiting(&self) -> io::Result<Waiting> {
-        let reader = kernel::reader().map_err(io::Error::other)?;
-        let socket = self.socket.as_fd();
-        Ok(Waiting {
-            corked: reader.cork(socket)?,
-            errors: reader.error_queue(socket)?,
-        })
-    }
-
     /// What a fresh socket of its kind has, in its network namespace.
     pub fn fresh(&self) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(self.socket.as_fd())?;
@@ -74,13 +65,19 @@ impl Found {
     }
 }
 
-/// What waits in a socket that a checkpoint does not carry: not sent, and not told yet.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
-    /// What UDP_CORK or MSG_MORE holds back.
-    pub corked: Option<kernel::Corked>,
-    /// The error queue, oldest first.
-    pub errors: Vec<kernel::ErrorEntry>,
+/// Waits until no datagram of these sockets is with a device any more, at most so long. Only BPF
+/// sees it; without, nothing is waited for.
+pub fn until_sent(found: &[Found], most: Duration) {
+    let Ok(reader) = kernel::reader() else {
+        return;
+    };
+    let end = Instant::now() + most;
+    // One that cannot be read is told by its dump.
+    let sent = |found: &Found| !matches!(reader.in_flight(found.socket.as_fd()), Ok(1..));
+    while !found.iter().all(sent) && Instant::now() < end {
+        // No event tells of it (`sock_wfree` wakes only who waits for room).
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
 
 /// The processes, other than this one, that hold any of these sockets.

@@ -2,6 +2,7 @@
 
 mod queue;
 
+use self::queue::Waiting;
 use crate::checkpoint::{Checkpoint, UnknownAttribute};
 use crate::error::{Error, ErrorKind};
 use crate::option::value::printable;
@@ -10,6 +11,8 @@ use crate::protocol::{self, Protocol};
 use crate::report::{Note, Report};
 use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Endpoint;
+use crate::state::errors::Errors;
+use crate::state::filter::{Filter, Program};
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::Membership;
@@ -37,15 +40,23 @@ pub fn encode(checkpoints: &[Checkpoint]) -> Result<Vec<u8>, Error> {
             socket,
             attributes: to_attributes(checkpoint)?,
         });
-        for datagram in &checkpoint.receive_queue {
+        for attributes in waiting(checkpoint) {
             messages.push(Message {
                 command: Command::Queue,
                 socket,
-                attributes: queue::from_datagram(datagram)?,
+                attributes: attributes?,
             });
         }
     }
     Ok(file::encode(&messages)?)
+}
+
+/// What waits in a socket, in the order of [`queue::Waiting`].
+fn waiting(checkpoint: &Checkpoint) -> impl Iterator<Item = Result<Vec<u8>, ImageError>> {
+    let received = checkpoint.receive_queue.iter().map(queue::from_datagram);
+    let corked = checkpoint.cork.iter().map(queue::from_cork);
+    let errors = checkpoint.errors.queue.iter().map(queue::from_error);
+    received.chain(corked).chain(errors)
 }
 
 /// Reads an image: verified as a whole before anything of it is used.
@@ -61,13 +72,28 @@ pub fn decode(image: &[u8]) -> Result<Vec<Checkpoint>, Error> {
                 checkpoints.push(from_attributes(message.attributes).map_err(wrong)?);
             }
             (Command::Queue, Some(last)) => {
-                let datagram = queue::to_datagram(message.attributes).map_err(wrong)?;
-                last.receive_queue.push(datagram);
+                let waiting = queue::read(message.attributes).map_err(wrong)?;
+                add(last, waiting).map_err(wrong)?;
             }
             _ => return Err(wrong("asks for a restore; an image holds dumps".into())),
         }
     }
     Ok(checkpoints)
+}
+
+fn add(checkpoint: &mut Checkpoint, waiting: Waiting) -> Result<(), String> {
+    let late = !checkpoint.errors.queue.is_empty();
+    match waiting {
+        Waiting::Error(entry) => checkpoint.errors.queue.push(entry),
+        Waiting::Corked(corked) if !late && checkpoint.cork.is_none() => {
+            checkpoint.cork = Some(corked);
+        }
+        Waiting::Received(datagram) if !late && checkpoint.cork.is_none() => {
+            checkpoint.receive_queue.push(datagram);
+        }
+        _ => return Err("a QUEUE message stands out of order".into()),
+    }
+    Ok(())
 }
 
 impl Checkpoint {
@@ -153,8 +179,22 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
         put_option(&mut pieces, row, value);
     }
     put_memberships(&mut pieces, &checkpoint.memberships)?;
-    if let Some(program) = &checkpoint.filter {
-        pieces.plain(number::FILTER, program.concat());
+    for (filter, classic, extended) in [
+        (&checkpoint.filter, number::FILTER, number::FILTER_PROGRAM),
+        (
+            &checkpoint.reuseport_program,
+            number::REUSEPORT_FILTER,
+            number::REUSEPORT_PROGRAM,
+        ),
+    ] {
+        match filter {
+            Some(Filter::Classic(code)) => pieces.plain(classic, code.concat()),
+            Some(Filter::Program(program)) => pieces.plain(extended, program_bytes(program)),
+            None => {}
+        }
+    }
+    if checkpoint.errors.pending != 0 {
+        pieces.word(number::PENDING_ERROR, checkpoint.errors.pending as u32);
     }
     if let Some(descriptor) = &checkpoint.descriptor {
         put_descriptor(&mut pieces, descriptor);
@@ -172,6 +212,12 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
     if let Some(index) = checkpoint.reuseport_index {
         pieces.word(number::REUSEPORT_INDEX, index);
     }
+    if checkpoint.in_flight != 0 {
+        pieces.word(number::IN_FLIGHT, checkpoint.in_flight);
+    }
+    if checkpoint.drops != 0 {
+        pieces.plain(number::DROPS, checkpoint.drops.to_ne_bytes());
+    }
     for unknown in &checkpoint.unknown {
         let payload = unknown.payload.clone();
         let piece = match unknown.nested {
@@ -181,6 +227,14 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
         pieces.0.push((unknown.number, piece));
     }
     pieces.write()
+}
+
+fn program_bytes(program: &Program) -> Vec<u8> {
+    let mut bytes = program.id.to_ne_bytes().to_vec();
+    bytes.extend(program.tag);
+    bytes.extend(program.boot);
+    bytes.extend(program.name.as_bytes());
+    bytes
 }
 
 fn put_endpoint(pieces: &mut Pieces, endpoint: &Endpoint) {
@@ -316,7 +370,11 @@ struct Reading {
     locks: BufferLocks,
     endpoint: Endpoint,
     memberships: Vec<Membership>,
-    filter: Option<Vec<[u8; 8]>>,
+    filter: Option<Filter>,
+    reuseport_program: Option<Filter>,
+    pending_error: i32,
+    in_flight: u32,
+    drops: u64,
     descriptor: Descriptor,
     descriptor_parts: u32,
     shutdown: Option<Shutdown>,
@@ -358,6 +416,15 @@ impl Reading {
             number::MULTICAST_IFINDEX => self.multicast_index = attribute.as_u32()?,
             number::INTERFACES => self.interfaces = interfaces(attribute)?,
             number::FILTER => self.filter = Some(filter(attribute)?),
+            number::FILTER_PROGRAM => self.filter = Some(program(attribute)?),
+            number::REUSEPORT_FILTER if attribute.payload.is_empty() => {
+                return Err(attribute.invalid("holds no instruction"));
+            }
+            number::REUSEPORT_FILTER => self.reuseport_program = Some(filter(attribute)?),
+            number::REUSEPORT_PROGRAM => self.reuseport_program = Some(program(attribute)?),
+            number::PENDING_ERROR => self.pending_error = attribute.as_u32()? as i32,
+            number::IN_FLIGHT => self.in_flight = attribute.as_u32()?,
+            number::DROPS => self.drops = u64::from_ne_bytes(attribute.as_array()?),
             number::SHUTDOWN => {
                 self.shutdown = Some(Shutdown::from_bits(attribute.as_u8()?));
             }
@@ -394,11 +461,19 @@ impl Reading {
             endpoint: self.endpoint,
             memberships: self.memberships,
             filter: self.filter,
+            reuseport_program: self.reuseport_program,
             receive_queue: Vec::new(),
+            cork: None,
+            errors: Errors {
+                pending: self.pending_error,
+                queue: Vec::new(),
+            },
             descriptor: (self.descriptor_parts == 3).then_some(self.descriptor),
             shutdown: self.shutdown,
             interfaces: self.interfaces,
             reuseport_index: self.reuseport_index,
+            in_flight: self.in_flight,
+            drops: self.drops,
             report: self.report,
             unknown: self.unknown,
         })
@@ -520,10 +595,29 @@ fn interfaces(attribute: &Attribute<'_>) -> Result<Interfaces, ImageError> {
     Ok(interfaces)
 }
 
-fn filter(attribute: &Attribute<'_>) -> Result<Vec<[u8; 8]>, ImageError> {
+fn filter(attribute: &Attribute<'_>) -> Result<Filter, ImageError> {
     let instructions = attribute.payload.chunks(8).map(<[u8; 8]>::try_from);
-    let program: Result<Vec<[u8; 8]>, _> = instructions.collect();
-    program.map_err(|_| attribute.invalid("is no whole number of instructions"))
+    let code: Result<Vec<[u8; 8]>, _> = instructions.collect();
+    code.map(Filter::Classic)
+        .map_err(|_| attribute.invalid("is no whole number of instructions"))
+}
+
+fn program(attribute: &Attribute<'_>) -> Result<Filter, ImageError> {
+    let read = || {
+        let (id, rest) = attribute.payload.split_first_chunk()?;
+        let (tag, rest) = rest.split_first_chunk()?;
+        let (boot, name) = rest.split_first_chunk()?;
+        let name = std::str::from_utf8(name).ok()?;
+        let fits = name.len() < 16 && printable(name);
+        fits.then(|| Program {
+            id: u32::from_ne_bytes(*id),
+            tag: *tag,
+            boot: *boot,
+            name: name.into(),
+        })
+    };
+    let wrong = || attribute.invalid("is no eBPF program");
+    read().map(Filter::Program).ok_or_else(wrong)
 }
 
 fn descriptor(descriptor: &mut Descriptor, attribute: &Attribute<'_>) -> Result<(), ImageError> {

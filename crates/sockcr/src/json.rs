@@ -2,6 +2,9 @@
 //!
 //! docs/format.md describes the shape. Option names are the kernel's, values in the kernel's unit.
 
+mod queue;
+
+use self::queue::{CorkJson, DatagramJson, ErrorJson, is_default};
 use crate::checkpoint::{Checkpoint, UnknownAttribute};
 use crate::error::{Error, ErrorKind};
 use crate::hex;
@@ -10,17 +13,15 @@ use crate::protocol::{self, Protocol};
 use crate::report::{Note, Report};
 use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Endpoint;
+use crate::state::errors::Errors;
+use crate::state::filter::{Filter, Program};
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::Membership;
-use crate::state::receive_queue::Datagram;
 use crate::state::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 use std::net::{Ipv4Addr, SocketAddrV4};
-
-/// In nanoseconds.
-const SECOND: i64 = 1_000_000_000;
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -45,14 +46,26 @@ struct Socket {
     buffer_locks: LocksJson,
     options: Map<String, Json>,
     memberships: Vec<MembershipJson>,
-    filter: Option<Vec<String>>,
+    filter: Option<FilterJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    reuseport_program: Option<FilterJson>,
     #[serde(default)]
     receive_queue: Vec<DatagramJson>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cork: Option<CorkJson>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    pending_error: i32,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    error_queue: Vec<ErrorJson>,
     descriptor: Option<DescriptorJson>,
     shutdown: Option<Shutdown>,
     interfaces: Vec<InterfaceJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     reuseport_index: Option<u32>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    in_flight: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    drops: u64,
     not_carried: Vec<Note>,
     assumed: Vec<Note>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -88,19 +101,19 @@ struct MembershipJson {
 }
 
 #[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum FilterJson {
+    Classic(Vec<String>),
+    Program(ProgramJson),
+}
+
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct DatagramJson {
-    from: SocketAddrV4,
-    to: SocketAddrV4,
-    ttl: u8,
-    tos: u8,
-    interface: Json,
-    local: Ipv4Addr,
-    received_at: String,
-    mark: u32,
-    segment: u32,
-    options: String,
-    payload: String,
+struct ProgramJson {
+    program: u32,
+    name: String,
+    tag: String,
+    boot: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -197,14 +210,23 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
             .iter()
             .map(|membership| to_membership(membership, interfaces))
             .collect(),
-        filter: checkpoint
-            .filter
-            .as_ref()
-            .map(|program| program.iter().map(|i| hex::encode(i)).collect()),
+        filter: checkpoint.filter.as_ref().map(to_filter),
+        reuseport_program: checkpoint.reuseport_program.as_ref().map(to_filter),
         receive_queue: checkpoint
             .receive_queue
             .iter()
-            .map(|datagram| to_datagram(datagram, interfaces))
+            .map(|datagram| queue::to_datagram(datagram, interfaces))
+            .collect(),
+        cork: checkpoint
+            .cork
+            .as_ref()
+            .map(|corked| queue::to_cork(corked, interfaces)),
+        pending_error: checkpoint.errors.pending,
+        error_queue: checkpoint
+            .errors
+            .queue
+            .iter()
+            .map(|entry| queue::to_error(entry, interfaces))
             .collect(),
         descriptor: checkpoint.descriptor.as_ref().map(to_descriptor),
         shutdown: checkpoint.shutdown,
@@ -216,6 +238,8 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
             })
             .collect(),
         reuseport_index: checkpoint.reuseport_index,
+        in_flight: checkpoint.in_flight,
+        drops: checkpoint.drops,
         not_carried: checkpoint.report.not_carried.clone(),
         assumed: checkpoint.report.assumed.clone(),
         unknown: checkpoint.unknown.iter().map(to_unknown).collect(),
@@ -242,50 +266,6 @@ fn to_membership(membership: &Membership, interfaces: &Interfaces) -> Membership
         .into(),
         sources: membership.sources.clone(),
     }
-}
-
-fn to_datagram(datagram: &Datagram, interfaces: &Interfaces) -> DatagramJson {
-    let time = datagram.received_at;
-    DatagramJson {
-        from: datagram.source,
-        to: datagram.destination,
-        ttl: datagram.ttl,
-        tos: datagram.tos,
-        interface: interfaces.to_json(datagram.interface),
-        local: datagram.local,
-        received_at: format!("{}.{:09}", time.div_euclid(SECOND), time.rem_euclid(SECOND)),
-        mark: datagram.mark,
-        segment: datagram.segment,
-        options: hex::encode(&datagram.options),
-        payload: hex::encode(&datagram.payload),
-    }
-}
-
-fn from_datagram(json: &DatagramJson, interfaces: &Interfaces) -> Result<Datagram, String> {
-    let wrong = |what: &str| format!("queued datagram from {}: {what} is wrong", json.from);
-    let time = json
-        .received_at
-        .split_once('.')
-        .and_then(|(seconds, nanos)| {
-            let seconds: i64 = seconds.parse().ok()?;
-            let nanos: i64 = nanos.parse().ok().filter(|_| nanos.len() == 9)?;
-            seconds.checked_mul(SECOND)?.checked_add(nanos)
-        });
-    Ok(Datagram {
-        source: json.from,
-        destination: json.to,
-        ttl: json.ttl,
-        tos: json.tos,
-        interface: interfaces
-            .parse_json(&json.interface)
-            .ok_or_else(|| wrong("interface"))?,
-        local: json.local,
-        received_at: time.ok_or_else(|| wrong("received_at"))?,
-        mark: json.mark,
-        segment: json.segment,
-        options: hex::decode(&json.options).ok_or_else(|| wrong("options"))?,
-        payload: hex::decode(&json.payload).ok_or_else(|| wrong("payload"))?,
-    })
 }
 
 fn to_descriptor(descriptor: &Descriptor) -> DescriptorJson {
@@ -345,15 +325,30 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
             .map(|membership| from_membership(membership, &interfaces))
             .collect::<Result<_, _>>()?,
         filter: socket.filter.map(from_filter).transpose()?,
+        reuseport_program: socket.reuseport_program.map(from_filter).transpose()?,
         receive_queue: socket
             .receive_queue
             .iter()
-            .map(|datagram| from_datagram(datagram, &interfaces))
+            .map(|datagram| queue::from_datagram(datagram, &interfaces))
             .collect::<Result<_, _>>()?,
+        cork: socket
+            .cork
+            .map(|corked| queue::from_cork(&corked, &interfaces))
+            .transpose()?,
+        errors: Errors {
+            pending: socket.pending_error,
+            queue: socket
+                .error_queue
+                .iter()
+                .map(|entry| queue::from_error(entry, &interfaces))
+                .collect::<Result<_, _>>()?,
+        },
         descriptor: socket.descriptor.map(from_descriptor).transpose()?,
         shutdown: socket.shutdown,
         interfaces,
         reuseport_index: socket.reuseport_index,
+        in_flight: socket.in_flight,
+        drops: socket.drops,
         report: Report {
             not_carried: socket.not_carried,
             assumed: socket.assumed,
@@ -433,10 +428,37 @@ fn from_membership(json: &MembershipJson, interfaces: &Interfaces) -> Result<Mem
     })
 }
 
-fn from_filter(program: Vec<String>) -> Result<Vec<[u8; 8]>, String> {
-    let instruction = |text: &String| hex::decode(text)?.try_into().ok();
-    let program: Option<Vec<[u8; 8]>> = program.iter().map(instruction).collect();
-    program.ok_or_else(|| "filter: an instruction is not 16 digits".into())
+fn to_filter(filter: &Filter) -> FilterJson {
+    match filter {
+        Filter::Classic(code) => FilterJson::Classic(code.iter().map(|i| hex::encode(i)).collect()),
+        Filter::Program(program) => FilterJson::Program(ProgramJson {
+            program: program.id,
+            name: program.name.clone(),
+            tag: hex::encode(&program.tag),
+            boot: hex::encode(&program.boot),
+        }),
+    }
+}
+
+fn from_filter(json: FilterJson) -> Result<Filter, String> {
+    match json {
+        FilterJson::Classic(code) => {
+            let instruction = |text: &String| hex::decode(text)?.try_into().ok();
+            let code: Option<Vec<[u8; 8]>> = code.iter().map(instruction).collect();
+            code.map(Filter::Classic)
+                .ok_or_else(|| "filter: an instruction is not 16 digits".into())
+        }
+        FilterJson::Program(json) => {
+            let tag = hex::decode(&json.tag).and_then(|tag| tag.try_into().ok());
+            let boot = hex::decode(&json.boot).and_then(|boot| boot.try_into().ok());
+            Ok(Filter::Program(Program {
+                id: json.program,
+                tag: tag.ok_or("filter: tag is not 16 digits")?,
+                boot: boot.ok_or("filter: boot is not 32 digits")?,
+                name: json.name,
+            }))
+        }
+    }
 }
 
 fn from_descriptor(json: DescriptorJson) -> Result<Descriptor, String> {

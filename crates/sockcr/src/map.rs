@@ -101,6 +101,15 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
         datagram.destination.set_ip(ip);
         change(&mut datagram.local);
     }
+    if let Some(corked) = &mut checkpoint.cork {
+        let mut ip = *corked.destination.ip();
+        change(&mut ip);
+        corked.destination.set_ip(ip);
+        change(&mut corked.source);
+    }
+    for entry in &mut checkpoint.errors.queue {
+        change(&mut entry.local);
+    }
     let row = option::find("IP_MULTICAST_IF");
     let value = checkpoint.options.get("IP_MULTICAST_IF").cloned();
     if let (Some(row), Some(Value::Pair(address, index))) = (row, value) {

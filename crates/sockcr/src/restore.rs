@@ -7,19 +7,22 @@
 use crate::checkpoint::Checkpoint;
 use crate::diff::{describe, diff};
 use crate::error::{Error, ErrorKind};
+use crate::kernel::{self, inject::Lazy};
 use crate::map::Mapping;
 use crate::netns;
 use crate::option::{Stage, Value, Writer};
 use crate::protocol::Protocol;
 use crate::report::Report;
+use crate::state::cork;
 use crate::state::endpoint::Failure;
-use crate::state::filter::{self, Instruction};
+use crate::state::filter::{self, Filter};
 use crate::state::locks::BufferLocks;
 use crate::state::membership;
 use crate::state::receive_queue;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
+use std::borrow::Cow;
 use std::io;
 use std::net::Ipv4Addr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -53,16 +56,21 @@ impl Checkpoint {
     /// Needs the privileges of what it writes: each row of [`option`](crate::option) names its own.
     pub fn restore(&self, options: &RestoreOptions) -> Result<Restored, Error> {
         let mapped = crate::map::apply(std::slice::from_ref(self), &options.map)?;
-        mapped.first().unwrap_or(self).restore_mapped(options)
+        let mapped = mapped.first().unwrap_or(self);
+        mapped.restore_mapped(options, &mut Lazy::default())
     }
 
-    fn restore_mapped(&self, options: &RestoreOptions) -> Result<Restored, Error> {
+    fn restore_mapped(
+        &self,
+        options: &RestoreOptions,
+        injector: &mut Lazy,
+    ) -> Result<Restored, Error> {
         let mut report = Report::default();
         self.known_losses(&mut report);
         if !report.is_exact() && !options.lossy {
             return Err(self.refused(&report));
         }
-        let fd = self.build_or_lock(options, &mut report)?;
+        let fd = self.build_or_lock(options, injector, &mut report)?;
         if options.verify {
             self.verify(fd.as_fd(), &mut report)?;
         }
@@ -93,10 +101,11 @@ impl Checkpoint {
     fn build_or_lock(
         &self,
         options: &RestoreOptions,
+        injector: &mut Lazy,
         report: &mut Report,
     ) -> Result<OwnedFd, Error> {
         let before = report.clone();
-        let error = match self.build(options, report) {
+        let error = match self.build(options, injector, report) {
             Ok(fd) => return Ok(fd),
             Err(error) => error,
         };
@@ -109,11 +118,16 @@ impl Checkpoint {
         locked.endpoint.port_locked = true;
         report.lose("port lock off", crate::error::reason(&error.error));
         locked
-            .build(options, report)
+            .build(options, injector, report)
             .map_err(|failure| self.explain(failure))
     }
 
-    fn build(&self, options: &RestoreOptions, report: &mut Report) -> Result<OwnedFd, Failure> {
+    fn build(
+        &self,
+        options: &RestoreOptions,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) -> Result<OwnedFd, Failure> {
         let made = match &options.netns {
             Some(netns) => netns::enter_in_thread(netns.as_fd(), || new_socket(self.protocol)),
             None => new_socket(self.protocol),
@@ -136,13 +150,18 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
-        if !self.receive_queue.is_empty() {
-            let queue = &self.receive_queue;
-            let done = receive_queue::restore(fd, queue, &self.interfaces, report);
+        self.fill(fd, injector, report);
+        let early = self.corks_early();
+        if let Some(corked) = self.cork.as_ref().filter(|_| early) {
+            let done = cork::restore_unbound(fd, corked, &self.options, &self.interfaces);
             lossy_step(done, report);
         }
-        let program = self.filter.as_deref().unwrap_or_default();
-        self.take_place(fd, program, report)?;
+        self.fail(fd, injector, report);
+        self.take_place(fd, report)?;
+        if let Some(corked) = self.cork.as_ref().filter(|_| !early) {
+            let done = cork::restore(fd, corked, &self.options, &self.interfaces);
+            lossy_step(done, report);
+        }
         self.write_options(&mut writer, Stage::AfterConnect, report);
         lossy(
             self.shutdown.unwrap_or_default().restore(fd),
@@ -156,23 +175,77 @@ impl Checkpoint {
         Ok(socket)
     }
 
+    /// Puts the receive queue back.
+    fn fill(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
+        if self.receive_queue.is_empty() {
+            return;
+        }
+        let filled = netns::within(fd, || {
+            let (queue, injector) = (&self.receive_queue, injector.get()?);
+            let done = receive_queue::restore(fd, queue, &self.interfaces, injector, report);
+            lossy_step(done, report);
+            self.count_drops(fd, report)
+        });
+        lossy(filled, "put the receive queue back", report);
+    }
+
+    /// What is dropped on the way is counted for the new socket.
+    fn count_drops(&self, fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
+        if self.options.has("SO_RXQ_OVFL") {
+            let reader = kernel::reader().map_err(io::Error::other)?;
+            let drops = reader.read(fd)?.drops;
+            if drops > 0 {
+                report.lose("drop counter", format!("stands at {drops} from the start"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the cork goes into the unbound socket: data that is corked later takes the pending
+    /// error with it (`sock_alloc_send_pskb`), and binds the socket. connect(2) gives what is
+    /// corked already its own destination (`__ip4_datagram_connect`), and what makes an error may
+    /// connect.
+    fn corks_early(&self) -> bool {
+        let Some(corked) = &self.cork else {
+            return false;
+        };
+        let peer = self.endpoint.peer;
+        let stays = peer.is_none_or(|peer| peer == corked.destination) && !self.errors.connects();
+        stays && (self.errors.pending != 0 || self.endpoint.local.port() == 0)
+    }
+
+    /// Makes the errors again.
+    fn fail(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
+        let mut errors = Cow::Borrowed(&self.errors);
+        if errors.pending != 0 && self.cork.is_some() && !self.corks_early() {
+            errors.to_mut().pending = 0;
+            let why = "corking the data takes it away";
+            report.lose("pending error", why);
+        }
+        if errors.is_empty() {
+            return;
+        }
+        let made = netns::within(fd, || errors.restore(fd, injector.get()?, report));
+        lossy(made, "make the errors again", report);
+    }
+
     /// Attaches the filter, binds and connects; a socket that will be connected hears nobody
     /// before it is.
-    fn take_place(
-        &self,
-        fd: BorrowedFd<'_>,
-        program: &[Instruction],
-        report: &mut Report,
-    ) -> Result<(), Failure> {
+    fn take_place(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Failure> {
+        if let Some(program) = &self.reuseport_program {
+            lossy(program.restore_group(fd), "SO_REUSEPORT program", report);
+        }
+        let none = Filter::default();
+        let program = self.filter.as_ref().unwrap_or(&none);
         let connects = self.endpoint.peer.is_some();
         match connects {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
-            false => lossy(filter::restore(fd, program), "filter", report),
+            false => lossy(program.restore(fd), "filter", report),
         }
         self.endpoint.restore(fd, &self.options, &self.interfaces)?;
-        if connects && let Err(error) = filter::unblock(fd, program) {
+        if connects && let Err(error) = program.replace_block(fd) {
             // A filter that is refused must not leave the one that lets nothing in.
-            filter::unblock(fd, &[]).map_err(|e| Failure::at("filter", e))?;
+            filter::unblock(fd).map_err(|e| Failure::at("filter", e))?;
             lossy(Err(error), "filter", report);
         }
         Ok(())
@@ -199,10 +272,14 @@ impl Checkpoint {
         let mut now = Checkpoint::dump(&fd)?;
         // What has come in since it is bound is none of the checkpoint's.
         now.receive_queue.truncate(self.receive_queue.len());
+        now.errors.queue.truncate(self.errors.queue.len());
+        if self.errors.pending == 0 {
+            now.errors.pending = 0;
+        }
         let mut wanted = self.clone();
         wanted.report = now.report.clone();
         wanted.unknown.clear();
-        if crate::kernel::reader().is_err() {
+        if kernel::reader().is_err() {
             wanted.without_hidden(fd, &now);
         }
         for difference in diff(&wanted, &now) {
@@ -223,6 +300,9 @@ impl Checkpoint {
         self.endpoint.port_locked = now.endpoint.port_locked;
         self.endpoint.source = now.endpoint.source;
         self.receive_queue.clone_from(&now.receive_queue);
+        self.cork.clone_from(&now.cork);
+        self.errors.clone_from(&now.errors);
+        self.reuseport_program.clone_from(&now.reuseport_program);
         if let Some(shutdown) = &mut self.shutdown {
             shutdown.send &= shutdown.receive;
         }
@@ -312,9 +392,11 @@ pub fn restore_all(
     let mapped = crate::map::apply(checkpoints, &options.map)?;
     let mut order: Vec<(usize, &Checkpoint)> = mapped.iter().enumerate().collect();
     order.sort_by_key(|(_, checkpoint)| checkpoint.reuseport_index);
+    // Coming and going it costs some 15 ms.
+    let mut injector = Lazy::default();
     let mut restored: Vec<(usize, Restored)> = Vec::with_capacity(order.len());
     for (at, checkpoint) in order {
-        restored.push((at, checkpoint.restore_mapped(options)?));
+        restored.push((at, checkpoint.restore_mapped(options, &mut injector)?));
     }
     restored.sort_by_key(|(at, _)| *at);
     Ok(restored.into_iter().map(|(_, restored)| restored).collect())

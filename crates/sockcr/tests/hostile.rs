@@ -10,6 +10,7 @@ mod entry;
 
 use entry::{refused_or_identical, wrap, wrap_queue};
 use proptest::prelude::*;
+use sockcr::state::filter::Filter;
 use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, ErrorKind, RestoreOptions, image, json, option};
 use sockcr_image::attribute::{Attribute, Writer, attributes};
@@ -38,7 +39,7 @@ fn rich() -> Checkpoint {
     let mut checkpoint = Checkpoint::dump(&socket).unwrap();
     checkpoint.edit("SO_BINDTODEVICE", "lo").unwrap();
     checkpoint.edit("SO_TXTIME", "CLOCK_MONOTONIC").unwrap();
-    checkpoint.filter = Some(vec![[6, 0, 0, 0, 255, 255, 0, 0]]);
+    checkpoint.filter = Some(Filter::Classic(vec![[6, 0, 0, 0, 255, 255, 0, 0]]));
     checkpoint.memberships[0].include = true;
     checkpoint.memberships[0].sources = vec![Ipv4Addr::new(10, 0, 0, 1)];
     let note = sockcr::Note::new("receive queue", "2 datagrams");
@@ -349,6 +350,8 @@ fn queued() -> Vec<(u16, Vec<u8>)> {
         local: Ipv4Addr::LOCALHOST,
         received_at: -1,
         mark: 7,
+        priority: 6,
+        peeked: false,
         segment: 100,
         options: vec![1, 1, 1, 0],
         payload: b"hello".to_vec(),

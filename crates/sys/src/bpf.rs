@@ -19,6 +19,11 @@ mod command {
     pub const MAP_DELETE_ELEM: libc::c_long = 3;
     pub const PROG_LOAD: libc::c_long = 5;
     pub const PROG_TEST_RUN: libc::c_long = 10;
+    pub const PROG_GET_NEXT_ID: libc::c_long = 11;
+    pub const MAP_GET_NEXT_ID: libc::c_long = 12;
+    pub const PROG_GET_FD_BY_ID: libc::c_long = 13;
+    pub const MAP_GET_FD_BY_ID: libc::c_long = 14;
+    pub const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     pub const LINK_CREATE: libc::c_long = 28;
     pub const ITER_CREATE: libc::c_long = 33;
 }
@@ -134,15 +139,10 @@ pub enum Object {
 
 /// The numbers and names of all objects of a kind in the kernel (CAP_SYS_ADMIN, Linux 4.15).
 pub fn objects(kind: Object) -> io::Result<Vec<(u32, String)>> {
-    const PROG_GET_NEXT_ID: libc::c_long = 11;
-    const MAP_GET_NEXT_ID: libc::c_long = 12;
-    const PROG_GET_FD_BY_ID: libc::c_long = 13;
-    const MAP_GET_FD_BY_ID: libc::c_long = 14;
-    const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
     // Where the name stands in struct bpf_prog_info and struct bpf_map_info.
     let (next, open, name_at) = match kind {
-        Object::Program => (PROG_GET_NEXT_ID, PROG_GET_FD_BY_ID, 64),
-        Object::Map => (MAP_GET_NEXT_ID, MAP_GET_FD_BY_ID, 24),
+        Object::Program => (command::PROG_GET_NEXT_ID, command::PROG_GET_FD_BY_ID, 64),
+        Object::Map => (command::MAP_GET_NEXT_ID, command::MAP_GET_FD_BY_ID, 24),
     };
     let (mut found, mut number) = (Vec::new(), 0);
     loop {
@@ -152,19 +152,43 @@ pub fn objects(kind: Object) -> io::Result<Vec<(u32, String)>> {
             return Ok(found);
         }
         number = attributes[1];
-        // SAFETY: the attributes of this command hold no address.
-        let object = unsafe { call(open, &mut [number, 0, 0, 0]) }.and_then(owned);
         // Gone meanwhile.
-        let Ok(object) = object else { continue };
-        let mut info = [0_u8; 256];
-        let [low, high] = [0, 32].map(|shift| (info.as_mut_ptr() as u64 >> shift) as u32);
-        let mut attributes = [object.as_raw_fd() as u32, 256, low, high];
-        // SAFETY: the kernel writes at most the 256 bytes of `info`, which outlives the call.
-        unsafe { call(OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+        let Ok(object) = by_number(open, number) else {
+            continue;
+        };
+        let info = info(object.as_fd())?;
         let name = &info[name_at..name_at + 16];
         let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
         found.push((number, String::from_utf8_lossy(name).into_owned()));
     }
+}
+
+/// The program with this number, and the hash of its instructions (CAP_SYS_ADMIN, Linux 4.13).
+/// `ENOENT`: there is none, or not any more.
+pub fn program_of_number(number: u32) -> io::Result<(OwnedFd, [u8; 8])> {
+    // Where the tag stands in struct bpf_prog_info.
+    const TAG: usize = 8;
+    let program = by_number(command::PROG_GET_FD_BY_ID, number)?;
+    let info = info(program.as_fd())?;
+    let tag = info[TAG..].first_chunk().copied().unwrap_or_default();
+    Ok((program, tag))
+}
+
+/// More than the beginning of struct bpf_prog_info and struct bpf_map_info that is of interest.
+const INFO: usize = 256;
+
+fn by_number(open: libc::c_long, number: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the attributes of this command hold no address.
+    unsafe { call(open, &mut [number, 0, 0, 0]) }.and_then(owned)
+}
+
+fn info(object: BorrowedFd<'_>) -> io::Result<[u8; INFO]> {
+    let mut info = [0_u8; INFO];
+    let [low, high] = [0, 32].map(|shift| (info.as_mut_ptr() as u64 >> shift) as u32);
+    let mut attributes = [object.as_raw_fd() as u32, INFO as u32, low, high];
+    // SAFETY: the kernel writes at most the INFO bytes of `info`, which outlives the call.
+    unsafe { call(command::OBJ_GET_INFO_BY_FD, &mut attributes) }?;
+    Ok(info)
 }
 
 /// What a [`Map`] holds.

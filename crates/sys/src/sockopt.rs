@@ -102,8 +102,25 @@ pub fn filter(fd: BorrowedFd<'_>) -> io::Result<Vec<Instruction>> {
     Ok(program)
 }
 
-/// Attaches a classic filter (`SO_ATTACH_FILTER`).
-pub fn attach_filter(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
+/// Where a classic program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It says what the socket hears: `SO_ATTACH_FILTER`.
+    Filter,
+    /// It says who of the SO_REUSEPORT group does: `SO_ATTACH_REUSEPORT_CBPF` (Linux 4.5).
+    Group,
+}
+
+/// Attaches a classic program.
+pub fn attach_filter(
+    fd: BorrowedFd<'_>,
+    place: Place,
+    program: &[Instruction],
+) -> io::Result<()> {
+    let name = match place {
+        Place::Filter => libc::SO_ATTACH_FILTER,
+        Place::Group => libc::SO_ATTACH_REUSEPORT_CBPF,
+    };
     let length = u16::try_from(program.len()).map_err(|_| io::ErrorKind::InvalidInput)?;
     let code: Vec<libc::sock_filter> = program.iter().map(instruction).collect();
     let program = libc::sock_fprog {
@@ -116,7 +133,7 @@ pub fn attach_filter(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<
         libc::setsockopt(
             fd.as_raw_fd(),
             libc::SOL_SOCKET,
-            libc::SO_ATTACH_FILTER,
+            name,
             (&raw const program).cast(),
             size_of_val(&program) as libc::socklen_t,
         )

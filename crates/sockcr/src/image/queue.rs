@@ -1,15 +1,80 @@
-//! A queued datagram as a QUEUE message, and back.
+//! What waits in a socket as QUEUE messages, and back.
 
 use super::{address, sockaddr};
+use crate::kernel::{Corked, ErrorEntry};
+use crate::state::errors;
 use crate::state::receive_queue::Datagram;
 use sockcr_image::Error as ImageError;
 use sockcr_image::attribute::{Attribute, Writer, attributes};
 use sockcr_image::number;
+use std::net::{Ipv4Addr, SocketAddrV4};
 
 /// The most that fits into one UDP datagram over IPv4.
 const MOST_PAYLOAD: usize = 65_507;
+/// The most that an ICMP message can quote: its own headers and those of the datagram are before it.
+const MOST_QUOTED: usize = 65_535 - 56;
+const MOST_OPTIONS: usize = 40;
+/// In [`number::CORK`]: for neighbours only.
+const LINK_SCOPE: u32 = 1;
 
-/// The attributes of a QUEUE message.
+/// What a QUEUE message holds; within a socket they come in this order.
+pub(super) enum Waiting {
+    Received(Datagram),
+    Corked(Corked),
+    Error(ErrorEntry),
+}
+
+/// Reads the attributes of a QUEUE message; only what is written for it is accepted.
+pub(super) fn read(bytes: &[u8]) -> Result<Waiting, String> {
+    let fields = attributes(bytes).collect::<Result<_, ImageError>>();
+    let fields = Fields(fields.map_err(|error| error.to_string())?);
+    let (waiting, again) = if fields.optional(number::CORK).is_some() {
+        let corked = fields.corked()?;
+        let again = from_cork(&corked);
+        (Waiting::Corked(corked), again)
+    } else if fields.optional(number::EXTENDED_ERROR).is_some() {
+        let error = fields.error()?;
+        let again = from_error(&error);
+        (Waiting::Error(error), again)
+    } else {
+        let datagram = fields.datagram()?;
+        let again = from_datagram(&datagram);
+        (Waiting::Received(datagram), again)
+    };
+    match again {
+        Ok(again) if again == bytes && can_be(&waiting) => Ok(waiting),
+        _ => Err(format!("{} that cannot be", waiting.name())),
+    }
+}
+
+impl Waiting {
+    fn name(&self) -> &'static str {
+        match self {
+            Waiting::Received(_) => "a queued datagram",
+            Waiting::Corked(_) => "corked data",
+            Waiting::Error(_) => "a queued error",
+        }
+    }
+}
+
+fn can_be(waiting: &Waiting) -> bool {
+    match waiting {
+        Waiting::Received(datagram) => {
+            datagram.options.len() <= MOST_OPTIONS
+                && datagram.payload.len() <= MOST_PAYLOAD
+                && datagram.segment <= u16::MAX.into()
+                && !(datagram.peeked && !datagram.payload.is_empty())
+        }
+        Waiting::Corked(corked) => {
+            corked.ip_options.len() <= MOST_OPTIONS && corked.payload.len() <= MOST_PAYLOAD
+        }
+        Waiting::Error(entry) => {
+            errors::can_be_made(entry) && entry.payload.len() <= MOST_QUOTED
+        }
+    }
+}
+
+/// The attributes of a datagram of the receive queue.
 pub(super) fn from_datagram(datagram: &Datagram) -> Result<Vec<u8>, ImageError> {
     let mut writer = Writer::new();
     writer.put(number::DATAGRAM_SOURCE, &sockaddr(datagram.source))?;
@@ -26,39 +91,186 @@ pub(super) fn from_datagram(datagram: &Datagram) -> Result<Vec<u8>, ImageError> 
     writer.u32(number::DATAGRAM_SEGMENT, datagram.segment)?;
     writer.put(number::DATAGRAM_OPTIONS, &datagram.options)?;
     writer.put(number::DATAGRAM_PAYLOAD, &datagram.payload)?;
+    put_priority(&mut writer, datagram.priority)?;
+    if datagram.peeked {
+        writer.put(number::DATAGRAM_PEEKED, &[])?;
+    }
     Ok(writer.finish())
 }
 
-/// The inverse of [`from_datagram`]; only what that writes is accepted.
-pub(super) fn to_datagram(bytes: &[u8]) -> Result<Datagram, String> {
-    let attributes: Result<Vec<Attribute<'_>>, ImageError> = attributes(bytes).collect();
-    let attributes = attributes.map_err(|error| error.to_string())?;
-    let find = |number: u16| {
-        let found = attributes
-            .iter()
-            .find(|attribute| attribute.number == number);
-        found.ok_or_else(|| format!("a queued datagram without attribute {number}"))
-    };
-    let text = |error: ImageError| error.to_string();
-    let datagram = Datagram {
-        source: address(find(number::DATAGRAM_SOURCE)?).map_err(text)?,
-        destination: address(find(number::DATAGRAM_DESTINATION)?).map_err(text)?,
-        ttl: find(number::DATAGRAM_TTL)?.as_u8().map_err(text)?,
-        tos: find(number::DATAGRAM_TOS)?.as_u8().map_err(text)?,
-        interface: find(number::DATAGRAM_INTERFACE)?.as_u32().map_err(text)?,
-        local: find(number::DATAGRAM_SPEC_DST)?
-            .as_array::<4>()
-            .map_err(text)?
-            .into(),
-        received_at: i64::from_ne_bytes(find(number::DATAGRAM_TIME)?.as_array().map_err(text)?),
-        mark: find(number::DATAGRAM_MARK)?.as_u32().map_err(text)?,
-        segment: find(number::DATAGRAM_SEGMENT)?.as_u32().map_err(text)?,
-        options: find(number::DATAGRAM_OPTIONS)?.payload.to_vec(),
-        payload: find(number::DATAGRAM_PAYLOAD)?.payload.to_vec(),
-    };
-    let fits = datagram.options.len() <= 40 && datagram.payload.len() <= MOST_PAYLOAD;
-    match from_datagram(&datagram) {
-        Ok(again) if again == bytes && fits && datagram.segment <= u16::MAX.into() => Ok(datagram),
-        _ => Err("a queued datagram that cannot be".into()),
+/// Images without priorities are older than those with them, and must stay as they are.
+fn put_priority(writer: &mut Writer, priority: u32) -> Result<(), ImageError> {
+    match priority {
+        0 => Ok(()),
+        _ => writer.u32(number::DATAGRAM_PRIORITY, priority),
+    }
+}
+
+/// The attributes of the corked datagram.
+pub(super) fn from_cork(corked: &Corked) -> Result<Vec<u8>, ImageError> {
+    let mut writer = Writer::new();
+    let source = SocketAddrV4::new(corked.source, 0);
+    writer.put(number::DATAGRAM_SOURCE, &sockaddr(source))?;
+    writer.put(number::DATAGRAM_DESTINATION, &sockaddr(corked.destination))?;
+    if let Some(ttl) = corked.ttl {
+        writer.u8(number::DATAGRAM_TTL, ttl)?;
+    }
+    if let Some(tos) = corked.tos {
+        writer.u8(number::DATAGRAM_TOS, tos)?;
+    }
+    writer.u32(number::DATAGRAM_INTERFACE, corked.device)?;
+    writer.u32(number::DATAGRAM_MARK, corked.mark)?;
+    writer.u32(number::DATAGRAM_SEGMENT, corked.segment_size.into())?;
+    writer.put(number::DATAGRAM_OPTIONS, &corked.ip_options)?;
+    writer.put(number::DATAGRAM_PAYLOAD, &corked.payload)?;
+    let flags = if corked.link_scope { LINK_SCOPE } else { 0 };
+    writer.u32(number::CORK, flags)?;
+    let time = corked.transmit_time.to_ne_bytes();
+    writer.put(number::CORK_TRANSMIT_TIME, &time)?;
+    put_priority(&mut writer, corked.priority)?;
+    Ok(writer.finish())
+}
+
+/// The attributes of an entry of the error queue.
+pub(super) fn from_error(entry: &ErrorEntry) -> Result<Vec<u8>, ImageError> {
+    let mut writer = Writer::new();
+    if let Some(offender) = entry.offender {
+        writer.put(number::DATAGRAM_SOURCE, &sockaddr(offender))?;
+    }
+    if let Some(destination) = entry.destination {
+        writer.put(number::DATAGRAM_DESTINATION, &sockaddr(destination))?;
+    }
+    writer.u8(number::DATAGRAM_TTL, entry.ttl)?;
+    writer.u8(number::DATAGRAM_TOS, entry.tos)?;
+    writer.u32(number::DATAGRAM_INTERFACE, entry.interface)?;
+    writer.put(number::DATAGRAM_SPEC_DST, &entry.local.octets())?;
+    writer.put(number::DATAGRAM_TIME, &entry.received_at.to_ne_bytes())?;
+    writer.put(number::DATAGRAM_PAYLOAD, &entry.payload)?;
+    writer.put(number::EXTENDED_ERROR, &extended_error(entry))?;
+    writer.put(number::ICMP_REST, &entry.rest)?;
+    Ok(writer.finish())
+}
+
+/// `struct sock_extended_err`
+fn extended_error(entry: &ErrorEntry) -> Vec<u8> {
+    let mut bytes = entry.error.to_ne_bytes().to_vec();
+    bytes.extend([entry.origin, entry.kind, entry.code, 0]);
+    bytes.extend(entry.info.to_ne_bytes());
+    bytes.extend(entry.data.to_ne_bytes());
+    bytes
+}
+
+/// The attributes of a message.
+struct Fields<'a>(Vec<Attribute<'a>>);
+
+fn text(error: ImageError) -> String {
+    error.to_string()
+}
+
+impl<'a> Fields<'a> {
+    fn optional(&self, number: u16) -> Option<&Attribute<'a>> {
+        self.0.iter().find(|attribute| attribute.number == number)
+    }
+
+    fn find(&self, number: u16) -> Result<&Attribute<'a>, String> {
+        self.optional(number)
+            .ok_or_else(|| format!("a QUEUE message without attribute {number}"))
+    }
+
+    fn u8(&self, number: u16) -> Result<u8, String> {
+        self.find(number)?.as_u8().map_err(text)
+    }
+
+    fn u32(&self, number: u16) -> Result<u32, String> {
+        self.find(number)?.as_u32().map_err(text)
+    }
+
+    fn array<const N: usize>(&self, number: u16) -> Result<[u8; N], String> {
+        self.find(number)?.as_array().map_err(text)
+    }
+
+    fn bytes(&self, number: u16) -> Result<Vec<u8>, String> {
+        Ok(self.find(number)?.payload.to_vec())
+    }
+
+    fn address(&self, number: u16) -> Result<SocketAddrV4, String> {
+        address(self.find(number)?).map_err(text)
+    }
+
+    fn ip(&self, number: u16) -> Result<Ipv4Addr, String> {
+        Ok(self.array::<4>(number)?.into())
+    }
+
+    fn priority(&self) -> Result<u32, String> {
+        match self.optional(number::DATAGRAM_PRIORITY) {
+            Some(priority) => priority.as_u32().map_err(text),
+            None => Ok(0),
+        }
+    }
+
+    fn datagram(&self) -> Result<Datagram, String> {
+        Ok(Datagram {
+            source: self.address(number::DATAGRAM_SOURCE)?,
+            destination: self.address(number::DATAGRAM_DESTINATION)?,
+            ttl: self.u8(number::DATAGRAM_TTL)?,
+            tos: self.u8(number::DATAGRAM_TOS)?,
+            interface: self.u32(number::DATAGRAM_INTERFACE)?,
+            local: self.ip(number::DATAGRAM_SPEC_DST)?,
+            received_at: i64::from_ne_bytes(self.array(number::DATAGRAM_TIME)?),
+            mark: self.u32(number::DATAGRAM_MARK)?,
+            priority: self.priority()?,
+            segment: self.u32(number::DATAGRAM_SEGMENT)?,
+            options: self.bytes(number::DATAGRAM_OPTIONS)?,
+            peeked: self.optional(number::DATAGRAM_PEEKED).is_some(),
+            payload: self.bytes(number::DATAGRAM_PAYLOAD)?,
+        })
+    }
+
+    fn corked(&self) -> Result<Corked, String> {
+        let byte = |number: u16| {
+            let found = self.optional(number);
+            found.map(|found| found.as_u8().map_err(text)).transpose()
+        };
+        let segment = self.u32(number::DATAGRAM_SEGMENT)?;
+        Ok(Corked {
+            destination: self.address(number::DATAGRAM_DESTINATION)?,
+            source: *self.address(number::DATAGRAM_SOURCE)?.ip(),
+            tos: byte(number::DATAGRAM_TOS)?,
+            ttl: byte(number::DATAGRAM_TTL)?,
+            segment_size: u16::try_from(segment).map_err(|error| error.to_string())?,
+            device: self.u32(number::DATAGRAM_INTERFACE)?,
+            link_scope: self.u32(number::CORK)? & LINK_SCOPE != 0,
+            mark: self.u32(number::DATAGRAM_MARK)?,
+            priority: self.priority()?,
+            transmit_time: u64::from_ne_bytes(self.array(number::CORK_TRANSMIT_TIME)?),
+            ip_options: self.bytes(number::DATAGRAM_OPTIONS)?,
+            payload: self.bytes(number::DATAGRAM_PAYLOAD)?,
+        })
+    }
+
+    fn error(&self) -> Result<ErrorEntry, String> {
+        let address = |number: u16| {
+            let found = self.optional(number);
+            found.map(|found| address(found).map_err(text)).transpose()
+        };
+        let [e0, e1, e2, e3, origin, kind, code, _, i0, i1, i2, i3, d0, d1, d2, d3] =
+            self.array(number::EXTENDED_ERROR)?;
+        Ok(ErrorEntry {
+            error: i32::from_ne_bytes([e0, e1, e2, e3]),
+            origin,
+            kind,
+            code,
+            info: u32::from_ne_bytes([i0, i1, i2, i3]),
+            data: u32::from_ne_bytes([d0, d1, d2, d3]),
+            offender: address(number::DATAGRAM_SOURCE)?,
+            destination: address(number::DATAGRAM_DESTINATION)?,
+            received_at: i64::from_ne_bytes(self.array(number::DATAGRAM_TIME)?),
+            ttl: self.u8(number::DATAGRAM_TTL)?,
+            tos: self.u8(number::DATAGRAM_TOS)?,
+            local: self.ip(number::DATAGRAM_SPEC_DST)?,
+            rest: self.array(number::ICMP_REST)?,
+            interface: self.u32(number::DATAGRAM_INTERFACE)?,
+            payload: self.bytes(number::DATAGRAM_PAYLOAD)?,
+        })
     }
 }

@@ -84,6 +84,27 @@ impl Reader {
         corked(layout, &sock, ip_options, payload).map(|corked| Some(Some(corked)))
     }
 
+    /// The memory, in bytes, that datagrams of an IPv4 UDP socket take while they are with a device
+    /// (`sk_wmem_alloc` without what is corked). As [`cork`](Self::cork) otherwise.
+    pub fn in_flight(&self, socket: BorrowedFd<'_>) -> io::Result<u32> {
+        steady(|| {
+            let (layout, sock) = (self.buffers()?, self.udp(socket)?);
+            let sent = self.layout.sock.sent.value(&sock.raw).ok_or_else(damaged)?;
+            let head = Head::of(layout, &sock.raw, sock.address, layout.heads.write)?;
+            let mut corked = 0;
+            let done = Copier::new(self)?.queue(&head, View::Data, |buffer, _| {
+                corked += buffer.get(layout.skb.true_size)?;
+                Ok(())
+            })?;
+            if done.is_none() || !self.is_still(&sock, layout, socket)? {
+                return Ok(None);
+            }
+            // A socket holds one byte of it as long as it lives.
+            let rest = sent.saturating_sub(1).saturating_sub(corked);
+            Ok(Some(rest as u32))
+        })
+    }
+
     /// Whether the cork and its queue are as they were.
     fn is_still(
         &self,

@@ -120,6 +120,20 @@ pub fn inject(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> Result<Inje
     }
 }
 
+/// An [`Injector`] that is made when it is first needed.
+#[derive(Debug, Default)]
+pub struct Lazy(Option<Injector>);
+
+impl Lazy {
+    /// The injector, for the network namespace in which this thread was at the first call.
+    pub fn get(&mut self) -> io::Result<&mut Injector> {
+        match &mut self.0 {
+            Some(injector) => Ok(injector),
+            empty => Ok(empty.insert(Injector::new()?)),
+        }
+    }
+}
+
 /// What puts datagrams into sockets of one network namespace. While it lives, the program is at
 /// the loopback device, where it lets everything pass that is not its own.
 ///

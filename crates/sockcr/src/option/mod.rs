@@ -397,6 +397,11 @@ impl Options {
         Some(value)
     }
 
+    /// Whether an option is on, or a number other than 0.
+    pub(crate) fn has(&self, name: &str) -> bool {
+        self.get(name).is_some_and(|value| !value.is_empty())
+    }
+
     /// Gives an option a value, or takes it away with `None`.
     pub fn set(&mut self, row: &'static Row, value: Option<Value>) {
         self.0.retain(|(have, _)| *have != row);

@@ -53,6 +53,25 @@ pub(crate) fn dump(
     })
 }
 
+/// The bytes of memory that datagrams take while they are with a device; nothing brings them back.
+pub(crate) fn in_flight(
+    fd: BorrowedFd<'_>,
+    hidden: Option<&Hidden>,
+    report: &mut Report,
+) -> u32 {
+    let Some(hidden) = hidden.filter(|hidden| hidden.sent > 0) else {
+        return 0;
+    };
+    let read = kernel::reader()
+        .map_err(io::Error::other)
+        .and_then(|reader| reader.in_flight(fd));
+    read.unwrap_or_else(|error| {
+        let why = crate::error::reason(&error);
+        report.assume("nothing more on its way out", format!("{} bytes: {why}", hidden.sent));
+        0
+    })
+}
+
 /// Sends it again with MSG_MORE: all that its first sendmsg(2) fixed comes by control messages, so
 /// that options changed since do not count.
 pub(crate) fn restore(
@@ -101,7 +120,7 @@ pub(crate) fn restore_unbound(
     rustix::net::connect_unspec(fd)
         .map_err(io::Error::from)
         .and_then(|()| meanwhile.put_back())
-        .and_then(|()| filter::unblock(fd, &[]))
+        .and_then(|()| filter::unblock(fd))
         .map_err(failed)?;
     corked
 }
@@ -136,23 +155,22 @@ fn control(
     if let Some(ttl) = corked.ttl {
         add(IPPROTO_IP, IP_TTL, &i32::from(ttl).to_ne_bytes());
     }
-    let has = |name: &str| options.get(name).and_then(Value::number).unwrap_or(0);
-    if i64::from(corked.mark) != has("SO_MARK") {
+    let own = |name: &str| options.get(name).and_then(Value::number).unwrap_or(0);
+    if i64::from(corked.mark) != own("SO_MARK") {
         add(SOL_SOCKET, SO_MARK, &corked.mark.to_ne_bytes());
     }
     // A priority comes with the TOS (ip_cmsg_send).
     let given = corked.tos.map(priority_of);
-    if given.unwrap_or_else(|| has("SO_PRIORITY")) != i64::from(corked.priority) {
+    if given.unwrap_or_else(|| own("SO_PRIORITY")) != i64::from(corked.priority) {
         add(SOL_SOCKET, SO_PRIORITY, &corked.priority.to_ne_bytes());
     }
-    if i64::from(corked.segment_size) != has("UDP_SEGMENT") {
+    if i64::from(corked.segment_size) != own("UDP_SEGMENT") {
         add(SOL_UDP, UDP_SEGMENT, &corked.segment_size.to_ne_bytes());
     }
     if corked.transmit_time != 0 {
         add(SOL_SOCKET, SCM_TXTIME, &corked.transmit_time.to_ne_bytes());
     }
-    let own = options.get("IP_OPTIONS").is_some_and(|own| !own.is_empty());
-    if own || !corked.ip_options.is_empty() {
+    if options.has("IP_OPTIONS") || !corked.ip_options.is_empty() {
         add(IPPROTO_IP, IP_RETOPTS, &corked.ip_options);
     }
     Ok(control)

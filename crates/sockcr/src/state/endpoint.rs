@@ -396,16 +396,24 @@ fn with_option(
     set(0)
 }
 
-/// A send without a destination fails, but binds the socket first (`inet_send_prepare`).
 fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
-    match rustix::net::send(fd, &[], SendFlags::NOSIGNAL | SendFlags::DONTWAIT) {
+    bind_to_any(fd).map_err(|error| {
+        let error = match Errno::from_io_error(&error) {
+            // inet_autobind: the only port of the range is taken, or in ip_local_reserved_ports.
+            Some(Errno::AGAIN) => Errno::ADDRINUSE.into(),
+            _ => error,
+        };
+        Failure::at(format!("bind to port {port}"), error)
+    })
+}
+
+/// A send without a destination fails, but binds the socket first (`inet_send_prepare`). With
+/// MSG_MORE it leaves corked data corked.
+pub(crate) fn bind_to_any(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | SendFlags::MORE;
+    match rustix::net::send(fd, &[], flags) {
         Ok(_) | Err(Errno::DESTADDRREQ) => Ok(()),
-        // inet_autobind: the only port of the range is taken, or in ip_local_reserved_ports.
-        Err(Errno::AGAIN) => Err(Failure::at(
-            format!("bind to port {port}"),
-            Errno::ADDRINUSE.into(),
-        )),
-        Err(error) => Err(Failure::at(format!("bind to port {port}"), error.into())),
+        Err(error) => Err(error.into()),
     }
 }
 

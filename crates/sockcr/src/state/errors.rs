@@ -46,6 +46,7 @@ const LARGEST: usize = 65_507;
 const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
 const UNREACHABLE: u8 = 3;
+const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
 /// The pending error (SO_ERROR) and the error queue, oldest first.
@@ -140,11 +141,17 @@ impl Errors {
     }
 }
 
-fn can_be_made(entry: &ErrorEntry) -> bool {
+/// Whether an entry can be made again. Any other ICMP message would do something to this host.
+pub(crate) fn can_be_made(entry: &ErrorEntry) -> bool {
     entry.destination.is_some()
         && match entry.origin {
-            ORIGIN_LOCAL => entry.error == Errno::MSGSIZE.raw_os_error(),
-            ORIGIN_ICMP => true,
+            ORIGIN_LOCAL => {
+                entry.error == Errno::MSGSIZE.raw_os_error() && entry.offender.is_none()
+            }
+            ORIGIN_ICMP => {
+                matches!(entry.kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
+                    && entry.offender.is_some_and(|by| by.port() == 0)
+            }
             _ => false,
         }
 }
@@ -331,7 +338,7 @@ impl<'a> Maker<'a> {
     fn finish(&mut self) -> io::Result<()> {
         self.leave_port()?;
         self.meanwhile.put_back()?;
-        filter::unblock(self.fd, &[])
+        filter::unblock(self.fd)
     }
 }
 

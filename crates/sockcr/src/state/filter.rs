@@ -1,53 +1,176 @@
-//! The classic BPF filter of a socket.
+//! The BPF programs of a socket: its filter, and the one that chooses within its SO_REUSEPORT group.
 
+use crate::kernel::{self, Attached, Hidden};
 use crate::report::Report;
 use rustix::io::Errno;
+use sockcr_sys::bpf;
+use sockcr_sys::sockopt::{self, Place};
+use std::fmt;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 pub use sockcr_sys::sockopt::Instruction;
 
-/// Reads the filter (`SO_GET_FILTER`, since 3.8), empty when there is none; an eBPF program is
-/// reported.
-pub(crate) fn dump(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Vec<Instruction>> {
-    match sockcr_sys::sockopt::filter(fd) {
-        Ok(program) => Some(program),
-        Err(error) => {
-            let why = match Errno::from_io_error(&error) {
-                Some(Errno::ACCESS) => {
-                    "an eBPF program is attached, which no option gives back".into()
-                }
-                _ => format!("SO_GET_FILTER: {}", crate::error::reason(&error)),
-            };
-            report.lose("filter", why);
-            None
-        }
+/// A program as it is attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Filter {
+    /// Classic BPF; without an instruction it is none.
+    Classic(Vec<Instruction>),
+    /// An eBPF program, which is not carried but found again.
+    Program(Program),
+}
+
+/// An eBPF program of a host, known there until it is unloaded or the host starts anew.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its number.
+    pub id: u32,
+    /// The hash of its instructions.
+    pub tag: [u8; 8],
+    /// Which start of which host: `/proc/sys/kernel/random/boot_id`.
+    pub boot: [u8; 16],
+    /// Its name, perhaps empty.
+    pub name: String,
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let tag = crate::hex::encode(&self.tag);
+        write!(f, "eBPF program {} {} tag {tag}", self.id, self.name)
     }
+}
+
+const SOL_SOCKET: i32 = 1;
+const SO_DETACH_FILTER: i32 = 27;
+const SO_ATTACH_BPF: i32 = 50;
+const SO_ATTACH_REUSEPORT_EBPF: i32 = 52;
+
+/// Reads the filter (`SO_GET_FILTER`, since 3.8; an eBPF program by BPF), empty when there is none.
+pub(crate) fn dump(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Filter> {
+    let read = match sockopt::filter(fd) {
+        Ok(program) => Ok(Filter::Classic(program)),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::ACCESS) => {
+            by_bpf(|reader| reader.filter(fd)).map(Option::unwrap_or_default)
+        }
+        Err(error) => Err(error),
+    };
+    let what = "filter";
+    read.map_err(|error| report.lose(what, crate::error::reason(&error)))
+        .ok()
+}
+
+/// Reads the program of the SO_REUSEPORT group.
+pub(crate) fn dump_group(
+    fd: BorrowedFd<'_>,
+    hidden: Option<&Hidden>,
+    report: &mut Report,
+) -> Option<Filter> {
+    hidden.filter(|hidden| hidden.reuseport_program)?;
+    let read = by_bpf(|reader| reader.group_program(fd));
+    report.known("SO_REUSEPORT program", read).flatten()
+}
+
+impl Default for Filter {
+    fn default() -> Filter {
+        Filter::Classic(Vec::new())
+    }
+}
+
+fn by_bpf(
+    read: impl FnOnce(&kernel::Reader) -> io::Result<Option<Attached>>,
+) -> io::Result<Option<Filter>> {
+    let reader = kernel::reader()
+        .map_err(|why| io::Error::other(format!("an eBPF program, not to be seen here: {why}")))?;
+    let attached = read(reader)?;
+    attached.map(named).transpose()
+}
+
+fn named(attached: Attached) -> io::Result<Filter> {
+    Ok(match attached {
+        Attached::Classic(program) => Filter::Classic(program),
+        Attached::Extended { id, tag, name } => Filter::Program(Program {
+            id,
+            tag,
+            boot: boot()?,
+            name,
+        }),
+    })
+}
+
+/// Which start of which host this is.
+fn boot() -> io::Result<[u8; 16]> {
+    let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    let boot = crate::hex::decode(&text.trim().replace('-', ""));
+    boot.and_then(|boot| boot.try_into().ok())
+        .ok_or_else(|| io::Error::other("/proc/sys/kernel/random/boot_id is no UUID"))
 }
 
 /// `BPF_RET | BPF_K` with 0: nothing passes.
 const NOTHING: Instruction = [0x06, 0, 0, 0, 0, 0, 0, 0];
-const SOL_SOCKET: i32 = 1;
-const SO_DETACH_FILTER: i32 = 27;
 
 /// Lets nothing in: between bind(2) and connect(2) a socket hears everybody, and what it heard
 /// would stay in its queue.
 pub(crate) fn block(fd: BorrowedFd<'_>) -> io::Result<()> {
-    sockcr_sys::sockopt::attach_filter(fd, &[NOTHING])
+    sockopt::attach_filter(fd, Place::Filter, &[NOTHING])
 }
 
-/// Puts the filter in the place of that of [`block`].
-pub(crate) fn unblock(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
-    match program {
-        [] => sockcr_sys::sockopt::set(fd, SOL_SOCKET, SO_DETACH_FILTER, &[0; 4]),
-        _ => restore(fd, program),
+/// Takes away the filter of [`block`].
+pub(crate) fn unblock(fd: BorrowedFd<'_>) -> io::Result<()> {
+    sockopt::set(fd, SOL_SOCKET, SO_DETACH_FILTER, &[0; 4])
+}
+
+impl Filter {
+    /// Whether it is none.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Filter::Classic(program) if program.is_empty())
+    }
+
+    /// Attaches it as the filter.
+    pub(crate) fn restore(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.attach(fd, Place::Filter, SO_ATTACH_BPF)
+    }
+
+    /// Puts it in the place of the filter of [`block`].
+    pub(crate) fn replace_block(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        match self.is_empty() {
+            true => unblock(fd),
+            false => self.restore(fd),
+        }
+    }
+
+    /// Attaches it to the SO_REUSEPORT group of a socket that is not bound yet: it is that of the
+    /// group then, unless the group has one (`reuseport_attach_prog`, `reuseport_add_sock`).
+    pub(crate) fn restore_group(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        self.attach(fd, Place::Group, SO_ATTACH_REUSEPORT_EBPF)
+    }
+
+    fn attach(&self, fd: BorrowedFd<'_>, place: Place, extended: i32) -> io::Result<()> {
+        match self {
+            Filter::Classic(program) if program.is_empty() => Ok(()),
+            Filter::Classic(program) => sockopt::attach_filter(fd, place, program),
+            Filter::Program(program) => {
+                let program = program.open()?;
+                let number = program.as_raw_fd().to_ne_bytes();
+                sockopt::set(fd, SOL_SOCKET, extended, &number)
+            }
+        }
     }
 }
 
-/// Attaches the filter.
-pub(crate) fn restore(fd: BorrowedFd<'_>, program: &[Instruction]) -> io::Result<()> {
-    match program {
-        [] => Ok(()),
-        _ => sockcr_sys::sockopt::attach_filter(fd, program),
+impl Program {
+    /// The same program, if it is still there (CAP_SYS_ADMIN).
+    fn open(&self) -> io::Result<OwnedFd> {
+        let other = |why: &str| io::Error::other(format!("{self}: {why}"));
+        if self.boot != boot()? {
+            return Err(other("is one of another host, or of before it was started"));
+        }
+        match bpf::program_of_number(self.id) {
+            Ok((program, tag)) if tag == self.tag => Ok(program),
+            Ok(_) => Err(other("has another tag here")),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOENT) => {
+                Err(other("is not there any more"))
+            }
+            Err(error) => Err(io::Error::new(error.kind(), format!("{self}: {error}"))),
+        }
     }
 }

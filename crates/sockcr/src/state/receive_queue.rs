@@ -3,13 +3,18 @@
 
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
-use crate::kernel::inject::{self, Inexact, Injected};
+use super::meanwhile::{self, Meanwhile};
+use crate::kernel::inject::{self, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
-use crate::netns;
+use crate::option::Options;
 use crate::report::Report;
+use rustix::net::{RecvFlags, recv};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
+
+const SOL_SOCKET: i32 = 1;
+const SO_PEEK_OFF: i32 = 42;
 
 /// One datagram, as recvmsg(2) with every option would tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,10 +35,14 @@ pub struct Datagram {
     pub received_at: i64,
     /// SO_RCVMARK.
     pub mark: u32,
+    /// SO_RCVPRIORITY.
+    pub priority: u32,
     /// What UDP_GRO tells; 0 for a single datagram.
     pub segment: u32,
     /// The options of its IP header.
     pub options: Vec<u8>,
+    /// It is empty, and somebody has peeked at it: who peeks with SO_PEEK_OFF does not see it again.
+    pub peeked: bool,
     /// Its data.
     pub payload: Vec<u8>,
 }
@@ -42,6 +51,7 @@ pub struct Datagram {
 pub(crate) fn dump(
     fd: BorrowedFd<'_>,
     hidden: Option<&Hidden>,
+    options: &Options,
     report: &mut Report,
 ) -> Vec<Datagram> {
     let Some(hidden) = hidden.filter(|hidden| hidden.receive_queue > 0) else {
@@ -60,10 +70,14 @@ pub(crate) fn dump(
         }
     };
     if queue.iter().any(|queued| queued.fragment_size > 0) {
-        report.lose(
+        let (what, why) = (
             "receive queue: IP_RECVFRAGSIZE",
             "came in fragments, and would not again",
         );
+        match options.has("IP_RECVFRAGSIZE") {
+            true => report.lose(what, why),
+            false => report.assume(format!("{what} never wanted"), why),
+        }
     }
     queue.into_iter().map(Datagram::from).collect()
 }
@@ -79,8 +93,10 @@ impl From<Queued> for Datagram {
             local: queued.pktinfo_address,
             received_at: queued.received_at,
             mark: queued.mark,
+            priority: queued.priority,
             segment: queued.segment_size.into(),
             options: queued.ip_options,
+            peeked: queued.peeked,
             payload: queued.payload,
         }
     }
@@ -91,6 +107,7 @@ pub(crate) fn restore(
     fd: BorrowedFd<'_>,
     queue: &[Datagram],
     interfaces: &Interfaces,
+    injector: &mut Injector,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let mut datagrams = Vec::with_capacity(queue.len());
@@ -103,15 +120,42 @@ pub(crate) fn restore(
             interface: local(fd, datagram, interfaces, report),
             received_at: datagram.received_at,
             mark: datagram.mark,
-            priority: 0,
+            priority: datagram.priority,
             segment_size: u16::try_from(datagram.segment).unwrap_or(0),
             ip_options: &datagram.options,
             payload: &datagram.payload,
         });
     }
-    let injected = netns::within(fd, || inject::inject(fd, &datagrams))
+    let injected = injector
+        .inject(fd, &datagrams)
         .map_err(|error| Failure::at("put the receive queue back", error))?;
     tell(&injected, report);
+    peek_again(fd, queue).map_err(|error| Failure::at("receive queue: peek again", error))
+}
+
+/// Peeks at the empty datagrams that somebody has peeked at: with SO_PEEK_OFF the first one at that
+/// place that is not marked yet is found (`__skb_try_recv_from_queue`).
+fn peek_again(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
+    if !queue.iter().any(|datagram| datagram.peeked) {
+        return Ok(());
+    }
+    let mut meanwhile = Meanwhile::new(fd);
+    meanwhile.keep(SOL_SOCKET, SO_PEEK_OFF)?;
+    let peeked = peek_at_each(fd, queue);
+    let back = meanwhile.put_back();
+    peeked.and(back)
+}
+
+fn peek_at_each(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
+    let mut before = 0;
+    for datagram in queue {
+        if datagram.peeked {
+            let place = i32::try_from(before).map_err(io::Error::other)?;
+            meanwhile::set(fd, SOL_SOCKET, SO_PEEK_OFF, place)?;
+            recv(fd, &mut [0; 0][..], RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+        }
+        before += datagram.payload.len();
+    }
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 use super::shutdown::poll_now;
 use crate::kernel::Hidden;
+use crate::option::Options;
 use crate::report::Report;
 use rustix::event::PollFlags;
 use std::io;
@@ -12,41 +13,23 @@ const SO_MEMINFO: i32 = 55;
 const RMEM_ALLOC: usize = 0;
 const WMEM_ALLOC: usize = 2;
 
-/// Reports queues, corked data, errors and counters.
+/// Reports policies and counters; without BPF also what waits.
 pub(crate) fn report(
     fd: BorrowedFd<'_>,
     hidden: Option<&Hidden>,
+    options: &Options,
     report: &mut Report,
 ) -> io::Result<()> {
     match hidden {
-        Some(hidden) => from_kernel(hidden, report),
+        Some(hidden) => from_kernel(hidden, options, report),
         None => from_outside(fd, report)?,
     }
     Ok(())
 }
 
-fn from_kernel(hidden: &Hidden, report: &mut Report) {
-    if hidden.error_queue > 0 {
-        report.lose("error queue", plural(hidden.error_queue, "entry"));
-    }
-    if hidden.pending_error != 0 {
-        let error = io::Error::from_raw_os_error(hidden.pending_error);
-        let text = crate::error::reason(&error);
-        report.lose(
-            "pending error",
-            format!("SO_ERROR {}: {text}", hidden.pending_error),
-        );
-    }
-    if hidden.pending {
-        // udp_sock.len counts the UDP header of 8 bytes too.
-        let payload = hidden.pending_bytes.saturating_sub(8);
-        report.lose("corked data", plural(payload, "byte"));
-    }
+fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
     if hidden.policies.contains(&true) {
         report.lose("IPsec policy", "IP_XFRM_POLICY gives none back");
-    }
-    if hidden.reuseport_program {
-        report.lose("SO_REUSEPORT program", "no option gives it back");
     }
     for (key, what) in [
         (hidden.timestamp_key, "time stamp counter"),
@@ -55,6 +38,10 @@ fn from_kernel(hidden: &Hidden, report: &mut Report) {
         if key != 0 {
             report.lose(what, format!("stands at {key}; a new socket counts from 0"));
         }
+    }
+    if hidden.drops > 0 && options.has("SO_RXQ_OVFL") {
+        let why = format!("stands at {}; a new socket counts from 0", hidden.drops);
+        report.lose("drop counter", why);
     }
     let source = hidden.source_address;
     let connected = !hidden.peer_address.is_unspecified();
@@ -95,12 +82,4 @@ fn from_outside(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
         "only BPF sees them",
     );
     Ok(())
-}
-
-fn plural(count: u32, noun: &str) -> String {
-    match (count, noun.strip_suffix('y')) {
-        (1, _) => format!("1 {noun}"),
-        (_, Some(stem)) => format!("{count} {stem}ies"),
-        _ => format!("{count} {noun}s"),
-    }
 }

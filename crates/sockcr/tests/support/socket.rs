@@ -160,7 +160,7 @@ pub fn instruction(code: u16, k: u32) -> Instruction {
 
 /// Attaches a classic filter.
 pub fn attach(socket: &impl AsFd, code: &[Instruction]) -> io::Result<()> {
-    sockopt::attach_filter(socket.as_fd(), code)
+    sockopt::attach_filter(socket.as_fd(), sockopt::Place::Filter, code)
 }
 
 /// Reads the filter back.

@@ -13,8 +13,8 @@ const UDP: u8 = 17;
 const TTL: u8 = 64;
 
 impl Injector {
-    /// Lets this unbound-looking socket hear an ICMP message, as of a datagram that it sent from
-    /// `port`, which nobody else has: `__udp4_lib_err` looks for who has it.
+    /// Lets the socket that has this port, which nobody else has, hear an ICMP message about a
+    /// datagram that it seems to have sent: `__udp4_lib_err` looks for who has the port.
     ///
     /// The socket has IP_RECVERR, hears at the loopback device, and its error queue has one entry
     /// more afterwards. A raw socket that hears ICMP hears this message too.

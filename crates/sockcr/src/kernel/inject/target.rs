@@ -5,20 +5,16 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
 
-use sockcr_sys::sockopt;
-
 use crate::state::filter;
+use crate::state::meanwhile::{self, Buffer, Meanwhile};
 
 use super::step;
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
-const SO_RCVBUF: i32 = 8;
 const SO_REUSEPORT: i32 = 15;
-const SO_RCVBUFFORCE: i32 = 33;
 const SO_INCOMING_CPU: i32 = 49;
 const SO_BINDTOIFINDEX: i32 = 62;
-const SO_BUF_LOCK: i32 = 72;
 const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
@@ -29,29 +25,21 @@ const LOOPBACK: i32 = super::LOOPBACK as i32;
 /// Half of the largest receive buffer: the kernel doubles it.
 const ROOM: i32 = i32::MAX / 2;
 
-/// An option, and its value meanwhile; None: the kernel changes it by itself.
-type Meanwhile = (i32, i32, Option<i32>);
-
-/// In the order of setting them. Sharing the port is off, or the kernel could choose one that
+/// An option, and its value meanwhile. Sharing the port is off, or the kernel could choose one that
 /// somebody has, and `inet_steal_sock` could choose another member of the group.
-const MEANWHILE: [Meanwhile; 7] = [
-    (SOL_SOCKET, SO_REUSEADDR, Some(0)),
-    (SOL_SOCKET, SO_REUSEPORT, Some(0)),
-    (SOL_SOCKET, SO_BINDTOIFINDEX, Some(LOOPBACK)),
-    (SOL_SOCKET, SO_INCOMING_CPU, None),
-    (IPPROTO_IP, IP_LOCAL_PORT_RANGE, Some(0)),
-    (IPPROTO_IP, IP_PKTINFO, None),
-    (SOL_UDP, UDP_GRO, Some(1)),
+const SETTINGS: [(i32, i32, i32); 5] = [
+    (SOL_SOCKET, SO_REUSEADDR, 0),
+    (SOL_SOCKET, SO_REUSEPORT, 0),
+    (SOL_SOCKET, SO_BINDTOIFINDEX, LOOPBACK),
+    (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
+    (SOL_UDP, UDP_GRO, 1),
 ];
 
 /// The prepared socket; [`Target::finish`] makes it unbound again.
 #[derive(Debug)]
 pub struct Target<'a> {
     pub socket: BorrowedFd<'a>,
-    /// What [`MEANWHILE`] were before.
-    before: Vec<(i32, i32, i32)>,
-    buffer: i32,
-    locks: i32,
+    meanwhile: Meanwhile<'a>,
     /// IP_PKTINFO as it is now.
     tells: bool,
 }
@@ -65,16 +53,9 @@ impl<'a> Target<'a> {
             let why = "only an unbound socket can get a queue";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
-        let before = MEANWHILE.iter().map(|(level, name, _)| {
-            let value = get(socket, *level, *name)?;
-            Ok((*level, *name, value))
-        });
-        let before: io::Result<Vec<_>> = before.collect();
         let mut target = Self {
             socket,
-            before: before.map_err(step("read the options of the new socket"))?,
-            buffer: get(socket, SOL_SOCKET, SO_RCVBUF)?,
-            locks: get(socket, SOL_SOCKET, SO_BUF_LOCK)?,
+            meanwhile: Meanwhile::new(socket),
             tells: false,
         };
         match target.take_place() {
@@ -88,18 +69,24 @@ impl<'a> Target<'a> {
     }
 
     fn take_place(&mut self) -> io::Result<()> {
-        self.tells = get(self.socket, IPPROTO_IP, IP_PKTINFO)? != 0;
-        for (level, name, value) in MEANWHILE {
-            if let Some(value) = value {
-                set(self.socket, level, name, value)
-                    .map_err(step("prepare the new socket for its queue"))?;
-            }
-        }
-        set(self.socket, SOL_SOCKET, SO_RCVBUFFORCE, ROOM)
+        self.set_options()
+            .map_err(step("prepare the new socket for its queue"))?;
+        self.meanwhile
+            .room(Buffer::Receive, ROOM)
             .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
         self.connect_to_itself()
             .map_err(step("bind meanwhile on the loopback device"))
+    }
+
+    fn set_options(&mut self) -> io::Result<()> {
+        // Delivery changes it.
+        self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
+        self.tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO)? != 0;
+        for (level, name, value) in SETTINGS {
+            self.meanwhile.set(level, name, value)?;
+        }
+        Ok(())
     }
 
     /// 0.0.0.0 is the own address, found without a route (`ip_route_output_key_hash_rcu`).
@@ -113,7 +100,7 @@ impl<'a> Target<'a> {
 
     /// Lets datagrams in: only what is assigned to the socket can come.
     pub fn open(&self) -> io::Result<()> {
-        filter::unblock(self.socket, &[])
+        filter::unblock(self.socket)
     }
 
     /// Lets nothing in any more.
@@ -124,7 +111,7 @@ impl<'a> Target<'a> {
     /// Whether datagrams that come now will tell IP_PKTINFO (`ipv4_pktinfo_prepare`).
     pub fn tell(&mut self, tells: bool) -> io::Result<()> {
         if self.tells != tells {
-            set(self.socket, IPPROTO_IP, IP_PKTINFO, i32::from(tells))?;
+            meanwhile::set(self.socket, IPPROTO_IP, IP_PKTINFO, i32::from(tells))?;
             self.tells = tells;
         }
         Ok(())
@@ -134,24 +121,7 @@ impl<'a> Target<'a> {
     /// (`__udp_disconnect`). The filter goes last.
     pub fn finish(&self) -> io::Result<()> {
         rustix::net::connect_unspec(self.socket)?;
-        // The buffer first: setting it sets its lock.
-        set(self.socket, SOL_SOCKET, SO_RCVBUFFORCE, self.buffer / 2)?;
-        set(self.socket, SOL_SOCKET, SO_BUF_LOCK, self.locks)?;
-        for (level, name, value) in &self.before {
-            if get(self.socket, *level, *name)? != *value {
-                set(self.socket, *level, *name, *value)?;
-            }
-        }
+        self.meanwhile.put_back()?;
         self.open()
     }
-}
-
-fn get(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<i32> {
-    let mut value = [0; 4];
-    sockopt::get(socket, level, name, &mut value)?;
-    Ok(i32::from_ne_bytes(value))
-}
-
-fn set(socket: BorrowedFd<'_>, level: i32, name: i32, value: i32) -> io::Result<()> {
-    sockopt::set(socket, level, name, &value.to_ne_bytes())
 }

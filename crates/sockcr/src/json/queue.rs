@@ -1,0 +1,238 @@
+//! What waits in a socket as JSON, and back.
+
+use crate::hex;
+use crate::kernel::{Corked, ErrorEntry};
+use crate::state::interfaces::Interfaces;
+use crate::state::receive_queue::Datagram;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+/// In nanoseconds.
+const SECOND: i64 = 1_000_000_000;
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct DatagramJson {
+    from: SocketAddrV4,
+    to: SocketAddrV4,
+    ttl: u8,
+    tos: u8,
+    interface: Json,
+    local: Ipv4Addr,
+    received_at: String,
+    mark: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    priority: u32,
+    segment: u32,
+    options: String,
+    #[serde(default, skip_serializing_if = "is_default")]
+    peeked: bool,
+    payload: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct CorkJson {
+    from: Ipv4Addr,
+    to: SocketAddrV4,
+    tos: Option<u8>,
+    ttl: Option<u8>,
+    interface: Json,
+    link_scope: bool,
+    mark: u32,
+    priority: u32,
+    transmit_time: u64,
+    segment: u16,
+    options: String,
+    payload: String,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ErrorJson {
+    errno: i32,
+    origin: u8,
+    #[serde(rename = "type")]
+    kind: u8,
+    code: u8,
+    info: u32,
+    data: u32,
+    offender: Option<SocketAddrV4>,
+    to: Option<SocketAddrV4>,
+    received_at: String,
+    ttl: u8,
+    tos: u8,
+    local: Ipv4Addr,
+    rest: String,
+    interface: Json,
+    payload: String,
+}
+
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// Reads the parts of one of them.
+struct Parts<'a> {
+    what: String,
+    interfaces: &'a Interfaces,
+}
+
+impl Parts<'_> {
+    fn wrong(&self, part: &str) -> String {
+        format!("{}: {part} is wrong", self.what)
+    }
+
+    fn bytes(&self, part: &str, digits: &str) -> Result<Vec<u8>, String> {
+        hex::decode(digits).ok_or_else(|| self.wrong(part))
+    }
+
+    fn interface(&self, json: &Json) -> Result<u32, String> {
+        let index = self.interfaces.parse_json(json);
+        index.ok_or_else(|| self.wrong("interface"))
+    }
+
+    fn time(&self, text: &str) -> Result<i64, String> {
+        let nanoseconds = text.split_once('.').and_then(|(seconds, nanos)| {
+            let seconds: i64 = seconds.parse().ok()?;
+            let nanos: i64 = nanos.parse().ok().filter(|_| nanos.len() == 9)?;
+            seconds.checked_mul(SECOND)?.checked_add(nanos)
+        });
+        nanoseconds.ok_or_else(|| self.wrong("received_at"))
+    }
+}
+
+fn time(nanoseconds: i64) -> String {
+    let (seconds, rest) = (
+        nanoseconds.div_euclid(SECOND),
+        nanoseconds.rem_euclid(SECOND),
+    );
+    format!("{seconds}.{rest:09}")
+}
+
+pub(super) fn to_datagram(datagram: &Datagram, interfaces: &Interfaces) -> DatagramJson {
+    DatagramJson {
+        from: datagram.source,
+        to: datagram.destination,
+        ttl: datagram.ttl,
+        tos: datagram.tos,
+        interface: interfaces.to_json(datagram.interface),
+        local: datagram.local,
+        received_at: time(datagram.received_at),
+        mark: datagram.mark,
+        priority: datagram.priority,
+        segment: datagram.segment,
+        options: hex::encode(&datagram.options),
+        peeked: datagram.peeked,
+        payload: hex::encode(&datagram.payload),
+    }
+}
+
+pub(super) fn from_datagram(
+    json: &DatagramJson,
+    interfaces: &Interfaces,
+) -> Result<Datagram, String> {
+    let parts = Parts {
+        what: format!("queued datagram from {}", json.from),
+        interfaces,
+    };
+    Ok(Datagram {
+        source: json.from,
+        destination: json.to,
+        ttl: json.ttl,
+        tos: json.tos,
+        interface: parts.interface(&json.interface)?,
+        local: json.local,
+        received_at: parts.time(&json.received_at)?,
+        mark: json.mark,
+        priority: json.priority,
+        segment: json.segment,
+        options: parts.bytes("options", &json.options)?,
+        peeked: json.peeked,
+        payload: parts.bytes("payload", &json.payload)?,
+    })
+}
+
+pub(super) fn to_cork(corked: &Corked, interfaces: &Interfaces) -> CorkJson {
+    CorkJson {
+        from: corked.source,
+        to: corked.destination,
+        tos: corked.tos,
+        ttl: corked.ttl,
+        interface: interfaces.to_json(corked.device),
+        link_scope: corked.link_scope,
+        mark: corked.mark,
+        priority: corked.priority,
+        transmit_time: corked.transmit_time,
+        segment: corked.segment_size,
+        options: hex::encode(&corked.ip_options),
+        payload: hex::encode(&corked.payload),
+    }
+}
+
+pub(super) fn from_cork(json: &CorkJson, interfaces: &Interfaces) -> Result<Corked, String> {
+    let parts = Parts {
+        what: format!("cork for {}", json.to),
+        interfaces,
+    };
+    Ok(Corked {
+        destination: json.to,
+        source: json.from,
+        tos: json.tos,
+        ttl: json.ttl,
+        segment_size: json.segment,
+        device: parts.interface(&json.interface)?,
+        link_scope: json.link_scope,
+        mark: json.mark,
+        priority: json.priority,
+        transmit_time: json.transmit_time,
+        ip_options: parts.bytes("options", &json.options)?,
+        payload: parts.bytes("payload", &json.payload)?,
+    })
+}
+
+pub(super) fn to_error(entry: &ErrorEntry, interfaces: &Interfaces) -> ErrorJson {
+    ErrorJson {
+        errno: entry.error,
+        origin: entry.origin,
+        kind: entry.kind,
+        code: entry.code,
+        info: entry.info,
+        data: entry.data,
+        offender: entry.offender,
+        to: entry.destination,
+        received_at: time(entry.received_at),
+        ttl: entry.ttl,
+        tos: entry.tos,
+        local: entry.local,
+        rest: hex::encode(&entry.rest),
+        interface: interfaces.to_json(entry.interface),
+        payload: hex::encode(&entry.payload),
+    }
+}
+
+pub(super) fn from_error(json: &ErrorJson, interfaces: &Interfaces) -> Result<ErrorEntry, String> {
+    let parts = Parts {
+        what: "queued error".into(),
+        interfaces,
+    };
+    let rest = parts.bytes("rest", &json.rest)?.try_into();
+    Ok(ErrorEntry {
+        error: json.errno,
+        origin: json.origin,
+        kind: json.kind,
+        code: json.code,
+        info: json.info,
+        data: json.data,
+        offender: json.offender,
+        destination: json.to,
+        received_at: parts.time(&json.received_at)?,
+        ttl: json.ttl,
+        tos: json.tos,
+        local: json.local,
+        rest: rest.map_err(|_| parts.wrong("rest"))?,
+        interface: parts.interface(&json.interface)?,
+        payload: parts.bytes("payload", &json.payload)?,
+    })
+}
