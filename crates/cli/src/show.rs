@@ -72,7 +72,12 @@ pub fn page(checkpoint: &Checkpoint, fresh: &Checkpoint, only_changed: bool) -> 
     let filter = program(checkpoint.filter.as_ref());
     section(&mut text, "filter", &filter, STRONG);
     let chooses = program(checkpoint.reuseport_program.as_ref());
-    section(&mut text, "chooses within the SO_REUSEPORT group", &chooses, STRONG);
+    section(
+        &mut text,
+        "chooses within the SO_REUSEPORT group",
+        &chooses,
+        STRONG,
+    );
     section(&mut text, "descriptor", &descriptor(checkpoint), STRONG);
     if !only_changed {
         let rows: Vec<_> = same

@@ -167,7 +167,7 @@ numbers! {
     DATAGRAM_OPTIONS = 88,
     /// In QUEUE, its data.
     DATAGRAM_PAYLOAD = 89,
-    /// In QUEUE, u32: this is what UDP_CORK or MSG_MORE holds back; bit 0: for neighbours only.
+    /// In QUEUE, u32: this is what UDP_CORK or MSG_MORE holds back; bit 0: it goes by a gateway.
     CORK = 90,
     /// In QUEUE of a [`CORK`], u64: when it may leave, in nanoseconds of SO_TXTIME's clock; 0: at once.
     CORK_TRANSMIT_TIME = 91,

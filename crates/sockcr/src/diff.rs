@@ -96,7 +96,10 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
         add("corked data", cork(checkpoint, corked));
     }
     for (at, entry) in checkpoint.errors.queue.iter().enumerate() {
-        add(&format!("queued error {}", at + 1), error(checkpoint, entry));
+        add(
+            &format!("queued error {}", at + 1),
+            error(checkpoint, entry),
+        );
     }
     if checkpoint.errors.pending != 0 {
         add("pending error", checkpoint.errors.pending.to_string());
@@ -167,14 +170,14 @@ fn device(checkpoint: &Checkpoint, index: u32) -> String {
 fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
     let given = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
     format!(
-        "{} to {}, ttl {}, tos {}, by {}, for neighbours only {}, mark {}, priority {}, \
+        "{} to {}, ttl {}, tos {}, by {}, by a gateway {}, mark {}, priority {}, \
          segment {}, at {}, options {}: {}",
         corked.source,
         corked.destination,
         given(corked.ttl),
         given(corked.tos),
         device(checkpoint, corked.device),
-        corked.link_scope,
+        corked.gateway,
         corked.mark,
         corked.priority,
         corked.segment_size,

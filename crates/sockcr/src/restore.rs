@@ -153,13 +153,13 @@ impl Checkpoint {
         self.fill(fd, injector, report);
         let early = self.corks_early();
         if let Some(corked) = self.cork.as_ref().filter(|_| early) {
-            let done = cork::restore_unbound(fd, corked, &self.options, &self.interfaces);
+            let done = cork::restore_unbound(fd, corked, &self.options, &self.interfaces, report);
             lossy_step(done, report);
         }
         self.fail(fd, injector, report);
         self.take_place(fd, report)?;
         if let Some(corked) = self.cork.as_ref().filter(|_| !early) {
-            let done = cork::restore(fd, corked, &self.options, &self.interfaces);
+            let done = cork::restore(fd, corked, &self.options, &self.interfaces, report);
             lossy_step(done, report);
         }
         self.write_options(&mut writer, Stage::AfterConnect, report);
@@ -225,8 +225,12 @@ impl Checkpoint {
         if errors.is_empty() {
             return;
         }
+        let what = match errors.queue.is_empty() {
+            true => "pending error",
+            false => "error queue",
+        };
         let made = netns::within(fd, || errors.restore(fd, injector.get()?, report));
-        lossy(made, "make the errors again", report);
+        lossy(made, what, report);
     }
 
     /// Attaches the filter, binds and connects; a socket that will be connected hears nobody

@@ -152,7 +152,13 @@ fn corks_with_options_and_segments() -> Outcome {
     })
 }
 
-/// An entry as MSG_ERRQUEUE gave it.
+/// A word of IP_PKTINFO.
+fn place(message: &Message, at: usize) -> [u8; 4] {
+    message.word(IPPROTO_IP, IP_PKTINFO, at).to_ne_bytes()
+}
+
+/// An entry as MSG_ERRQUEUE gave it. ICMP messages of this host about a closed port have no second
+/// word.
 fn entry(message: &Message) -> ErrorEntry {
     let raw = message.control(IPPROTO_IP, IP_RECVERR).expect("an entry");
     let word = |at: usize| u32::from_ne_bytes(*raw[at..].first_chunk().expect("whole"));
@@ -173,9 +179,9 @@ fn entry(message: &Message) -> ErrorEntry {
         received_at: nanoseconds(message),
         ttl: message.word(IPPROTO_IP, IP_TTL, 0) as u8,
         tos: message.control(IPPROTO_IP, IP_TOS).map_or(0, |tos| tos[0]),
-        local: Ipv4Addr::UNSPECIFIED,
+        local: place(message, 8).into(),
         rest: [0; 4],
-        interface: 0,
+        interface: u32::from_ne_bytes(place(message, 0)),
         payload: message.data.clone(),
     }
 }

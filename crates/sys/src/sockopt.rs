@@ -112,11 +112,7 @@ pub enum Place {
 }
 
 /// Attaches a classic program.
-pub fn attach_filter(
-    fd: BorrowedFd<'_>,
-    place: Place,
-    program: &[Instruction],
-) -> io::Result<()> {
+pub fn attach_filter(fd: BorrowedFd<'_>, place: Place, program: &[Instruction]) -> io::Result<()> {
     let name = match place {
         Place::Filter => libc::SO_ATTACH_FILTER,
         Place::Group => libc::SO_ATTACH_REUSEPORT_CBPF,

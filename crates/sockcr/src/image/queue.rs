@@ -14,8 +14,8 @@ const MOST_PAYLOAD: usize = 65_507;
 /// The most that an ICMP message can quote: its own headers and those of the datagram are before it.
 const MOST_QUOTED: usize = 65_535 - 56;
 const MOST_OPTIONS: usize = 40;
-/// In [`number::CORK`]: for neighbours only.
-const LINK_SCOPE: u32 = 1;
+/// In [`number::CORK`]: by a gateway.
+const GATEWAY: u32 = 1;
 
 /// What a QUEUE message holds; within a socket they come in this order.
 pub(super) enum Waiting {
@@ -68,9 +68,7 @@ fn can_be(waiting: &Waiting) -> bool {
         Waiting::Corked(corked) => {
             corked.ip_options.len() <= MOST_OPTIONS && corked.payload.len() <= MOST_PAYLOAD
         }
-        Waiting::Error(entry) => {
-            errors::can_be_made(entry) && entry.payload.len() <= MOST_QUOTED
-        }
+        Waiting::Error(entry) => errors::can_be_made(entry) && entry.payload.len() <= MOST_QUOTED,
     }
 }
 
@@ -123,7 +121,7 @@ pub(super) fn from_cork(corked: &Corked) -> Result<Vec<u8>, ImageError> {
     writer.u32(number::DATAGRAM_SEGMENT, corked.segment_size.into())?;
     writer.put(number::DATAGRAM_OPTIONS, &corked.ip_options)?;
     writer.put(number::DATAGRAM_PAYLOAD, &corked.payload)?;
-    let flags = if corked.link_scope { LINK_SCOPE } else { 0 };
+    let flags = if corked.gateway { GATEWAY } else { 0 };
     writer.u32(number::CORK, flags)?;
     let time = corked.transmit_time.to_ne_bytes();
     writer.put(number::CORK_TRANSMIT_TIME, &time)?;
@@ -239,7 +237,7 @@ impl<'a> Fields<'a> {
             ttl: byte(number::DATAGRAM_TTL)?,
             segment_size: u16::try_from(segment).map_err(|error| error.to_string())?,
             device: self.u32(number::DATAGRAM_INTERFACE)?,
-            link_scope: self.u32(number::CORK)? & LINK_SCOPE != 0,
+            gateway: self.u32(number::CORK)? & GATEWAY != 0,
             mark: self.u32(number::DATAGRAM_MARK)?,
             priority: self.priority()?,
             transmit_time: u64::from_ne_bytes(self.array(number::CORK_TRANSMIT_TIME)?),
@@ -253,8 +251,24 @@ impl<'a> Fields<'a> {
             let found = self.optional(number);
             found.map(|found| address(found).map_err(text)).transpose()
         };
-        let [e0, e1, e2, e3, origin, kind, code, _, i0, i1, i2, i3, d0, d1, d2, d3] =
-            self.array(number::EXTENDED_ERROR)?;
+        let [
+            e0,
+            e1,
+            e2,
+            e3,
+            origin,
+            kind,
+            code,
+            _,
+            i0,
+            i1,
+            i2,
+            i3,
+            d0,
+            d1,
+            d2,
+            d3,
+        ] = self.array(number::EXTENDED_ERROR)?;
         Ok(ErrorEntry {
             error: i32::from_ne_bytes([e0, e1, e2, e3]),
             origin,

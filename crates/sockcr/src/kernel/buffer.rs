@@ -123,13 +123,24 @@ pub struct Cork {
     pub segment_size: Field,
     pub mark: Option<Field>,
     pub transmit_time: Option<Field>,
-    pub device: Field,
-    pub scope: Field,
     pub source: Field,
     pub destination: Field,
     /// The destination when there are options.
     pub last_hop: Field,
     pub destination_port: Field,
+    pub route: Route,
+}
+
+/// What a cork says of its route: `struct rtable`.
+#[derive(Debug)]
+pub struct Route {
+    /// In the cork.
+    pub route: Field,
+    pub device: Field,
+    /// Not 0: by a gateway.
+    pub gateway: Field,
+    /// In `struct net_device`.
+    pub index: Field,
 }
 
 /// `struct ip_options`.
@@ -334,12 +345,23 @@ impl Cork {
             segment_size: field("cork.base.gso_size")?,
             mark: field("cork.base.mark").ok(),
             transmit_time: field("cork.base.transmit_time").ok(),
-            device: field("cork.fl.u.ip4.__fl_common.flowic_oif")?,
-            scope: field("cork.fl.u.ip4.__fl_common.flowic_scope")?,
             source: field("cork.fl.u.ip4.saddr")?,
             destination: field("cork.fl.u.ip4.daddr")?,
             last_hop: field("cork.base.addr")?,
             destination_port: field("cork.fl.u.ip4.uli.ports.dport")?,
+            route: Route::of(btf)?,
+        })
+    }
+}
+
+impl Route {
+    fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        let field = |path| btf.field("rtable", path);
+        Ok(Self {
+            route: btf.field("inet_sock", "cork.base.dst")?,
+            device: field("dst.dev")?,
+            gateway: field("rt_gw_family").or_else(|_| field("rt_uses_gateway"))?,
+            index: btf.field("net_device", "ifindex")?,
         })
     }
 }

@@ -11,8 +11,6 @@ use super::reader::{Reader, address, damaged};
 use super::walk::View;
 
 const UDP_HEADER: usize = 8;
-/// `RT_SCOPE_LINK`
-const SCOPE_LINK: u64 = 253;
 /// `IPCORK_OPT`: the cork has IP options of its own.
 const CORK_OPTIONS: u64 = 1;
 const AF_INET: u64 = rustix::net::AddressFamily::INET.as_raw() as u64;
@@ -32,10 +30,10 @@ pub struct Corked {
     pub ttl: Option<u8>,
     /// UDP_SEGMENT as it was; 0: one datagram.
     pub segment_size: u16,
-    /// The interface it was bound to (`flowi4_oif`), 0 for any.
+    /// The interface by which its route leaves (`rtable.dst.dev`), 0 when that is gone.
     pub device: u32,
-    /// It goes to neighbours only, by MSG_DONTROUTE or SO_DONTROUTE (`flowi4_scope`).
-    pub link_scope: bool,
+    /// Its route goes by a gateway (`rtable.rt_gw_family`).
+    pub gateway: bool,
     /// SO_MARK, or the one given with the data.
     pub mark: u32,
     /// SO_PRIORITY, or the one given with the data.
@@ -75,13 +73,32 @@ impl Reader {
             Ok(())
         })?;
         let ip_options = self.options(&sock)?;
+        let route = self.route(&sock)?;
         if done.is_none() || !self.is_still(&sock, layout, socket)? {
             return Ok(None);
         }
         if get(self.layout.udp.length)? as usize != payload.len() + UDP_HEADER {
             return Ok(None);
         }
-        corked(layout, &sock, ip_options, payload).map(|corked| Some(Some(corked)))
+        corked(layout, &sock, ip_options, route, payload).map(|corked| Some(Some(corked)))
+    }
+
+    /// The interface of the route, and whether it goes by a gateway.
+    fn route(&self, sock: &Sock) -> io::Result<(u32, bool)> {
+        let layout = &self.buffers()?.cork.route;
+        let place = layout.route.value(&sock.raw).ok_or_else(damaged)?;
+        if place == 0 {
+            return Ok((0, false));
+        }
+        let get = |base: u64, field: Field| {
+            let raw = self.bytes(base.wrapping_add(field.offset as u64), field.size)?;
+            Field { offset: 0, ..field }.value(&raw).ok_or_else(damaged)
+        };
+        let gateway = get(place, layout.gateway)? != 0;
+        match get(place, layout.device)? {
+            0 => Ok((0, gateway)),
+            device => Ok((get(device, layout.index)? as u32, gateway)),
+        }
     }
 
     /// The memory, in bytes, that datagrams of an IPv4 UDP socket take while they are with a device
@@ -165,6 +182,7 @@ fn corked(
     layout: &Buffers,
     sock: &Sock,
     ip_options: Vec<u8>,
+    (device, gateway): (u32, bool),
     payload: Vec<u8>,
 ) -> io::Result<Corked> {
     let cork = &layout.cork;
@@ -184,8 +202,8 @@ fn corked(
         tos: u8::try_from(get(cork.tos)? as i16).ok(),
         ttl: u8::try_from(get(cork.ttl)?).ok().filter(|ttl| *ttl != 0),
         segment_size: get(cork.segment_size)? as u16,
-        device: get(cork.device)? as u32,
-        link_scope: get(cork.scope)? == SCOPE_LINK,
+        device,
+        gateway,
         mark: optional(cork.mark)? as u32,
         priority: get(cork.priority)? as u32,
         transmit_time: optional(cork.transmit_time)?,

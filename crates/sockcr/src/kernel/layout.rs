@@ -38,6 +38,8 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "udp_dev_scratch"),
     (Kind::Structure, "sock_exterr_skb"),
     (Kind::Structure, "ip_options"),
+    (Kind::Structure, "rtable"),
+    (Kind::Structure, "net_device"),
     (Kind::Structure, "proto"),
     (Kind::Structure, "slab"),
     (Kind::Structure, "page"),

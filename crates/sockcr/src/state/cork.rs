@@ -14,6 +14,7 @@ use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
+const SO_DONTROUTE: i32 = 5;
 const SO_BROADCAST: i32 = 6;
 const SO_PRIORITY: i32 = 12;
 const SO_REUSEPORT: i32 = 15;
@@ -54,11 +55,7 @@ pub(crate) fn dump(
 }
 
 /// The bytes of memory that datagrams take while they are with a device; nothing brings them back.
-pub(crate) fn in_flight(
-    fd: BorrowedFd<'_>,
-    hidden: Option<&Hidden>,
-    report: &mut Report,
-) -> u32 {
+pub(crate) fn in_flight(fd: BorrowedFd<'_>, hidden: Option<&Hidden>, report: &mut Report) -> u32 {
     let Some(hidden) = hidden.filter(|hidden| hidden.sent > 0) else {
         return 0;
     };
@@ -67,7 +64,10 @@ pub(crate) fn in_flight(
         .and_then(|reader| reader.in_flight(fd));
     read.unwrap_or_else(|error| {
         let why = crate::error::reason(&error);
-        report.assume("nothing more on its way out", format!("{} bytes: {why}", hidden.sent));
+        report.assume(
+            "nothing more on its way out",
+            format!("{} bytes: {why}", hidden.sent),
+        );
         0
     })
 }
@@ -79,23 +79,20 @@ pub(crate) fn restore(
     corked: &Corked,
     options: &Options,
     interfaces: &Interfaces,
+    report: &mut Report,
 ) -> Result<(), Failure> {
-    let failed = |error| Failure::at(format!("cork data for {}", corked.destination), error);
-    let control = control(fd, corked, options, interfaces).map_err(failed)?;
-    let send = || send(fd, corked, &control);
-    let mut meanwhile = Meanwhile::new(fd);
-    let sent = send().or_else(|error| {
-        match Errno::from_io_error(&error) {
-            // What the buffer held once may be more than its owner allows now.
-            Some(Errno::AGAIN | Errno::NOBUFS) => meanwhile.room(Buffer::Send, ROOM)?,
-            // To everybody, and SO_BROADCAST was taken away since.
-            Some(Errno::ACCESS) => meanwhile.set(SOL_SOCKET, SO_BROADCAST, 1)?,
-            _ => return Err(error),
-        }
-        send()
+    let device = interfaces.local(fd, corked.device).unwrap_or_else(|error| {
+        report.lose("corked data: device", crate::error::reason(&error));
+        0
     });
+    let control = control(corked, device, options);
+    let mut meanwhile = Meanwhile::new(fd);
+    let sent = send_somehow(fd, corked, &control, &mut meanwhile);
     let back = meanwhile.put_back();
-    sent.and(back).map_err(failed)
+    sent.and(back).map_err(|error| {
+        let step = format!("corked data: send it to {}", corked.destination);
+        Failure::at(step, error)
+    })
 }
 
 /// The same on an unbound socket, which is unbound again afterwards. Nothing can come in meanwhile,
@@ -105,8 +102,9 @@ pub(crate) fn restore_unbound(
     corked: &Corked,
     options: &Options,
     interfaces: &Interfaces,
+    report: &mut Report,
 ) -> Result<(), Failure> {
-    let failed = |error| Failure::at("cork data before binding", error);
+    let failed = |error| Failure::at("corked data: before binding", error);
     let mut meanwhile = Meanwhile::new(fd);
     let prepared = (|| {
         filter::block(fd)?;
@@ -116,7 +114,7 @@ pub(crate) fn restore_unbound(
         meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)
     })();
     prepared.map_err(failed)?;
-    let corked = restore(fd, corked, options, interfaces);
+    let corked = restore(fd, corked, options, interfaces, report);
     rustix::net::connect_unspec(fd)
         .map_err(io::Error::from)
         .and_then(|()| meanwhile.put_back())
@@ -125,11 +123,39 @@ pub(crate) fn restore_unbound(
     corked
 }
 
-fn send(fd: BorrowedFd<'_>, corked: &Corked, control: &[u8]) -> io::Result<()> {
-    let route = match corked.link_scope {
-        true => MSG_DONTROUTE,
-        false => 0,
-    };
+/// A send that fails leaves nothing behind, and may be tried with what it lacked.
+fn send_somehow(
+    fd: BorrowedFd<'_>,
+    corked: &Corked,
+    control: &[u8],
+    meanwhile: &mut Meanwhile<'_>,
+) -> io::Result<()> {
+    let mut route = MSG_DONTROUTE;
+    if corked.gateway {
+        route = 0;
+        meanwhile.set(SOL_SOCKET, SO_DONTROUTE, 0)?;
+    }
+    let mut tries = 0;
+    loop {
+        let error = match send(fd, corked, control, route) {
+            Ok(()) => return Ok(()),
+            Err(error) => error,
+        };
+        tries += 1;
+        match Errno::from_io_error(&error) {
+            _ if tries > 3 => return Err(error),
+            // What the buffer held once may be more than its owner allows now.
+            Some(Errno::AGAIN | Errno::NOBUFS) => meanwhile.room(Buffer::Send, ROOM)?,
+            // To everybody, and SO_BROADCAST was taken away since.
+            Some(Errno::ACCESS) => meanwhile.set(SOL_SOCKET, SO_BROADCAST, 1)?,
+            // Without a gateway, but not as one of a directly connected network.
+            Some(Errno::NETUNREACH) if route != 0 => route = 0,
+            _ => return Err(error),
+        }
+    }
+}
+
+fn send(fd: BorrowedFd<'_>, corked: &Corked, control: &[u8], route: i32) -> io::Result<()> {
     let one = Outgoing {
         to: corked.destination,
         control,
@@ -138,15 +164,9 @@ fn send(fd: BorrowedFd<'_>, corked: &Corked, control: &[u8]) -> io::Result<()> {
     send_many(fd, &[one], MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL | route).map(drop)
 }
 
-fn control(
-    fd: BorrowedFd<'_>,
-    corked: &Corked,
-    options: &Options,
-    interfaces: &Interfaces,
-) -> io::Result<Vec<u8>> {
+fn control(corked: &Corked, device: u32, options: &Options) -> Vec<u8> {
     let mut control = Vec::new();
     let mut add = |level, kind, data: &[u8]| add_control(&mut control, level, kind, data);
-    let device = interfaces.local(fd, corked.device)?;
     let from = [device.to_ne_bytes(), corked.source.octets(), [0; 4]];
     add(IPPROTO_IP, IP_PKTINFO, from.as_flattened());
     if let Some(tos) = corked.tos {
@@ -173,7 +193,7 @@ fn control(
     if options.has("IP_OPTIONS") || !corked.ip_options.is_empty() {
         add(IPPROTO_IP, IP_RETOPTS, &corked.ip_options);
     }
-    Ok(control)
+    control
 }
 
 /// `rt_tos2priority`

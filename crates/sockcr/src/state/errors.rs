@@ -48,6 +48,10 @@ const ORIGIN_ICMP: u8 = 2;
 const UNREACHABLE: u8 = 3;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
+/// `NR_ICMP_UNREACH`
+const LAST_UNREACHABLE: u8 = 15;
+/// `ICMP_EXC_FRAGTIME`
+const FRAGMENT_TIME: u8 = 1;
 
 /// The pending error (SO_ERROR) and the error queue, oldest first.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -95,7 +99,10 @@ impl Errors {
         let (made, lost) = queue.into_iter().partition(can_be_made);
         errors.queue = made;
         if !told {
-            errors.queue.iter_mut().for_each(|entry| entry.interface = 0);
+            errors
+                .queue
+                .iter_mut()
+                .for_each(|entry| entry.interface = 0);
         }
         lose(&lost, report);
         errors
@@ -108,6 +115,9 @@ impl Errors {
         injector: &mut Injector,
         report: &mut Report,
     ) -> io::Result<()> {
+        if !self.queue.iter().all(can_be_made) {
+            return Err(io::Error::other("holds an entry that nothing makes"));
+        }
         let mut maker = Maker::prepare(fd, injector)?;
         let made = maker.make(self, report);
         let back = maker.finish();
@@ -141,7 +151,8 @@ impl Errors {
     }
 }
 
-/// Whether an entry can be made again. Any other ICMP message would do something to this host.
+/// Whether an entry can be made again: no other message becomes an error (`icmp_unreach`), and some
+/// would do something to this host.
 pub(crate) fn can_be_made(entry: &ErrorEntry) -> bool {
     entry.destination.is_some()
         && match entry.origin {
@@ -149,8 +160,12 @@ pub(crate) fn can_be_made(entry: &ErrorEntry) -> bool {
                 entry.error == Errno::MSGSIZE.raw_os_error() && entry.offender.is_none()
             }
             ORIGIN_ICMP => {
-                matches!(entry.kind, UNREACHABLE | TIME_EXCEEDED | PARAMETER_PROBLEM)
-                    && entry.offender.is_some_and(|by| by.port() == 0)
+                let becomes_an_error = match entry.kind {
+                    UNREACHABLE => entry.code <= LAST_UNREACHABLE,
+                    TIME_EXCEEDED => entry.code != FRAGMENT_TIME,
+                    kind => kind == PARAMETER_PROBLEM,
+                };
+                becomes_an_error && entry.offender.is_some_and(|by| by.port() == 0)
             }
             _ => false,
         }
@@ -354,7 +369,9 @@ fn message_of(error: i32) -> Option<(u8, u8)> {
         (Errno::HOSTDOWN, 7),
         (Errno::NONET, 8),
     ];
-    let found = CODES.iter().find(|(known, _)| known.raw_os_error() == error);
+    let found = CODES
+        .iter()
+        .find(|(known, _)| known.raw_os_error() == error);
     match found {
         Some((_, code)) => Some((UNREACHABLE, *code)),
         None if error == Errno::PROTO.raw_os_error() => Some((PARAMETER_PROBLEM, 0)),

@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{SendFlags, sendto};
-use sockcr::{Checkpoint, RestoreOptions};
+use sockcr::{Checkpoint, RestoreOptions, json};
 
 use super::socket::{self, IP, set_int, udp};
 
@@ -41,6 +41,36 @@ pub fn restored(original: OwnedFd) -> OwnedFd {
     drop(original);
     let checkpoint = Checkpoint::from_bytes(&image).unwrap();
     checkpoint.restore(&exactly()).unwrap().fd
+}
+
+/// Dumps, closes and restores a socket, and sees that image and JSON say it all, and that a dump
+/// changes nothing.
+pub fn identical(original: OwnedFd) -> OwnedFd {
+    let checkpoint = Checkpoint::dump(&original).unwrap();
+    let report = &checkpoint.report;
+    assert!(report.is_exact(), "{:?}", report.not_carried);
+    assert!(
+        Checkpoint::dump(&original).unwrap() == checkpoint,
+        "a dump changes it"
+    );
+    drop(original);
+    let text = json::to_json(std::slice::from_ref(&checkpoint)).to_string();
+    assert!(
+        json::from_json(&text).unwrap() == [checkpoint.clone()],
+        "JSON says less"
+    );
+    let image = checkpoint.to_bytes().unwrap();
+    let restored = Checkpoint::from_bytes(&image).unwrap().restore(&exactly());
+    let restored = restored.unwrap_or_else(|why| panic!("{why}")).fd;
+    let now = Checkpoint::dump(&restored).unwrap().canonical();
+    let before = checkpoint.canonical();
+    let differences = sockcr::diff::diff(&before, &now);
+    assert!(differences.is_empty(), "{differences:#?}");
+    assert!(
+        now.to_bytes().unwrap() == before.to_bytes().unwrap(),
+        "not the same bytes"
+    );
+    restored
 }
 
 /// Observes a socket that `make` made, then the restored twin of another one.

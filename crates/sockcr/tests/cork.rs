@@ -1,0 +1,370 @@
+//! A corked socket travels: uncorked on the other side, the same one datagram leaves.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+#[path = "support/message.rs"]
+mod message;
+mod support;
+#[path = "support/waiting.rs"]
+mod waiting;
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::OwnedFd;
+
+use message::{Control, send};
+use rustix::event::PollFlags;
+use sockcr::{Checkpoint, Mapping, RestoreOptions};
+use support::inject::{Capture, privileged};
+use support::place::{self, Device};
+use support::socket::{self, IP, SOCKET, UDP, set, set_int};
+use support::twin::{exactly, identical};
+use support::{Outcome, reader};
+use waiting::{Fallible, LOCALHOST, Random, SIZES, UDP_CORK, UDP_SEGMENT, local, neighbour};
+
+const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
+const SO_REUSEADDR: i32 = 2;
+const SO_BROADCAST: i32 = 6;
+const SO_PRIORITY: i32 = 12;
+const SO_SNDBUF: i32 = 7;
+const SO_MARK: i32 = 36;
+const SO_TXTIME: i32 = 61;
+const IP_TOS: i32 = 1;
+const IP_TTL: i32 = 2;
+const IP_OPTIONS: i32 = 4;
+const IP_MULTICAST_IF: i32 = 32;
+const IP_MULTICAST_TTL: i32 = 33;
+const IP_RECVERR: i32 = 11;
+
+/// A neighbour behind a cable, with the socket that it hears with, and what passes the cable.
+struct Wire {
+    far: std::net::UdpSocket,
+    to: SocketAddrV4,
+    capture: Capture,
+    index: u32,
+}
+
+impl Wire {
+    fn new() -> Fallible<Wire> {
+        let far = neighbour(1, &[])?;
+        let to = local(&far)?;
+        let device = Device {
+            name: "v1",
+            index: place::index("v1")?,
+            address: Ipv4Addr::new(10, 1, 1, 1),
+        };
+        // The neighbour's hardware address is asked for now.
+        send(&socket::udp()?, to, b"first", &[], 0)?;
+        socket::wait_for(&far, PollFlags::IN)?;
+        socket::receive(&far)?;
+        Ok(Wire {
+            far,
+            to,
+            capture: Capture::on(&device)?,
+            index: device.index,
+        })
+    }
+
+    /// The packets since the last call, without what the kernel numbers them by.
+    fn packets(&self) -> Fallible<Vec<Vec<u8>>> {
+        let mut packets = self.capture.packets()?;
+        for packet in &mut packets {
+            packet[18..20].fill(0);
+            packet[24..26].fill(0);
+        }
+        Ok(packets)
+    }
+
+    /// Uncorks a socket, and then its restored twin: both times the same must pass.
+    fn compare(&self, make: impl Fn() -> Fallible<OwnedFd>) -> Outcome {
+        let original = make()?;
+        uncork(&original, self.to)?;
+        let wanted = self.packets()?;
+        assert!(!wanted.is_empty(), "nothing left");
+        drop(original);
+        let restored = identical(make()?);
+        assert_eq!(self.packets()?, Vec::<Vec<u8>>::new(), "left too early");
+        uncork(&restored, self.to)?;
+        let packets = self.packets()?;
+        assert!(packets == wanted, "{packets:x?}\ninstead of\n{wanted:x?}");
+        Ok(())
+    }
+
+    /// The neighbour has heard this twice, and nothing else.
+    fn heard_twice(&self, data: &[u8]) -> Outcome {
+        for _ in 0..2 {
+            socket::wait_for(&self.far, PollFlags::IN)?;
+            let message = message::receive(&self.far, 0)?.ok_or("nothing came")?;
+            assert!(message.data == data, "{} bytes", message.data.len());
+        }
+        assert_eq!(message::receive(&self.far, 0)?, None);
+        Ok(())
+    }
+}
+
+/// An empty piece that is the last one, whichever way it was corked.
+fn uncork(socket: &OwnedFd, to: SocketAddrV4) -> Outcome {
+    set_int(socket, UDP, UDP_CORK, 0)?;
+    let corked = reader()?.cork(std::os::fd::AsFd::as_fd(socket))?;
+    match corked {
+        Some(_) => Ok(send(socket, to, b"", &[], 0)?),
+        None => Ok(()),
+    }
+}
+
+fn word(level: i32, kind: i32, value: i32) -> Control {
+    (level, kind, value.to_ne_bytes().to_vec())
+}
+
+/// A socket of always the same port: a child of another test may hold the last one for a moment.
+fn bound() -> Fallible<OwnedFd> {
+    let socket = socket::udp()?;
+    set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+    socket::bind(&socket, (ANY, 4000))?;
+    Ok(socket)
+}
+
+fn corked(
+    to: SocketAddrV4,
+    options: &[(i32, i32, i32)],
+    pieces: &[&[u8]],
+    controls: &[Control],
+) -> Fallible<OwnedFd> {
+    let socket = bound()?;
+    set_int(&socket, SOCKET, 32, 1 << 20)?;
+    for (level, name, value) in options {
+        set_int(&socket, *level, *name, *value)?;
+    }
+    for piece in pieces {
+        send(&socket, to, piece, controls, libc::MSG_MORE)?;
+    }
+    Ok(socket)
+}
+
+#[test]
+fn every_length_leaves_as_it_would_have() -> Outcome {
+    privileged(|| {
+        let wire = Wire::new()?;
+        let mut random = Random(7);
+        for size in SIZES {
+            let whole = random.bytes(size);
+            let (one, two) = whole.split_at(random.next() as usize % (size + 1));
+            wire.compare(|| corked(wire.to, &[], &[&whole], &[]))?;
+            wire.heard_twice(&whole)?;
+            wire.compare(|| corked(wire.to, &[(UDP, UDP_CORK, 1)], &[one, two], &[]))?;
+            wire.heard_twice(&whole)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn what_the_first_piece_fixed_stays_fixed() -> Outcome {
+    privileged(|| {
+        let wire = Wire::new()?;
+        let options = |bytes: &[u8]| (IP, 7, bytes.to_vec());
+        let route = [131, 7, 4, 10, 1, 1, 2, 0];
+        let record = [7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+        let stamp = [68, 12, 5, 1, 0, 0, 0, 0, 0, 0, 0, 0];
+        let cases: [Vec<Control>; 8] = [
+            vec![word(IP, IP_TOS, 0xb8)],
+            vec![word(IP, IP_TTL, 3)],
+            vec![word(IP, IP_TOS, 0), word(IP, IP_TTL, 255)],
+            vec![word(SOCKET, SO_MARK, 7), word(SOCKET, SO_PRIORITY, 5)],
+            vec![options(&record)],
+            vec![options(&route)],
+            vec![options(&[1, 1, 1, 1]), word(IP, IP_TOS, 0x10)],
+            vec![options(&stamp[..0])],
+        ];
+        for controls in cases {
+            for own in [&[][..], &[1, 1, 1, 0]] {
+                wire.compare(|| {
+                    let before = [(IP, IP_TOS, 0x20), (IP, IP_TTL, 40), (SOCKET, SO_MARK, 9)];
+                    let socket = bound()?;
+                    for (level, name, value) in before {
+                        set_int(&socket, level, name, value)?;
+                    }
+                    set(&socket, IP, IP_OPTIONS, own).map_err(std::io::Error::from_raw_os_error)?;
+                    send(&socket, wire.to, b"held back", &controls, libc::MSG_MORE)?;
+                    for (level, name, _) in before {
+                        set_int(&socket, level, name, 0x44)?;
+                    }
+                    set(&socket, IP, IP_OPTIONS, &[]).map_err(std::io::Error::from_raw_os_error)?;
+                    Ok(socket)
+                })?;
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn segments_groups_and_everybody() -> Outcome {
+    privileged(|| {
+        let wire = Wire::new()?;
+        let data = Random(8).bytes(30_000);
+        let segments = [(UDP, UDP_SEGMENT, 1000)];
+        wire.compare(|| corked(wire.to, &segments, &[&data], &[]))?;
+        let later = (UDP, UDP_SEGMENT, 1200u16.to_ne_bytes().to_vec());
+        wire.compare(|| corked(wire.to, &segments, &[&data], std::slice::from_ref(&later)))?;
+        let request = [[0; 4], [0; 4], wire.index.to_ne_bytes()].concat();
+        let group = SocketAddrV4::new(Ipv4Addr::new(239, 7, 7, 7), 9);
+        let everybody = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1, 255), 9);
+        for to in [group, everybody] {
+            let original = || {
+                let socket = bound()?;
+                set(&socket, IP, IP_MULTICAST_IF, &request)
+                    .map_err(std::io::Error::from_raw_os_error)?;
+                set_int(&socket, IP, IP_MULTICAST_TTL, 9)?;
+                set_int(&socket, SOCKET, SO_BROADCAST, 1)?;
+                send(&socket, to, b"to many", &[], libc::MSG_MORE)?;
+                set_int(&socket, SOCKET, SO_BROADCAST, 0)?;
+                set_int(&socket, IP, IP_MULTICAST_TTL, 2)?;
+                Ok::<_, Box<dyn std::error::Error + Send + Sync>>(socket)
+            };
+            let one = original()?;
+            uncork(&one, to)?;
+            let wanted = wire.packets()?;
+            drop(one);
+            let restored = identical(original()?);
+            uncork(&restored, to)?;
+            assert_eq!(wire.packets()?, wanted);
+            assert_eq!(wanted.len(), 1);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cork_goes_on() -> Outcome {
+    privileged(|| {
+        let receiver = socket::bound((LOCALHOST, 9))?;
+        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let socket = socket::udp()?;
+        socket::connect(&socket, (LOCALHOST, 9))?;
+        set_int(&socket, UDP, UDP_CORK, 1)?;
+        send(&socket, to, b"one ", &[], 0)?;
+        let restored = identical(socket);
+        send(&restored, to, b"two ", &[], 0)?;
+        let restored = identical(restored);
+        send(&restored, to, b"three", &[], 0)?;
+        assert_eq!(socket::receive_now(&receiver)?, Vec::<Vec<u8>>::new());
+        set_int(&restored, UDP, UDP_CORK, 0)?;
+        assert_eq!(socket::receive(&receiver)?, b"one two three");
+        Ok(())
+    })
+}
+
+#[test]
+fn a_small_buffer_a_deadline_and_neighbours_only() -> Outcome {
+    privileged(|| {
+        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let receiver = socket::bound((LOCALHOST, 9))?;
+        for (options, controls, flags) in [
+            (vec![(SOCKET, SO_SNDBUF, 0)], vec![], 0),
+            (vec![], vec![], libc::MSG_DONTROUTE),
+        ] {
+            let socket = bound()?;
+            send(&socket, to, &[5; 50_000], &controls, libc::MSG_MORE | flags)?;
+            for (level, name, value) in options {
+                set_int(&socket, level, name, value)?;
+            }
+            let restored = identical(socket);
+            send(&restored, to, b"", &[], 0)?;
+            assert_eq!(socket::receive(&receiver)?, [5; 50_000]);
+        }
+        let socket = bound()?;
+        let clock = [1i32.to_ne_bytes(), [0; 4]].concat();
+        set(&socket, SOCKET, SO_TXTIME, &clock).map_err(std::io::Error::from_raw_os_error)?;
+        let when = (SOCKET, SO_TXTIME, 5_000_000_000u64.to_ne_bytes().to_vec());
+        send(&socket, to, b"later", &[when], libc::MSG_MORE)?;
+        let corked = Checkpoint::dump(&socket)?.cork.ok_or("nothing corked")?;
+        assert_eq!(corked.transmit_time, 5_000_000_000);
+        identical(socket);
+        Ok(())
+    })
+}
+
+#[test]
+fn corked_and_unbound_or_with_an_error() -> Outcome {
+    privileged(|| {
+        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let socket = socket::udp()?;
+        send(&socket, to, b"unbound", &[], libc::MSG_MORE)?;
+        rustix::net::connect_unspec(&socket)?;
+        identical(socket);
+        let socket = socket::udp()?;
+        set_int(&socket, IP, IP_RECVERR, 1)?;
+        socket::connect(&socket, (LOCALHOST, 9))?;
+        send(&socket, to, b"first", &[], 0)?;
+        socket::wait_for(&socket, PollFlags::ERR)?;
+        assert_eq!(socket::get_int(&socket, SOCKET, 4)?, libc::ECONNREFUSED);
+        send(&socket, to, b"corked", &[], libc::MSG_MORE)?;
+        let restored = identical(socket);
+        let checkpoint = Checkpoint::dump(&restored)?;
+        assert_eq!(checkpoint.errors.queue.len(), 1);
+        assert_eq!(
+            checkpoint.cork.map(|corked| corked.payload),
+            Some(b"corked".to_vec())
+        );
+        Ok(())
+    })
+}
+
+#[test]
+fn a_pending_error_beside_a_cork_stays_or_is_named() -> Outcome {
+    privileged(|| {
+        let to = SocketAddrV4::new(LOCALHOST, 9);
+        for elsewhere in [false, true] {
+            let socket = bound()?;
+            send(&socket, to, b"corked", &[], libc::MSG_MORE)?;
+            let mut checkpoint = Checkpoint::dump(&socket)?;
+            checkpoint.errors.pending = libc::ECONNREFUSED;
+            if elsewhere {
+                checkpoint.edit("local", "127.0.0.1:4000")?;
+                checkpoint.edit("peer", "127.0.0.1:77")?;
+            }
+            drop(socket);
+            match checkpoint.restore(&exactly()) {
+                Ok(restored) => {
+                    assert!(!elsewhere);
+                    let error = socket::get_int(&restored.fd, SOCKET, 4)?;
+                    assert_eq!(error, libc::ECONNREFUSED);
+                }
+                Err(refused) => {
+                    assert!(elsewhere, "{refused}");
+                    assert!(refused.to_string().contains("pending error"), "{refused}");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cork_for_an_address_that_moves() -> Outcome {
+    privileged(|| {
+        let there = Ipv4Addr::new(127, 0, 0, 3);
+        let receiver = socket::bound((there, 9))?;
+        let socket = bound()?;
+        send(
+            &socket,
+            SocketAddrV4::new(LOCALHOST, 9),
+            b"moved",
+            &[],
+            libc::MSG_MORE,
+        )?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        let options = RestoreOptions {
+            map: vec![Mapping::Address(LOCALHOST, there)],
+            ..RestoreOptions::default()
+        };
+        let restored = checkpoint.restore(&options)?.fd;
+        send(&restored, SocketAddrV4::new(there, 9), b"", &[], 0)?;
+        assert_eq!(socket::receive(&receiver)?, b"moved");
+        Ok(())
+    })
+}

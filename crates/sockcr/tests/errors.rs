@@ -1,0 +1,462 @@
+//! Errors travel: an application that asks the restored socket is told what the original would have
+//! told it.
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+#[path = "support/message.rs"]
+mod message;
+mod support;
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, OwnedFd};
+
+use message::{Message, send};
+use rustix::event::PollFlags;
+use rustix::net::{AddressFamily, RawProtocol, SocketType, socket_with};
+use sockcr::kernel::ErrorEntry;
+use sockcr::state::errors::Errors;
+use sockcr::{Checkpoint, RestoreOptions};
+use support::inject::{PATIENCE, privileged, talkative};
+use support::place::{devices, sysctl};
+use support::socket::{self, IP, SOCKET, set_int};
+use support::twin::{exactly, lossy};
+use support::{Outcome, reader};
+
+type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const SO_REUSEADDR: i32 = 2;
+const SO_ERROR: i32 = 4;
+const SO_TIMESTAMPING: i32 = 37;
+const IP_MTU_DISCOVER: i32 = 10;
+const IP_RECVERR: i32 = 11;
+const IP_RECVERR_RFC4884: i32 = 26;
+const PORT: u16 = 4100;
+const UNREACHABLE: u8 = 3;
+
+/// A socket that wants to know everything, of always the same port: a child of another test may
+/// hold the last one for a moment.
+fn wanting() -> Fallible<OwnedFd> {
+    let socket = talkative()?;
+    set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+    set_int(&socket, IP, IP_RECVERR, 1)?;
+    socket::bind(&socket, (HERE, PORT))?;
+    Ok(socket)
+}
+
+/// An ICMP message about a datagram from the socket, by a host that could be anybody.
+struct Told {
+    kind: u8,
+    code: u8,
+    rest: [u8; 4],
+    quoted: Vec<u8>,
+}
+
+impl Told {
+    fn new(kind: u8, code: u8) -> Told {
+        Told {
+            kind,
+            code,
+            rest: [0; 4],
+            quoted: b"the beginning".to_vec(),
+        }
+    }
+
+    fn packet(&self) -> Vec<u8> {
+        let total = (28 + self.quoted.len()) as u16;
+        let mut packet = vec![self.kind, self.code, 0, 0];
+        packet.extend(self.rest);
+        packet.extend([0x45, 0]);
+        packet.extend(total.to_be_bytes());
+        packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
+        packet.extend(HERE.octets());
+        packet.extend([10, 20, 30, 40]);
+        packet.extend(PORT.to_be_bytes());
+        packet.extend([0, 53]);
+        packet.extend((total - 20).to_be_bytes());
+        packet.extend([0, 0]);
+        packet.extend(&self.quoted);
+        let words = packet
+            .chunks(2)
+            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
+        let mut sum: u32 = words.sum();
+        while sum > 0xffff {
+            sum = (sum & 0xffff) + (sum >> 16);
+        }
+        packet[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
+        packet
+    }
+}
+
+/// Tells the socket, and waits until it knows.
+fn tell(socket: &OwnedFd, all: &[Told]) -> Outcome {
+    let icmp = Some(RawProtocol::new(1).unwrap()).map(rustix::net::Protocol::from_raw);
+    let raw = socket_with(
+        AddressFamily::INET,
+        SocketType::RAW,
+        rustix::net::SocketFlags::CLOEXEC,
+        icmp,
+    )?;
+    for (told, ttl) in all.iter().zip(50..) {
+        set_int(&raw, IP, 2, ttl)?;
+        let before = reader()?.read(socket.as_fd())?.error_queue;
+        send(&raw, SocketAddrV4::new(HERE, 0), &told.packet(), &[], 0)?;
+        let end = std::time::Instant::now() + PATIENCE;
+        while reader()?.read(socket.as_fd())?.error_queue == before {
+            assert!(std::time::Instant::now() < end, "never came");
+        }
+    }
+    Ok(())
+}
+
+/// What the application is told: SO_ERROR, if it asks first, and each entry with SO_ERROR after it.
+fn asked(socket: &OwnedFd, first: bool) -> Fallible<(i32, Vec<(Message, i32)>)> {
+    let error = match first {
+        true => socket::get_int(socket, SOCKET, SO_ERROR)?,
+        false => 0,
+    };
+    let stamped = reader()?.error_queue(socket.as_fd())?.into_iter();
+    let mut stamped = stamped.map(|entry| entry.received_at != 0);
+    let mut all = Vec::new();
+    while let Some(mut message) = message::receive(socket, libc::MSG_ERRQUEUE)? {
+        // Of one without a time the kernel tells that of asking.
+        if stamped.next() == Some(false) {
+            message.controls.retain(|control| control.0 != SOCKET);
+        }
+        all.push((message, socket::get_int(socket, SOCKET, SO_ERROR)?));
+    }
+    match first {
+        true => Ok((error, all)),
+        false => Ok((socket::get_int(socket, SOCKET, SO_ERROR)?, all)),
+    }
+}
+
+/// Two originals and their checkpoint, restored twice: each is asked in one order.
+fn compare(make: impl Fn() -> Fallible<OwnedFd>) -> Outcome {
+    for first in [false, true] {
+        let socket = make()?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        assert!(checkpoint.report.is_exact(), "{:?}", checkpoint.report);
+        assert!(
+            Checkpoint::dump(&socket)? == checkpoint,
+            "a dump changes it"
+        );
+        let wanted = asked(&socket, first)?;
+        assert!(wanted.0 != 0 || !wanted.1.is_empty(), "nothing to tell");
+        drop(socket);
+        let image = checkpoint.to_bytes()?;
+        let again = Checkpoint::from_bytes(&image)?;
+        assert_eq!(again, checkpoint);
+        let json = sockcr::json::to_json(std::slice::from_ref(&again)).to_string();
+        assert!(sockcr::json::from_json(&json)? == [again.clone()]);
+        let restored = again.restore(&exactly())?.fd;
+        let now = Checkpoint::dump(&restored)?.canonical();
+        let wished = checkpoint.canonical();
+        assert_eq!(sockcr::diff::diff(&wished, &now), []);
+        assert!(now.to_bytes()? == wished.to_bytes()?);
+        assert_eq!(asked(&restored, first)?, wanted);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_refused_datagram() -> Outcome {
+    privileged(|| {
+        for (connects, queues) in [(true, true), (true, false), (false, true)] {
+            compare(|| {
+                let socket = wanting()?;
+                set_int(&socket, IP, IP_RECVERR, queues.into())?;
+                if connects {
+                    socket::connect(&socket, (HERE, 9))?;
+                }
+                send(&socket, SocketAddrV4::new(HERE, 9), b"anybody?", &[], 0)?;
+                socket::wait_for(&socket, PollFlags::ERR)?;
+                Ok(socket)
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// Messages of every kind that becomes an error.
+fn of_every_kind() -> Vec<Told> {
+    let codes = [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15];
+    let mut all: Vec<Told> = codes.map(|code| Told::new(UNREACHABLE, code)).into();
+    all.push(Told {
+        rest: [0, 0, 5, 100],
+        ..Told::new(UNREACHABLE, 4)
+    });
+    all.push(Told::new(11, 0));
+    all.push(Told {
+        rest: [20, 0, 0, 0],
+        ..Told::new(12, 0)
+    });
+    for size in [0, 1, 8, 501, 1000, 9000] {
+        all.push(Told {
+            quoted: (0..size).map(|byte| byte as u8).collect(),
+            ..Told::new(UNREACHABLE, 1)
+        });
+    }
+    all
+}
+
+#[test]
+fn messages_of_every_kind() -> Outcome {
+    privileged(|| {
+        compare(|| {
+            let socket = wanting()?;
+            tell(&socket, &of_every_kind())?;
+            Ok(socket)
+        })?;
+        for told in of_every_kind() {
+            compare(|| {
+                let socket = wanting()?;
+                tell(&socket, std::slice::from_ref(&told))?;
+                Ok(socket)
+            })?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn extensions_of_a_message() -> Outcome {
+    privileged(|| {
+        let quoted = |extension: &[u8]| {
+            let mut quoted = vec![7; 100];
+            quoted.extend(extension);
+            quoted
+        };
+        let object = [0x20, 0, 0xdf, 0xff - 0x0c, 0, 8, 1, 1, 0, 0, 0, 3];
+        compare(|| {
+            let socket = wanting()?;
+            set_int(&socket, IP, IP_RECVERR_RFC4884, 1)?;
+            let all = [
+                Told {
+                    rest: [0, 32, 0, 0],
+                    quoted: quoted(&object),
+                    ..Told::new(11, 0)
+                },
+                Told::new(11, 0),
+            ];
+            tell(&socket, &all)?;
+            Ok(socket)
+        })
+    })
+}
+
+/// What SO_ERROR tells may be the last error, an earlier one, or none of those that wait.
+#[test]
+fn the_pending_error_is_another_one() -> Outcome {
+    privileged(|| {
+        let all = || {
+            [
+                Told::new(UNREACHABLE, 1),
+                Told::new(UNREACHABLE, 3),
+                Told::new(12, 0),
+            ]
+        };
+        compare(|| {
+            let socket = wanting()?;
+            tell(&socket, &all())?;
+            socket::get_int(&socket, SOCKET, SO_ERROR)?;
+            Ok(socket)
+        })?;
+        compare(|| {
+            let socket = wanting()?;
+            tell(&socket, &all())?;
+            message::receive(&socket, libc::MSG_ERRQUEUE)?;
+            Ok(socket)
+        })?;
+        compare(|| {
+            let socket = wanting()?;
+            tell(&socket, &all()[2..])?;
+            set_int(&socket, IP, IP_RECVERR, 0)?;
+            Ok(socket)
+        })
+    })
+}
+
+#[test]
+fn too_large_for_the_route() -> Outcome {
+    privileged(|| {
+        let [device, _] = devices()?;
+        sysctl("net.ipv4.conf.all.rp_filter", "0")?;
+        let to = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 77), 9);
+        compare(|| {
+            let socket = talkative()?;
+            set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+            set_int(&socket, IP, IP_RECVERR, 1)?;
+            set_int(&socket, IP, IP_MTU_DISCOVER, 2)?;
+            socket::bind(&socket, (device.address, PORT))?;
+            let refused = send(&socket, to, &[0; 3000], &[], 0).unwrap_err();
+            assert_eq!(refused.raw_os_error(), Some(libc::EMSGSIZE));
+            Ok(socket)
+        })
+    })
+}
+
+#[test]
+fn with_a_queue_a_cork_and_a_group() -> Outcome {
+    privileged(|| {
+        compare(|| {
+            let socket = wanting()?;
+            send(
+                &socket::udp()?,
+                SocketAddrV4::new(HERE, PORT),
+                b"heard",
+                &[],
+                0,
+            )?;
+            send(
+                &socket,
+                SocketAddrV4::new(HERE, 9),
+                b"said",
+                &[],
+                libc::MSG_MORE,
+            )?;
+            tell(&socket, &of_every_kind()[..4])?;
+            Ok(socket)
+        })
+    })
+}
+
+#[test]
+fn a_transmit_time_stamp_is_named() -> Outcome {
+    privileged(|| {
+        let socket = wanting()?;
+        let receiver = socket::bound((HERE, 9))?;
+        set_int(&socket, SOCKET, SO_TIMESTAMPING, 1 << 1 | 1 << 4)?;
+        send(&socket, SocketAddrV4::new(HERE, 9), b"stamped", &[], 0)?;
+        socket::receive(&receiver)?;
+        socket::wait_for(&socket, PollFlags::ERR)?;
+        tell(&socket, &[Told::new(UNREACHABLE, 1)])?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        let notes: Vec<String> = checkpoint
+            .report
+            .not_carried
+            .iter()
+            .map(|n| n.to_string())
+            .collect();
+        assert_eq!(notes, ["error queue: 1 transmit time stamp"]);
+        assert_eq!(checkpoint.errors.queue.len(), 1);
+        drop(socket);
+        assert!(checkpoint.restore(&exactly()).is_err());
+        let restored = checkpoint.restore(&lossy())?;
+        assert_eq!(restored.report.not_carried, checkpoint.report.not_carried);
+        assert_eq!(asked(&restored.fd, false)?.1.len(), 1);
+        Ok(())
+    })
+}
+
+/// A stranger's checkpoint: what it says is done is told when it is not.
+#[test]
+fn errors_that_cannot_be_made_are_named() -> Outcome {
+    privileged(|| {
+        let fresh = Checkpoint::dump(&wanting()?)?;
+        let entry = |kind, code, error| ErrorEntry {
+            error,
+            origin: 2,
+            kind,
+            code,
+            info: 0,
+            data: 0,
+            offender: Some(SocketAddrV4::new(HERE, 0)),
+            destination: Some(SocketAddrV4::new(HERE, 9)),
+            received_at: 1,
+            ttl: 64,
+            tos: 0,
+            local: HERE,
+            rest: [0; 4],
+            interface: 0,
+            payload: Vec::new(),
+        };
+        for (what, errors) in [
+            (
+                "pending error",
+                Errors {
+                    pending: libc::EIO,
+                    queue: Vec::new(),
+                },
+            ),
+            (
+                "pending error",
+                Errors {
+                    pending: -7,
+                    queue: Vec::new(),
+                },
+            ),
+            (
+                "error queue",
+                Errors {
+                    pending: 0,
+                    queue: vec![entry(3, 1, libc::EIO)],
+                },
+            ),
+            (
+                "error queue",
+                Errors {
+                    pending: 0,
+                    queue: vec![entry(3, 200, libc::EIO)],
+                },
+            ),
+            (
+                "error queue",
+                Errors {
+                    pending: 0,
+                    queue: vec![entry(8, 0, libc::EIO)],
+                },
+            ),
+            (
+                "error queue",
+                Errors {
+                    pending: 0,
+                    queue: vec![entry(5, 0, libc::EIO)],
+                },
+            ),
+        ] {
+            let checkpoint = Checkpoint {
+                errors,
+                ..fresh.clone()
+            };
+            let started = std::time::Instant::now();
+            let refused = checkpoint.restore(&RestoreOptions::default());
+            let refused = refused.expect_err("made").to_string();
+            assert!(refused.contains(what), "{refused}");
+            assert!(started.elapsed() < PATIENCE);
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn no_image_holds_a_message_that_would_do_something() -> io::Result<()> {
+    let mut checkpoint = Checkpoint::dump(&socket::udp()?).map_err(io::Error::other)?;
+    for kind in 0..=u8::MAX {
+        checkpoint.errors.queue = vec![ErrorEntry {
+            error: libc::EHOSTUNREACH,
+            origin: 2,
+            kind,
+            code: 0,
+            info: 0,
+            data: 0,
+            offender: Some(SocketAddrV4::new(HERE, 0)),
+            destination: Some(SocketAddrV4::new(HERE, 9)),
+            received_at: 1,
+            ttl: 64,
+            tos: 0,
+            local: HERE,
+            rest: [0; 4],
+            interface: 0,
+            payload: Vec::new(),
+        }];
+        let image = checkpoint.to_bytes().map_err(io::Error::other)?;
+        let read = Checkpoint::from_bytes(&image);
+        assert_eq!(read.is_ok(), [3, 11, 12].contains(&kind), "{kind}");
+    }
+    Ok(())
+}
