@@ -233,21 +233,22 @@ impl Checkpoint {
         lossy(made, what, report);
     }
 
-    /// Attaches the filter, binds and connects; a socket that will be connected hears nobody
-    /// before it is.
+    /// Attaches the programs, binds and connects; a socket that will be connected, or brings its
+    /// group a program, hears nobody before it is.
     fn take_place(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Failure> {
-        if let Some(program) = &self.reuseport_program {
-            lossy(program.restore_group(fd), "SO_REUSEPORT program", report);
-        }
         let none = Filter::default();
         let program = self.filter.as_ref().unwrap_or(&none);
-        let connects = self.endpoint.peer.is_some();
-        match connects {
+        let leads = self.reuseport_program.is_some() && self.reuseport_index.unwrap_or(0) == 0;
+        let waits = self.endpoint.peer.is_some() || leads;
+        match waits {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(program.restore(fd), "filter", report),
         }
         self.endpoint.restore(fd, &self.options, &self.interfaces)?;
-        if connects && let Err(error) = program.replace_block(fd) {
+        if let Some(program) = &self.reuseport_program {
+            lossy(program.restore_group(fd), "SO_REUSEPORT program", report);
+        }
+        if waits && let Err(error) = program.replace_block(fd) {
             // A filter that is refused must not leave the one that lets nothing in.
             filter::unblock(fd).map_err(|e| Failure::at("filter", e))?;
             lossy(Err(error), "filter", report);

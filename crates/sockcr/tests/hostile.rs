@@ -8,8 +8,9 @@
 #[path = "support/entry.rs"]
 mod entry;
 
-use entry::{refused_or_identical, wrap, wrap_queue};
+use entry::{refused_or_identical, wrap, wrap_queue, wrap_queues};
 use proptest::prelude::*;
+use sockcr::kernel::{Corked, ErrorEntry};
 use sockcr::state::filter::Filter;
 use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, ErrorKind, RestoreOptions, image, json, option};
@@ -337,8 +338,8 @@ fn the_json_of_the_document_is_ours() {
     assert_eq!(known, told);
 }
 
-/// The attributes of a queued datagram: number and payload.
-fn queued() -> Vec<(u16, Vec<u8>)> {
+/// The attributes of what waits: a datagram, a cork, an error.
+fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     let mut checkpoint = rich();
     let address = std::net::SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), 53);
     checkpoint.receive_queue.push(Datagram {
@@ -356,13 +357,48 @@ fn queued() -> Vec<(u16, Vec<u8>)> {
         options: vec![1, 1, 1, 0],
         payload: b"hello".to_vec(),
     });
+    checkpoint.cork = Some(Corked {
+        destination: address,
+        source: Ipv4Addr::LOCALHOST,
+        tos: Some(8),
+        ttl: Some(9),
+        segment_size: 1000,
+        device: 1,
+        gateway: true,
+        mark: 7,
+        priority: 5,
+        transmit_time: 1 << 40,
+        ip_options: vec![1, 1, 1, 0],
+        payload: b"held back".to_vec(),
+    });
+    checkpoint.errors.pending = libc::ECONNREFUSED;
+    checkpoint.errors.queue.push(ErrorEntry {
+        error: libc::EHOSTUNREACH,
+        origin: 2,
+        kind: 3,
+        code: 1,
+        info: 5,
+        data: 6,
+        offender: Some(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)),
+        destination: Some(address),
+        received_at: -2,
+        ttl: 60,
+        tos: 2,
+        local: Ipv4Addr::LOCALHOST,
+        rest: [1, 2, 3, 4],
+        interface: 1,
+        payload: b"quoted".to_vec(),
+    });
     let bytes = checkpoint.to_bytes().unwrap();
     assert!(!refused_or_identical(&bytes));
     let messages = file::decode(&bytes).unwrap();
     let part = |a: Attribute<'_>| (a.number, a.payload.to_vec());
-    attributes(messages[1].attributes)
-        .map(|a| part(a.unwrap()))
-        .collect()
+    let queues = messages[1..].iter().map(|message| {
+        attributes(message.attributes)
+            .map(|a| part(a.unwrap()))
+            .collect()
+    });
+    queues.collect()
 }
 
 fn queue_image(parts: &[(u16, Vec<u8>)]) -> Vec<u8> {
@@ -373,45 +409,82 @@ fn queue_image(parts: &[(u16, Vec<u8>)]) -> Vec<u8> {
     wrap_queue(writer.finish())
 }
 
-#[test]
-fn a_queued_datagram_is_whole_or_refused() {
-    let whole = queued();
-    assert!(!refused_or_identical(&queue_image(&whole)));
+/// `left_out`: the numbers of which the message may be without; `most`: the longest payload.
+fn whole_or_refused(whole: &[(u16, Vec<u8>)], left_out: &[u16], most: usize) {
+    assert!(!refused_or_identical(&queue_image(whole)));
     let bytes = [number::DATAGRAM_OPTIONS, number::DATAGRAM_PAYLOAD];
     for at in 0..whole.len() {
-        let mut missing = whole.clone();
+        let number = whole[at].0;
+        let mut missing = whole.to_vec();
         missing.remove(at);
-        assert!(refused_or_identical(&queue_image(&missing)));
-        let mut doubled = whole.clone();
+        let refused = refused_or_identical(&queue_image(&missing));
+        assert_eq!(refused, !left_out.contains(&number), "without {number}");
+        let mut doubled = whole.to_vec();
         doubled.insert(at, whole[at].clone());
         assert!(refused_or_identical(&queue_image(&doubled)));
         for length in 0..whole[at].1.len() {
-            let mut cut = whole.clone();
+            let mut cut = whole.to_vec();
             cut[at].1.truncate(length);
             let refused = refused_or_identical(&queue_image(&cut));
-            assert!(refused || bytes.contains(&whole[at].0));
+            assert!(refused || bytes.contains(&number));
         }
         for bit in 0..whole[at].1.len() * 8 {
-            let mut turned = whole.clone();
+            let mut turned = whole.to_vec();
             turned[at].1[bit / 8] ^= 1 << (bit % 8);
             refused_or_identical(&queue_image(&turned));
         }
     }
-    for (number, most) in bytes.into_iter().zip([40, 65_507]) {
-        let mut long = whole.clone();
-        let part = long.iter_mut().find(|(have, _)| *have == number).unwrap();
-        part.1 = vec![1; most];
+    for (number, most) in bytes.into_iter().zip([40, most]) {
+        let mut long = whole.to_vec();
+        let Some(at) = long.iter().position(|(have, _)| *have == number) else {
+            continue;
+        };
+        long[at].1 = vec![1; most];
         assert!(!refused_or_identical(&queue_image(&long)));
-        let part = long.iter_mut().find(|(have, _)| *have == number).unwrap();
-        part.1.push(1);
+        long[at].1.push(1);
         assert!(refused_or_identical(&queue_image(&long)));
     }
+}
+
+#[test]
+fn what_waits_is_whole_or_refused() {
+    let [datagram, cork, error] = queued().try_into().unwrap();
+    let (ttl, tos) = (number::DATAGRAM_TTL, number::DATAGRAM_TOS);
+    let priority = number::DATAGRAM_PRIORITY;
+    whole_or_refused(&datagram, &[priority], 65_507);
+    whole_or_refused(&cork, &[ttl, tos, priority], 65_507);
+    whole_or_refused(&error, &[], 65_535 - 56);
+    let mut peeked = datagram.clone();
+    peeked.push((number::DATAGRAM_PEEKED, Vec::new()));
+    assert!(refused_or_identical(&queue_image(&peeked)), "it has data");
     let alone = Message {
         command: Command::Queue,
         socket: 1,
         attributes: Vec::new(),
     };
     assert!(file::encode(&[alone]).is_err(), "a queue without a socket");
+}
+
+/// Within a socket: datagrams, the cork, errors.
+#[test]
+fn what_waits_stands_in_order() {
+    let kinds = queued();
+    let image = |order: &[usize]| {
+        let queue = order.iter().map(|kind| {
+            let mut writer = Writer::new();
+            for (number, payload) in &kinds[*kind] {
+                writer.put(*number, payload).unwrap();
+            }
+            writer.finish()
+        });
+        wrap_queues(queue.collect())
+    };
+    for order in [&[0, 0, 1, 2, 2][..], &[1], &[2], &[0, 2], &[1, 2], &[]] {
+        assert!(!refused_or_identical(&image(order)), "{order:?}");
+    }
+    for order in [&[1, 1][..], &[1, 0], &[2, 0], &[2, 1], &[0, 2, 0]] {
+        assert!(refused_or_identical(&image(order)), "{order:?}");
+    }
 }
 
 /// An image written before stays readable, and says the same.

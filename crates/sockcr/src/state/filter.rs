@@ -138,10 +138,14 @@ impl Filter {
         }
     }
 
-    /// Attaches it to the SO_REUSEPORT group of a socket that is not bound yet: it is that of the
-    /// group then, unless the group has one (`reuseport_attach_prog`, `reuseport_add_sock`).
+    /// Attaches it to the SO_REUSEPORT group of a bound socket, unless that has it already. A socket
+    /// with a program could not join (`reuseport_add_sock`), so it is bound first.
     pub(crate) fn restore_group(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        self.attach(fd, Place::Group, SO_ATTACH_REUSEPORT_EBPF)
+        match by_bpf(|reader| reader.group_program(fd))? {
+            None => self.attach(fd, Place::Group, SO_ATTACH_REUSEPORT_EBPF),
+            Some(have) if have == *self => Ok(()),
+            Some(_) => Err(io::Error::other("the group here has another one")),
+        }
     }
 
     fn attach(&self, fd: BorrowedFd<'_>, place: Place, extended: i32) -> io::Result<()> {

@@ -17,8 +17,15 @@ pub fn wrap(attributes: Vec<u8>) -> Vec<u8> {
     file::encode(&[message]).unwrap_or_default()
 }
 
-/// The same of a socket with nothing but what it must have, and a queued datagram with these.
+/// The same of a socket with nothing but what it must have, and a QUEUE message with these.
+#[allow(dead_code, reason = "shared by programs that use parts of it")]
 pub fn wrap_queue(attributes: Vec<u8>) -> Vec<u8> {
+    wrap_queues(vec![attributes])
+}
+
+/// The same with several QUEUE messages.
+#[allow(dead_code, reason = "shared by programs that use parts of it")]
+pub fn wrap_queues(queue: Vec<Vec<u8>>) -> Vec<u8> {
     let word = |number: u16, value: u32| {
         let mut writer = Writer::new();
         writer.u32(number, value).expect("a word fits");
@@ -35,10 +42,8 @@ pub fn wrap_queue(attributes: Vec<u8>) -> Vec<u8> {
         socket: 1,
         attributes,
     };
-    let messages = [
-        message(Command::Dump, socket.concat()),
-        message(Command::Queue, attributes),
-    ];
+    let mut messages = vec![message(Command::Dump, socket.concat())];
+    messages.extend(queue.into_iter().map(|one| message(Command::Queue, one)));
     file::encode(&messages).unwrap_or_default()
 }
 
