@@ -6,6 +6,8 @@
     reason = "that is how a test fails"
 )]
 
+#[path = "support/feed.rs"]
+mod feed;
 #[path = "support/message.rs"]
 mod message;
 mod support;
@@ -14,9 +16,9 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 
+use feed::Told;
 use message::{Message, send};
 use rustix::event::PollFlags;
-use rustix::net::{AddressFamily, RawProtocol, SocketType, socket_with};
 use sockcr::kernel::ErrorEntry;
 use sockcr::state::errors::Errors;
 use sockcr::{Checkpoint, RestoreOptions};
@@ -48,63 +50,11 @@ fn wanting() -> Fallible<OwnedFd> {
     Ok(socket)
 }
 
-/// An ICMP message about a datagram from the socket, by a host that could be anybody.
-struct Told {
-    kind: u8,
-    code: u8,
-    rest: [u8; 4],
-    quoted: Vec<u8>,
-}
-
-impl Told {
-    fn new(kind: u8, code: u8) -> Told {
-        Told {
-            kind,
-            code,
-            rest: [0; 4],
-            quoted: b"the beginning".to_vec(),
-        }
-    }
-
-    fn packet(&self) -> Vec<u8> {
-        let total = (28 + self.quoted.len()) as u16;
-        let mut packet = vec![self.kind, self.code, 0, 0];
-        packet.extend(self.rest);
-        packet.extend([0x45, 0]);
-        packet.extend(total.to_be_bytes());
-        packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-        packet.extend(HERE.octets());
-        packet.extend([10, 20, 30, 40]);
-        packet.extend(PORT.to_be_bytes());
-        packet.extend([0, 53]);
-        packet.extend((total - 20).to_be_bytes());
-        packet.extend([0, 0]);
-        packet.extend(&self.quoted);
-        let words = packet
-            .chunks(2)
-            .map(|pair| u32::from(pair[0]) << 8 | u32::from(pair.get(1).copied().unwrap_or(0)));
-        let mut sum: u32 = words.sum();
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        packet[2..4].copy_from_slice(&(!(sum as u16)).to_be_bytes());
-        packet
-    }
-}
-
 /// Tells the socket, and waits until it knows.
 fn tell(socket: &OwnedFd, all: &[Told]) -> Outcome {
-    let icmp = Some(RawProtocol::new(1).unwrap()).map(rustix::net::Protocol::from_raw);
-    let raw = socket_with(
-        AddressFamily::INET,
-        SocketType::RAW,
-        rustix::net::SocketFlags::CLOEXEC,
-        icmp,
-    )?;
     for (told, ttl) in all.iter().zip(50..) {
-        set_int(&raw, IP, 2, ttl)?;
         let before = reader()?.read(socket.as_fd())?.error_queue;
-        send(&raw, SocketAddrV4::new(HERE, 0), &told.packet(), &[], 0)?;
+        told.tell(SocketAddrV4::new(HERE, PORT), ttl)?;
         let end = std::time::Instant::now() + PATIENCE;
         while reader()?.read(socket.as_fd())?.error_queue == before {
             assert!(std::time::Instant::now() < end, "never came");

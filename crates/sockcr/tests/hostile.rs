@@ -368,6 +368,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         mark: 7,
         priority: 5,
         transmit_time: 1 << 40,
+        stamped: false,
         ip_options: vec![1, 1, 1, 0],
         payload: b"held back".to_vec(),
     });

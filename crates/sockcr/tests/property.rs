@@ -7,7 +7,13 @@
     reason = "that is how a test fails"
 )]
 
+#[path = "support/feed.rs"]
+mod feed;
+#[path = "support/message.rs"]
+mod message;
 mod support;
+#[path = "support/waits.rs"]
+mod waits;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -18,6 +24,7 @@ use proptest::prelude::*;
 use proptest::sample::select;
 use proptest::test_runner::{FileFailurePersistence, TestCaseError, TestRunner};
 
+use message::Message;
 use rustix::net::{SendFlags, Shutdown};
 use sockcr::kernel::Hidden;
 use sockcr::option::{self, Kind, Row, Value};
@@ -28,6 +35,7 @@ use support::place::{self, Device, isolated};
 use support::socket::{self, IP, Instruction, SOCKET, instruction, udp};
 use support::values::{self, IP_OPTIONS};
 use support::{Outcome, reader, skip};
+use waits::Waits;
 
 /// How a socket comes to its address.
 #[derive(Clone, Debug)]
@@ -89,6 +97,7 @@ struct Plan {
     joins: Vec<Join>,
     filter: Vec<Instruction>,
     flags: Flags,
+    waits: Waits,
 }
 
 const SIGNALS: [i32; 5] = [0, libc::SIGIO, libc::SIGUSR1, 34, 64];
@@ -254,10 +263,10 @@ fn plan(devices: &[Device]) -> impl Strategy<Value = Plan> + use<> {
         buffer_locks,
         joins,
         filter,
-        flags(),
+        (flags(), waits::strategy()),
     )
         .prop_map(
-            |((way, then, shutdown), options, buffer_locks, joins, filter, flags)| Plan {
+            |((way, then, shutdown), options, buffer_locks, joins, filter, (flags, waits))| Plan {
                 way,
                 then,
                 shutdown,
@@ -266,6 +275,7 @@ fn plan(devices: &[Device]) -> impl Strategy<Value = Plan> + use<> {
                 joins,
                 filter,
                 flags,
+                waits,
             },
         )
 }
@@ -296,7 +306,20 @@ fn build(plan: &Plan, devices: &[Device], tally: &mut Tally) -> OwnedFd {
         join_group(&socket, join, devices, tally);
     }
     take_address(&socket, &plan.way, tally);
+    let mut done = Vec::new();
+    plan.waits.cork(&socket, true, &mut done);
     connect(&socket, &plan.then, tally);
+    plan.waits.cork(&socket, false, &mut done);
+    let group = plan
+        .joins
+        .first()
+        .map_or(0, |join| join.group)
+        .to_be_bytes();
+    let group = Ipv4Addr::new(239, 7, group[0], group[1]);
+    plan.waits.come(&socket, group, devices, &mut done);
+    for (what, done) in done {
+        tally.count(what, done);
+    }
     set_options(&socket, plan, true, tally);
     if let Some(bits) = plan.buffer_locks {
         tally.count("SO_BUF_LOCK", socket::set_int(&socket, SOCKET, 72, bits));
@@ -401,6 +424,8 @@ fn view(socket: &impl AsFd) -> View {
     // The group of SO_REUSEPORT is made by bind(2) and stays when the option is taken away; alone
     // in it or not in it makes no difference.
     hidden.reuseport_index = None;
+    // The memory that a cork takes depends on the pieces it came in.
+    (hidden.sent, hidden.drops) = (0, 0);
     View {
         sweep: socket::sweep(socket),
         filter: socket::filter(socket),
@@ -429,11 +454,35 @@ fn check_json(checkpoint: &Checkpoint) -> Result<(), TestCaseError> {
     Ok(())
 }
 
-/// The one thing a random socket has that no system call can give a new one: an address left over
-/// from a connection that was undone, on a socket bound to a group or to a broadcast address.
-fn left_over(checkpoint: &Checkpoint) -> bool {
+/// What a random socket can have that no system call gives a new one.
+fn lost(checkpoint: &Checkpoint) -> bool {
+    // An address left over from a connection that was undone, on a socket bound to a group or to
+    // everybody; counters that the owner is told.
+    let known = [
+        "source address",
+        "drop counter",
+        "time stamp counter",
+        "corked data: time stamp",
+        "receive queue: IP_RECVFRAGSIZE",
+    ];
     let notes = &checkpoint.report.not_carried;
-    notes.iter().any(|note| note.what == "source address")
+    notes.iter().any(|note| known.contains(&&*note.what))
+}
+
+/// What a restore may refuse.
+fn refuses_rightly(plan: &Plan, checkpoint: &Checkpoint, refused: &sockcr::Error) -> bool {
+    let connected = !matches!(plan.then, Then::Nothing);
+    let counts = checkpoint.options.get("SO_RXQ_OVFL") == Some(&Value::Int(1));
+    let text = refused.to_string();
+    let mut lines = text.lines().skip(1);
+    lines.all(|line| {
+        // connect(2) gives corked data another destination and source, but not another route.
+        let strands = line.starts_with("  corked data: ");
+        // `Injector::inject` says when one more packet is dropped.
+        let drops = line.starts_with("  drop counter: stands at 1 from the start");
+        (strands && connected && plan.waits.corks_early())
+            || (drops && counts && !checkpoint.receive_queue.is_empty())
+    })
 }
 
 fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<(), TestCaseError> {
@@ -442,12 +491,13 @@ fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<
     let checkpoint = Checkpoint::dump(&original).map_err(fail)?;
     compare(&before, &view(&original))?;
     check_json(&checkpoint)?;
+    let told = received(&original, &checkpoint)?;
     drop(original);
     let image = checkpoint.to_bytes().map_err(fail)?;
     let decoded = Checkpoint::from_bytes(&image).map_err(fail)?;
     prop_assert_eq!(&decoded, &checkpoint);
     let restored = decoded.restore(&RestoreOptions::default());
-    if left_over(&checkpoint) {
+    if lost(&checkpoint) {
         prop_assert!(restored.is_err(), "the report says that something is lost");
         return Ok(());
     }
@@ -456,7 +506,10 @@ fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<
         "{:?}",
         checkpoint.report.not_carried
     );
-    let restored = restored.map_err(fail)?;
+    let restored = match restored {
+        Err(refused) if refuses_rightly(plan, &checkpoint, &refused) => return Ok(()),
+        restored => restored.map_err(fail)?,
+    };
     let again = Checkpoint::dump(&restored.fd).map_err(fail)?;
     compare(&before, &view(&restored.fd))?;
     let differences = sockcr::diff::diff(&checkpoint, &again);
@@ -466,8 +519,43 @@ fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<
         image(checkpoint)? == image(again)?,
         "the images differ, and diff sees nothing"
     );
+    let again = received(&restored.fd, &decoded)?;
+    prop_assert_eq!(told.len(), again.len());
+    for (told, again) in told.iter().zip(&again) {
+        prop_assert_eq!(told, again);
+    }
     Ok(())
 }
+
+/// What the owner is told, datagrams and errors, with all that it wants to know about them.
+fn received(socket: &OwnedFd, of: &Checkpoint) -> Result<Vec<Message>, TestCaseError> {
+    let mut all = Vec::new();
+    let datagrams = of.receive_queue.iter().map(|d| (0, d.received_at));
+    let errors = of
+        .errors
+        .queue
+        .iter()
+        .map(|e| (libc::MSG_ERRQUEUE, e.received_at));
+    for (flags, received_at) in errors.chain(datagrams) {
+        // A pending error is told first.
+        socket::get_int(socket, SOCKET, SO_ERROR).map_err(fail)?;
+        let mut message = message::receive(socket, flags)
+            .map_err(fail)?
+            .ok_or_else(|| fail("less than was dumped"))?;
+        // Of one without a time the kernel tells that of asking.
+        if received_at == 0 {
+            message
+                .controls
+                .retain(|(level, kind, _)| *level != SOCKET || !TIMES.contains(kind));
+        }
+        all.push(message);
+    }
+    Ok(all)
+}
+
+const SO_ERROR: i32 = 4;
+/// SO_TIMESTAMP, SO_TIMESTAMPNS and SO_TIMESTAMPING, old and new.
+const TIMES: [i32; 6] = [29, 35, 37, 63, 64, 65];
 
 fn config() -> ProptestConfig {
     let cases = std::env::var("SOCKCR_CASES")
@@ -483,6 +571,14 @@ fn config() -> ProptestConfig {
     }
 }
 
+/// So that what was sent has come when the next step begins: each processor has a backlog of its own
+/// (`enqueue_to_backlog`).
+fn on_one_processor() -> Outcome {
+    let mut one = rustix::thread::CpuSet::new();
+    one.set(rustix::thread::sched_getcpu());
+    Ok(rustix::thread::sched_setaffinity(None, &one)?)
+}
+
 #[test]
 fn random_sockets_come_back() -> Outcome {
     if let Err(why) = reader() {
@@ -491,6 +587,11 @@ fn random_sockets_come_back() -> Outcome {
     socket::ignore_signals()?;
     isolated(|| {
         let devices = place::devices()?;
+        for device in &devices {
+            // What comes from the other end of the cable comes from an address of this host.
+            place::sysctl(&format!("net.ipv4.conf.{}.accept_local", device.name), "1")?;
+        }
+        on_one_processor()?;
         let tally = RefCell::new(Tally::default());
         let mut runner = TestRunner::new(config());
         runner.run(&plan(&devices), |plan| {

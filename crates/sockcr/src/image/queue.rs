@@ -241,6 +241,7 @@ impl<'a> Fields<'a> {
             mark: self.u32(number::DATAGRAM_MARK)?,
             priority: self.priority()?,
             transmit_time: u64::from_ne_bytes(self.array(number::CORK_TRANSMIT_TIME)?),
+            stamped: false,
             ip_options: self.bytes(number::DATAGRAM_OPTIONS)?,
             payload: self.bytes(number::DATAGRAM_PAYLOAD)?,
         })

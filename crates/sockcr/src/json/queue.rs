@@ -187,6 +187,7 @@ pub(super) fn from_cork(json: &CorkJson, interfaces: &Interfaces) -> Result<Cork
         mark: json.mark,
         priority: json.priority,
         transmit_time: json.transmit_time,
+        stamped: false,
         ip_options: parts.bytes("options", &json.options)?,
         payload: parts.bytes("payload", &json.payload)?,
     })

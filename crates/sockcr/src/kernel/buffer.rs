@@ -123,6 +123,8 @@ pub struct Cork {
     pub segment_size: Field,
     pub mark: Option<Field>,
     pub transmit_time: Option<Field>,
+    /// Which time stamps are wanted when it is sent.
+    pub stamps: Field,
     pub source: Field,
     pub destination: Field,
     /// The destination when there are options.
@@ -345,6 +347,7 @@ impl Cork {
             segment_size: field("cork.base.gso_size")?,
             mark: field("cork.base.mark").ok(),
             transmit_time: field("cork.base.transmit_time").ok(),
+            stamps: field("cork.base.tx_flags")?,
             source: field("cork.fl.u.ip4.saddr")?,
             destination: field("cork.fl.u.ip4.daddr")?,
             last_hop: field("cork.base.addr")?,

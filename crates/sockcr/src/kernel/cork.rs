@@ -40,6 +40,8 @@ pub struct Corked {
     pub priority: u32,
     /// When it may leave (SO_TXTIME), 0 for at once.
     pub transmit_time: u64,
+    /// A time stamp is wanted when it is sent (SO_TIMESTAMPING).
+    pub stamped: bool,
     /// The IP options as IP_RETOPTS wants them, those of the socket included.
     pub ip_options: Vec<u8>,
     /// The data so far.
@@ -207,6 +209,7 @@ fn corked(
         mark: optional(cork.mark)? as u32,
         priority: get(cork.priority)? as u32,
         transmit_time: optional(cork.transmit_time)?,
+        stamped: get(cork.stamps)? != 0,
         ip_options,
         payload,
     })

@@ -19,6 +19,7 @@ const SO_BROADCAST: i32 = 6;
 const SO_PRIORITY: i32 = 12;
 const SO_REUSEPORT: i32 = 15;
 const SO_MARK: i32 = 36;
+const SO_TIMESTAMPING: i32 = 37;
 const SO_BINDTOIFINDEX: i32 = 62;
 const SCM_TXTIME: i32 = 61;
 const IPPROTO_IP: i32 = 0;
@@ -26,6 +27,8 @@ const IP_TOS: i32 = 1;
 const IP_TTL: i32 = 2;
 const IP_RETOPTS: i32 = 7;
 const IP_PKTINFO: i32 = 8;
+const IP_MTU_DISCOVER: i32 = 10;
+const PMTUDISC_WANT: i32 = 1;
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
 const MSG_DONTROUTE: i32 = 0x4;
@@ -35,7 +38,7 @@ const MSG_MORE: i32 = 0x8000;
 /// More than one datagram takes.
 const ROOM: i32 = 1 << 20;
 
-/// Reads it.
+/// Reads it. A time stamp that is wanted of it is reported, and not in what is answered.
 pub(crate) fn dump(
     fd: BorrowedFd<'_>,
     hidden: Option<&Hidden>,
@@ -45,13 +48,20 @@ pub(crate) fn dump(
     let corked = kernel::reader()
         .map_err(io::Error::other)
         .and_then(|reader| reader.cork(fd));
-    corked.unwrap_or_else(|error| {
+    let mut corked = corked.unwrap_or_else(|error| {
         // udp_sock.len counts the UDP header of 8 bytes too.
         let payload = hidden.pending_bytes.saturating_sub(8);
         let why = crate::error::reason(&error);
         report.lose("corked data", format!("{payload} bytes: {why}"));
         None
-    })
+    })?;
+    if std::mem::take(&mut corked.stamped) {
+        report.lose(
+            "corked data: time stamp",
+            "the owner wants one when it is sent",
+        );
+    }
+    Some(corked)
 }
 
 /// The bytes of memory that datagrams take while they are with a device; nothing brings them back.
@@ -92,7 +102,49 @@ pub(crate) fn restore(
     sent.and(back).map_err(|error| {
         let step = format!("corked data: send it to {}", corked.destination);
         Failure::at(step, error)
-    })
+    })?;
+    check(fd, corked, device, report);
+    Ok(())
+}
+
+/// What became other than it was is told: a connect(2) after the data gave it a destination and a
+/// source that no sendmsg(2) gives (`__ip4_datagram_connect`), or another route leads there now.
+fn check(fd: BorrowedFd<'_>, corked: &Corked, device: u32, report: &mut Report) {
+    let Some(Ok(Some(now))) = kernel::reader().ok().map(|reader| reader.cork(fd)) else {
+        return;
+    };
+    let wanted = Corked {
+        device,
+        ..corked.clone()
+    };
+    let before = words(&wanted);
+    let pairs = before.iter().zip(words(&now));
+    for ((name, wanted), (_, now)) in pairs.filter(|((_, a), (_, b))| a != b) {
+        report.lose(
+            format!("corked data: {name}"),
+            format!("{wanted} became {now}"),
+        );
+    }
+    if corked.payload != now.payload {
+        report.lose("corked data: payload", "became another one");
+    }
+}
+
+fn words(corked: &Corked) -> [(&'static str, String); 11] {
+    let given = |value: Option<u8>| value.map_or("the socket's".into(), |value| value.to_string());
+    [
+        ("destination", corked.destination.to_string()),
+        ("source", corked.source.to_string()),
+        ("device", corked.device.to_string()),
+        ("gateway", corked.gateway.to_string()),
+        ("ttl", given(corked.ttl)),
+        ("tos", given(corked.tos)),
+        ("mark", corked.mark.to_string()),
+        ("priority", corked.priority.to_string()),
+        ("segment size", corked.segment_size.to_string()),
+        ("transmit time", corked.transmit_time.to_string()),
+        ("options", crate::hex::encode(&corked.ip_options)),
+    ]
 }
 
 /// The same on an unbound socket, which is unbound again afterwards. Nothing can come in meanwhile,
@@ -143,11 +195,13 @@ fn send_somehow(
         };
         tries += 1;
         match Errno::from_io_error(&error) {
-            _ if tries > 3 => return Err(error),
+            _ if tries > 4 => return Err(error),
             // What the buffer held once may be more than its owner allows now.
             Some(Errno::AGAIN | Errno::NOBUFS) => meanwhile.room(Buffer::Send, ROOM)?,
             // To everybody, and SO_BROADCAST was taken away since.
             Some(Errno::ACCESS) => meanwhile.set(SOL_SOCKET, SO_BROADCAST, 1)?,
+            // To be cut into fragments, and that was forbidden since.
+            Some(Errno::MSGSIZE) => meanwhile.set(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)?,
             // Without a gateway, but not as one of a directly connected network.
             Some(Errno::NETUNREACH) if route != 0 => route = 0,
             _ => return Err(error),
@@ -175,6 +229,8 @@ fn control(corked: &Corked, device: u32, options: &Options) -> Vec<u8> {
     if let Some(ttl) = corked.ttl {
         add(IPPROTO_IP, IP_TTL, &i32::from(ttl).to_ne_bytes());
     }
+    // None of the time stamps that the owner wants now.
+    add(SOL_SOCKET, SO_TIMESTAMPING, &[0; 4]);
     let own = |name: &str| options.get(name).and_then(Value::number).unwrap_or(0);
     if i64::from(corked.mark) != own("SO_MARK") {
         add(SOL_SOCKET, SO_MARK, &corked.mark.to_ne_bytes());
