@@ -262,7 +262,6 @@ fn read(
     report.known("queues and errors", unread);
     let descriptor = Descriptor::dump(fd, held.pid, held.close_on_exec);
     let inode = rustix::fs::fstat(fd)?.st_ino;
-    let told = options.has("IP_PKTINFO");
     let mut checkpoint = Checkpoint {
         inode: u32::try_from(inode).ok(),
         fd: Some(held.fd),
@@ -274,7 +273,7 @@ fn read(
         reuseport_program: filter::dump_group(fd, hidden, report),
         receive_queue: receive_queue::dump(fd, hidden, &options, report),
         cork: cork::dump(fd, hidden, report),
-        errors: Errors::dump(fd, hidden, told, report),
+        errors: Errors::dump(fd, hidden, &options, report),
         descriptor: report.known("descriptor flags", descriptor),
         shutdown: report.known("shutdown", Shutdown::dump(fd, hidden)),
         interfaces: Interfaces::default(),

@@ -380,6 +380,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         code: 1,
         info: 5,
         data: 6,
+        statistics: false,
         offender: Some(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)),
         destination: Some(address),
         received_at: -2,

@@ -21,6 +21,9 @@ use message::{Control, Message, receive, send};
 use sockcr::kernel::{Corked, ErrorEntry, Reader};
 use waiting::*;
 
+/// `SCM_TIMESTAMPING_OPT_STATS`
+const OPT_STATS: i32 = 54;
+
 fn word(level: i32, kind: i32, value: i32) -> Control {
     (level, kind, value.to_ne_bytes().to_vec())
 }
@@ -175,6 +178,7 @@ fn entry(message: &Message) -> ErrorEntry {
         code: raw[6],
         info: word(8),
         data: word(12),
+        statistics: message.control(SOL_SOCKET, OPT_STATS).is_some(),
         offender,
         destination: message.name,
         received_at: nanoseconds(message),

@@ -464,6 +464,8 @@ fn lost(checkpoint: &Checkpoint) -> bool {
         "time stamp counter",
         "corked data: time stamp",
         "receive queue: IP_RECVFRAGSIZE",
+        "receive queue: IP_CHECKSUM",
+        "error queue: IP_CHECKSUM",
     ];
     let notes = &checkpoint.report.not_carried;
     notes.iter().any(|note| known.contains(&&*note.what))
@@ -480,7 +482,16 @@ fn refuses_rightly(plan: &Plan, checkpoint: &Checkpoint, refused: &sockcr::Error
         let strands = line.starts_with("  corked data: ");
         // `Injector::inject` says when one more packet is dropped.
         let drops = line.starts_with("  drop counter: stands at 1 from the start");
-        (strands && connected && plan.waits.corks_early())
+        // `Checkpoint::corks_early` says why.
+        let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
+        let behind = line == "  pending error: corking the data takes it away";
+        let behind =
+            behind && to.is_some() && checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
+        // `tell_statistics` says by what chance.
+        let chance = line.starts_with("  error queue: SCM_TIMESTAMPING_OPT_STATS");
+        chance
+            || behind
+            || (strands && connected && plan.waits.corks_early())
             || (drops && counts && !checkpoint.receive_queue.is_empty())
     })
 }

@@ -277,6 +277,7 @@ impl<'a> Fields<'a> {
             code,
             info: u32::from_ne_bytes([i0, i1, i2, i3]),
             data: u32::from_ne_bytes([d0, d1, d2, d3]),
+            statistics: false,
             offender: address(number::DATAGRAM_SOURCE)?,
             destination: address(number::DATAGRAM_DESTINATION)?,
             received_at: i64::from_ne_bytes(self.array(number::DATAGRAM_TIME)?),

@@ -226,6 +226,7 @@ pub(super) fn from_error(json: &ErrorJson, interfaces: &Interfaces) -> Result<Er
         code: json.code,
         info: json.info,
         data: json.data,
+        statistics: false,
         offender: json.offender,
         destination: json.to,
         received_at: parts.time(&json.received_at)?,

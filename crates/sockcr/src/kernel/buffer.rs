@@ -94,6 +94,8 @@ pub struct ErrorControl {
     pub data: Field,
     pub address: Field,
     pub port: Field,
+    /// Since 4.11.
+    pub statistics: Option<Field>,
 }
 
 /// Where the queues begin in a socket: `struct sk_buff_head`.
@@ -302,6 +304,7 @@ impl ErrorControl {
             data: field("ee.ee_data")?,
             address: field("addr_offset")?,
             port: field("port")?,
+            statistics: field("opt_stats").ok(),
         })
     }
 }

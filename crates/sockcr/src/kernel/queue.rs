@@ -16,6 +16,7 @@ const UDP_HEADER: usize = 8;
 const IPPROTO_UDP: u64 = 17;
 /// `enum` of `skb->ip_summed`: somebody made sure of the checksum, or it is made on the way out.
 const CHECKSUM_UNNECESSARY: u64 = 1;
+const CHECKSUM_COMPLETE: u64 = 2;
 const CHECKSUM_PARTIAL: u64 = 3;
 const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
@@ -49,6 +50,8 @@ pub struct Queued {
     pub segment_size: u16,
     /// IP_RECVFRAGSIZE: the biggest fragment it came in, 0 when it came whole.
     pub fragment_size: u16,
+    /// IP_CHECKSUM tells the sum that the device made (`CHECKSUM_COMPLETE`).
+    pub summed: bool,
     /// SO_RXQ_OVFL: the drops before it; 0 when the option was off at arrival.
     pub drops: u32,
     /// Somebody peeked at it, and it is empty: who peeks with SO_PEEK_OFF does not see it again
@@ -75,6 +78,9 @@ pub struct ErrorEntry {
     pub info: u32,
     /// `ee_data`
     pub data: u32,
+    /// A socket with SO_TIMESTAMPING is told SCM_TIMESTAMPING_OPT_STATS with it. In ICMP errors the
+    /// kernel does not set it (`ip_icmp_error`): a BPF program that the message has passed may have.
+    pub statistics: bool,
     /// Who sent the ICMP message, with port 0; errors of another origin have none.
     pub offender: Option<SocketAddrV4>,
     /// Where the datagram was going that made the error (`msg_name`), when the kernel says so.
@@ -269,6 +275,7 @@ fn datagram(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<Option<Queued>>
         priority: buffer.get(layout.skb.priority)? as u32,
         segment_size: buffer.shared(layout.shared.segment_size)? as u16,
         fragment_size: buffer.optional(control.fragment_size)? as u16,
+        summed: buffer.get(layout.skb.checksum_state)? == CHECKSUM_COMPLETE,
         drops: buffer.optional(control.drops)? as u32,
         peeked: payload.is_empty() && buffer.get(layout.skb.peeked)? != 0,
         ip_options: headers.options().to_vec(),
@@ -345,6 +352,7 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
         code: buffer.get(ee.code)? as u8,
         info: buffer.get(ee.info)? as u32,
         data: buffer.get(ee.data)? as u32,
+        statistics: buffer.optional(ee.statistics)? != 0,
         offender: notice.source.map(|source| SocketAddrV4::new(source, 0)),
         destination: when(named, destination)?,
         received_at: stamp(buffer, layout)?,

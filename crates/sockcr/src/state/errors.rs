@@ -13,6 +13,7 @@ use super::filter;
 use super::meanwhile::{self, Buffer, Meanwhile};
 use crate::kernel::inject::{Injector, Notice};
 use crate::kernel::{self, ErrorEntry, Hidden};
+use crate::option::Options;
 use crate::report::Report;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
@@ -25,6 +26,7 @@ const SO_REUSEADDR: i32 = 2;
 const SO_ERROR: i32 = 4;
 const SO_BROADCAST: i32 = 6;
 const SO_REUSEPORT: i32 = 15;
+const SO_TIMESTAMPING: i32 = 37;
 const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
 const IP_MTU_DISCOVER: i32 = 10;
@@ -74,11 +76,11 @@ impl Errors {
         self.queue.iter().any(|entry| entry.origin == ORIGIN_LOCAL)
     }
 
-    /// Reads them; what cannot be made again is reported. `told`: IP_PKTINFO is on.
+    /// Reads them; what cannot be made again is reported.
     pub(crate) fn dump(
         fd: BorrowedFd<'_>,
         hidden: Option<&Hidden>,
-        told: bool,
+        options: &Options,
         report: &mut Report,
     ) -> Errors {
         let Some(hidden) = hidden else {
@@ -97,9 +99,19 @@ impl Errors {
         let Some(queue) = report.known("error queue", queue) else {
             return errors;
         };
+        tell_statistics(fd, &queue, report);
         let (made, lost) = queue.into_iter().partition(can_be_made);
         errors.queue = made;
-        if !told {
+        errors
+            .queue
+            .iter_mut()
+            .for_each(|entry| entry.statistics = false);
+        let from_network = |entry: &ErrorEntry| entry.origin == ORIGIN_ICMP;
+        if options.has("IP_CHECKSUM") && errors.queue.iter().any(from_network) {
+            let why = "is that of another message, which quotes another datagram";
+            report.lose("error queue: IP_CHECKSUM", why);
+        }
+        if !options.has("IP_PKTINFO") {
             errors
                 .queue
                 .iter_mut()
@@ -130,8 +142,10 @@ impl Errors {
     fn check(&self, fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
         let reader = kernel::reader().map_err(io::Error::other)?;
         let now = reader.error_queue(fd)?;
+        tell_statistics(fd, &now, report);
         let same = |(wanted, made): &(&ErrorEntry, &ErrorEntry)| {
             let mut made = (*made).clone();
+            made.statistics = false;
             if wanted.interface == 0 {
                 made.interface = 0;
             }
@@ -149,6 +163,19 @@ impl Errors {
             report.lose("pending error", why);
         }
         Ok(())
+    }
+}
+
+/// What the owner is told beside an error is left to chance where BPF programs see its message, ours
+/// among them (`tcx_run` leaves a pointer where `ip_icmp_error` sets nothing).
+fn tell_statistics(fd: BorrowedFd<'_>, queue: &[ErrorEntry], report: &mut Report) {
+    let count = queue.iter().filter(|entry| entry.statistics).count();
+    let wanted = meanwhile::get(fd, SOL_SOCKET, SO_TIMESTAMPING).unwrap_or(0) != 0;
+    if count > 0 && wanted {
+        report.lose(
+            "error queue: SCM_TIMESTAMPING_OPT_STATS",
+            format!("told with {count} of them, though they have no statistics"),
+        );
     }
 }
 

@@ -69,14 +69,25 @@ pub(crate) fn dump(
             return Vec::new();
         }
     };
-    if queue.iter().any(|queued| queued.fragment_size > 0) {
-        let (what, why) = (
-            "receive queue: IP_RECVFRAGSIZE",
+    for (option, has, why) in [
+        (
+            "IP_RECVFRAGSIZE",
+            (|queued| queued.fragment_size > 0) as fn(&Queued) -> bool,
             "came in fragments, and would not again",
-        );
-        match options.has("IP_RECVFRAGSIZE") {
+        ),
+        (
+            "IP_CHECKSUM",
+            |queued| queued.summed,
+            "the device summed them up, and would not again",
+        ),
+    ] {
+        if !queue.iter().any(has) {
+            continue;
+        }
+        let what = format!("receive queue: {option}");
+        match options.has(option) {
             true => report.lose(what, why),
-            false => report.assume(format!("{what} never wanted"), why),
+            false => report.assume(what + " never wanted", why),
         }
     }
     queue.into_iter().map(Datagram::from).collect()

@@ -71,12 +71,16 @@ fn heard(size: impl Strategy<Value = usize>) -> impl Strategy<Value = Heard> {
         select(options),
     )
         .prop_map(|(by, size, ttl, tos, mark, options)| Heard {
+            // Segments with options are put back as one datagram, which the report says.
+            options: match by {
+                By::Segments => &[],
+                _ => options,
+            },
             by,
             size,
             ttl,
             tos,
             mark,
-            options,
         })
 }
 

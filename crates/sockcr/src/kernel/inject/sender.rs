@@ -222,10 +222,11 @@ impl Groups {
         }
         let key = (datagram.interface, address);
         let probe = &self.probe;
-        *self
-            .known
-            .entry(key)
-            .or_insert_with(|| is_broadcast(probe, key.0, address).unwrap_or(false))
+        *self.known.entry(key).or_insert_with(|| {
+            // What came by one device may be for everybody on the network of another.
+            let anywhere = is_broadcast(probe, 0, address).unwrap_or(false);
+            anywhere || is_broadcast(probe, key.0, address).unwrap_or(false)
+        })
     }
 }
 
