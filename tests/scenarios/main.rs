@@ -1,7 +1,10 @@
 //! The command with real namespaces, processes and programs.
 #![forbid(unsafe_code)]
 
+mod avahi;
+mod chrony;
 mod daemon;
+mod dnsmasq;
 mod finding;
 mod handing_over;
 mod images;
@@ -14,7 +17,10 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     sockcr_scenarios::harness::main(&[
+        avahi::ALL,
+        chrony::ALL,
         daemon::ALL,
+        dnsmasq::ALL,
         finding::ALL,
         handing_over::ALL,
         images::ALL,

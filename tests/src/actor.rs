@@ -5,15 +5,15 @@
 
 use crate::command::{NOBODY, can_be_nobody};
 use crate::process::{Process, end_with_parent};
-use crate::{dns, harness, socket};
+use crate::{datagram, dns, harness, socket};
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use serde_json::{Value as Json, json};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
-use std::io::{Read, Write};
+use std::io::{BufRead, Read, Write};
 use std::net::{SocketAddrV4, TcpListener, UdpSocket};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -73,6 +73,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<()> {
         "echo" => echo(rest),
         "open" => say(&json!(open_numbers())),
         "report" => say(&handed_over()?.0),
+        "read" => read(),
         "serve" => serve(),
         role => bail!("{role}: no such actor"),
     }
@@ -138,6 +139,19 @@ fn echo(arguments: &[String]) -> anyhow::Result<()> {
         let (length, from) = socket.recv_from(&mut datagram)?;
         socket.send_to(&datagram[..length], from)?;
     }
+}
+
+/// Has the sockets handed over, and takes nothing out of them before it is told to: a line with the
+/// place of one of them is answered with all that waits there.
+fn read() -> anyhow::Result<()> {
+    let (facts, sockets) = handed_over()?;
+    say(&facts)?;
+    for line in std::io::stdin().lock().lines() {
+        let place: usize = line?.parse()?;
+        let socket = sockets.get(place).context("no such socket")?;
+        say(&Json::Array(datagram::read_all(socket.as_fd())?))?;
+    }
+    Ok(())
 }
 
 /// Answers on the sockets handed over: questions with answers, all else with itself.

@@ -76,6 +76,13 @@ pub fn refused<A: AsRef<OsStr>>(arguments: impl IntoIterator<Item = A>) -> anyho
     sockcr(arguments).run()?.refused()
 }
 
+/// The receive queue of one socket, as the command shows it.
+pub fn queue(target: &str) -> anyhow::Result<Vec<serde_json::Value>> {
+    let mut shown = done(["show", "--json", target])?.json()?;
+    let queue = shown["sockets"][0]["receive_queue"].take();
+    serde_json::from_value(queue).with_context(|| format!("{target} has no queue: {shown}"))
+}
+
 /// How long the command takes to do this, to choose moments within: the shortest of some times.
 pub fn duration(arguments: &[&str]) -> anyhow::Result<Duration> {
     let mut shortest = Duration::MAX;

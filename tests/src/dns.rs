@@ -20,7 +20,7 @@ const INTERNET: u16 = 1;
 pub fn ask(server: SocketAddrV4) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
-    let question = question();
+    let question = question(NAME);
     let what = format!("an answer of {server}");
     let answer = wait::until(&what, || {
         // Refused until the server is there.
@@ -39,11 +39,11 @@ pub fn ask(server: SocketAddrV4) -> anyhow::Result<()> {
     check(&answer).with_context(|| format!("{server} answered {answer:02x?}"))
 }
 
-/// A question for the A record of [`NAME`].
-fn question() -> Vec<u8> {
+/// A question for the A record of a name.
+pub fn question(name: &str) -> Vec<u8> {
     // Number, recursion desired, one question, no records.
     let mut message = [NUMBER, 0x0100, 1, 0, 0, 0].map(u16::to_be_bytes).concat();
-    for label in NAME.split('.') {
+    for label in name.split('.') {
         message.push(label.len() as u8);
         message.extend(label.as_bytes());
     }

@@ -14,11 +14,14 @@
 
 pub mod actor;
 pub mod command;
+pub mod datagram;
 pub mod dns;
 pub mod harness;
+pub mod link;
 pub mod need;
 pub mod process;
 pub mod socket;
+pub mod takeover;
 pub mod wait;
 
 /// How a scenario or a step of it ends.

@@ -6,7 +6,7 @@ use rustix::process::{
     PTracer, Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal,
     set_parent_process_death_signal, set_ptracer,
 };
-use std::io::Read;
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -61,6 +61,12 @@ impl Process {
     pub fn facts(&mut self) -> anyhow::Result<serde_json::Value> {
         let line = self.line()?;
         serde_json::from_str(&line).with_context(|| format!("{}: {line:?}", self.name))
+    }
+
+    /// Tells it a line.
+    pub fn tell(&mut self, line: &str) -> anyhow::Result<()> {
+        let input = self.child.stdin.as_mut().context("its input is closed")?;
+        writeln!(input, "{line}").with_context(|| self.name.clone())
     }
 
     /// Sends it a signal.
