@@ -1,4 +1,4 @@
-//! However an injection ends, nothing of it stays; and what it costs.
+//! However an injection ends, nothing of it stays.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -17,7 +17,7 @@ use sockcr::kernel::inject::{Datagram, Injected, Injector, inject};
 use sockcr_sys::bpf::Object;
 use support::Outcome;
 use support::inject::*;
-use support::socket::{self, SOCKET, set_int};
+use support::socket;
 
 #[test]
 fn no_loopback_device_is_told() -> Outcome {
@@ -149,54 +149,6 @@ fn killed_it_leaves_nothing() -> Outcome {
         let target = talkative()?;
         inject(target.as_fd(), &[plain(b"again")])?;
         assert_eq!(socket::receive(&target)?, b"again");
-        Ok(())
-    })
-}
-
-/// Not a test: prints what 10 000 datagrams cost beside a plain sendmmsg of them.
-#[test]
-#[ignore = "a measurement"]
-fn speed() -> Outcome {
-    use sockcr_sys::message::{Outgoing, send_many};
-    privileged(|| {
-        for (size, count) in [(32, 10_000), (1400, 10_000), (32, 100_000), (65_507, 1000)] {
-            let payload = vec![1; size];
-            let datagrams = vec![plain(&payload); count];
-            let [mut plainly, mut ours, mut again] = [Duration::MAX; 3];
-            let mut injector = Injector::new()?;
-            for _ in 0..7 {
-                let (sender, receiver) = (socket::udp()?, socket::bound((LOCALHOST, 0))?);
-                set_int(&receiver, SOCKET, SO_RCVBUFFORCE, i32::MAX / 2)?;
-                let to = socket::local(&receiver)?;
-                let one = Outgoing {
-                    to,
-                    control: &[],
-                    parts: [&payload, &[]],
-                };
-                let many = vec![one; 256];
-                let start = Instant::now();
-                let mut left = count;
-                while left > 0 {
-                    left -= send_many(sender.as_fd(), &many[..left.min(256)], 0)?;
-                }
-                plainly = plainly.min(start.elapsed());
-                let target = socket::udp()?;
-                let start = Instant::now();
-                inject(target.as_fd(), &datagrams)?;
-                ours = ours.min(start.elapsed());
-                let target = socket::udp()?;
-                let start = Instant::now();
-                injector.inject(target.as_fd(), &datagrams)?;
-                again = again.min(start.elapsed());
-            }
-            let times = |time: Duration| time.as_secs_f64() / plainly.as_secs_f64();
-            println!(
-                "{count} of {size}: sendmmsg {plainly:?}, inject {ours:?} ({:.2}), with an \
-                 injector {again:?} ({:.2})",
-                times(ours),
-                times(again),
-            );
-        }
         Ok(())
     })
 }
