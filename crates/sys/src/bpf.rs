@@ -19,6 +19,7 @@ mod command {
     pub const MAP_DELETE_ELEM: libc::c_long = 3;
     pub const PROG_LOAD: libc::c_long = 5;
     pub const PROG_TEST_RUN: libc::c_long = 10;
+    pub const PROG_QUERY: libc::c_long = 16;
     pub const LINK_CREATE: libc::c_long = 28;
     pub const ITER_CREATE: libc::c_long = 33;
 }
@@ -361,6 +362,21 @@ struct TaskInformation {
     process_descriptor: u32,
 }
 
+/// `union bpf_attr` for `BPF_PROG_QUERY`, up to the last field used here.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttributes {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    /// Zero: only their number is asked for.
+    programs: u64,
+    program_count: u32,
+    /// Zero: it fills the structure up to its alignment.
+    padding: u32,
+}
+
 /// `union bpf_attr` for `BPF_ITER_CREATE`.
 #[repr(C)]
 #[derive(Default)]
@@ -378,6 +394,7 @@ impl Attributes for LoadAttributes {}
 impl Attributes for RunAttributes {}
 impl Attributes for LinkAttributes {}
 impl Attributes for IteratorAttributes {}
+impl Attributes for QueryAttributes {}
 
 /// Loads a program. `log` receives the verifier's words (NUL-terminated) when it is not empty;
 /// an empty one is faster.
@@ -475,6 +492,19 @@ pub fn link_ingress(program: BorrowedFd<'_>, device: u32) -> io::Result<OwnedFd>
     };
     // SAFETY: for TCX the attributes hold no address; the rest of them is zero.
     unsafe { call(command::LINK_CREATE, &mut attributes) }.and_then(owned)
+}
+
+/// How many programs see what comes in by a device of the network namespace of this thread (TCX).
+pub fn ingress_count(device: u32) -> io::Result<u32> {
+    let mut attributes = QueryAttributes {
+        target: device,
+        attach_type: ATTACH_TYPE_TCX_INGRESS,
+        ..QueryAttributes::default()
+    };
+    // SAFETY: the address in the attributes is null, with a count of 0: the kernel writes the
+    // count alone.
+    unsafe { call(command::PROG_QUERY, &mut attributes) }?;
+    Ok(attributes.program_count)
 }
 
 /// Starts one pass of an iterator: read(2) from the descriptor until it gives nothing more.
