@@ -277,6 +277,26 @@ fn the_queue_moves_to_another_address() -> Outcome {
 }
 
 #[test]
+fn a_device_that_is_gone_is_told_once() -> Outcome {
+    privileged(|| {
+        let mut checkpoint = with_one(b"from nowhere")?;
+        let one = checkpoint.receive_queue.remove(0);
+        checkpoint.receive_queue = vec![one; 3];
+        checkpoint.interfaces = Checkpoint::fresh(checkpoint.protocol)?.interfaces;
+        let lossy = RestoreOptions {
+            lossy: true,
+            ..RestoreOptions::default()
+        };
+        let restored = checkpoint.restore(&lossy)?;
+        let notes = restored.report.not_carried;
+        let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+        assert_eq!(notes, ["receive queue: IP_PKTINFO: device 1 is gone"]);
+        assert_eq!(drain(&restored.fd)?.len(), 3);
+        Ok(())
+    })
+}
+
+#[test]
 fn the_queue_goes_into_another_namespace() -> Outcome {
     privileged(|| {
         let checkpoint = with_one(b"over there")?;
