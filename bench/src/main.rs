@@ -4,6 +4,8 @@
 //! time of this process, the best of several rounds.
 #![forbid(unsafe_code)]
 
+mod queue;
+
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use rustix::time::{ClockId, clock_gettime};
@@ -27,6 +29,9 @@ fn main() -> anyhow::Result<()> {
         Err(why) => println!("without BPF: {why}"),
     }
     println!("{:44} {:>11} {:>11} {:>7}", "", "sockcr", "floor", "times");
+    if std::env::args().skip(1).any(|argument| argument == "queue") {
+        return queue::all();
+    }
     for (name, change) in [("fresh socket", false), ("socket of a server", true)] {
         let socket = prepared(change)?;
         dump(name, &socket)?;
@@ -36,6 +41,7 @@ fn main() -> anyhow::Result<()> {
         codec(name, &checkpoint)?;
     }
     many()?;
+    queue::all()?;
     cold_start()
 }
 

@@ -157,6 +157,7 @@ impl Checkpoint {
             lossy_step(done, report);
         }
         self.fail(fd, injector, report);
+        self.write_options(&mut writer, Stage::AfterQueue, report);
         self.take_place(fd, report)?;
         if let Some(corked) = self.cork.as_ref().filter(|_| !early) {
             let done = cork::restore(fd, corked, &self.options, &self.interfaces, report);

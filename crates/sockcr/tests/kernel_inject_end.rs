@@ -1,4 +1,4 @@
-//! However an injection ends, nothing of it stays; and what it costs.
+//! An injector before its first datagram and after many sockets.
 #![allow(
     clippy::unwrap_used,
     clippy::panic,
@@ -7,17 +7,14 @@
 
 mod support;
 
-use std::io;
 use std::os::fd::AsFd;
-use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
 
 use sockcr::kernel::inject::{Datagram, Injected, Injector, inject};
-use sockcr_sys::bpf::Object;
+use sockcr_sys::bpf::ingress_count;
 use support::Outcome;
 use support::inject::*;
-use support::socket::{self, SOCKET, set_int};
+use support::socket;
 
 #[test]
 fn no_loopback_device_is_told() -> Outcome {
@@ -58,145 +55,10 @@ fn one_injector_for_many() -> Outcome {
             socket::bind(&target, (ANY, port))?;
             assert_eq!(socket::receive_now(&target)?, [name, name]);
         }
-        Ok(())
-    })
-}
-
-/// The numbers of the objects in the kernel that have our name.
-fn ours(kind: Object) -> io::Result<Vec<u32>> {
-    let names = ["sockcr_inject", "sockcr_queue", "sockcr_target"];
-    let all = sockcr_sys::bpf::objects(kind)?.into_iter();
-    Ok(all
-        .filter(|(_, name)| names.contains(&name.as_str()))
-        .map(|(number, _)| number)
-        .collect())
-}
-
-/// Programs (a link holds one) and maps.
-fn left() -> io::Result<[Vec<u32>; 2]> {
-    Ok([ours(Object::Program)?, ours(Object::Map)?])
-}
-
-/// Waits until what is there now of this or another test is gone.
-fn nothing_stays() -> Outcome {
-    let now = left()?;
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let [programs, maps] = left()?;
-        let stays = now[0].iter().any(|id| programs.contains(id))
-            || now[1].iter().any(|id| maps.contains(id));
-        if !stays {
-            return Ok(());
-        }
-        if Instant::now() > end {
-            return Err(format!("left in the kernel: {programs:?} {maps:?}").into());
-        }
-        thread::sleep(Duration::from_millis(10));
-    }
-}
-
-const CHILD: &str = "SOCKCR_INJECT_FOREVER";
-
-/// What the child does: the devices are those of its parent.
-#[test]
-fn forever() -> Outcome {
-    let Ok(device) = std::env::var(CHILD) else {
-        return Ok(());
-    };
-    let device: u32 = device.parse()?;
-    let group = Datagram {
-        destination: at(GROUP, PORT),
-        interface: device,
-        ..plain(b"group")
-    };
-    let datagrams = [
-        plain(b"x"),
-        group,
-        Datagram {
-            interface: 0,
-            ..group
-        },
-    ]
-    .repeat(200);
-    println!("started");
-    loop {
-        let target = socket::udp()?;
-        inject(target.as_fd(), &datagrams)?;
-    }
-}
-
-#[test]
-fn killed_it_leaves_nothing() -> Outcome {
-    privileged(|| {
-        let [m0, m1] = strict()?;
-        let capture = Capture::on(&m1)?;
-        let others = bystanders(&m0)?;
-        for round in 0..40_u64 {
-            let mut child = Command::new(std::env::current_exe()?)
-                .args(["forever", "--exact"])
-                .env(CHILD, m0.index.to_string())
-                .stdout(std::process::Stdio::null())
-                .spawn()?;
-            // Any moment of the start, of loading, of sending.
-            thread::sleep(Duration::from_micros(5_000 + round * round * 250));
-            child.kill()?;
-            let status = child.wait()?;
-            assert_eq!(status.code(), None, "it ended by itself");
-        }
-        nothing_stays()?;
-        heard_nothing(&others)?;
-        assert_eq!(capture.packets()?, Vec::<Vec<u8>>::new());
-        let target = talkative()?;
-        inject(target.as_fd(), &[plain(b"again")])?;
-        assert_eq!(socket::receive(&target)?, b"again");
-        Ok(())
-    })
-}
-
-/// Not a test: prints what 10 000 datagrams cost beside a plain sendmmsg of them.
-#[test]
-#[ignore = "a measurement"]
-fn speed() -> Outcome {
-    use sockcr_sys::message::{Outgoing, send_many};
-    privileged(|| {
-        for (size, count) in [(32, 10_000), (1400, 10_000), (32, 100_000), (65_507, 1000)] {
-            let payload = vec![1; size];
-            let datagrams = vec![plain(&payload); count];
-            let [mut plainly, mut ours, mut again] = [Duration::MAX; 3];
-            let mut injector = Injector::new()?;
-            for _ in 0..7 {
-                let (sender, receiver) = (socket::udp()?, socket::bound((LOCALHOST, 0))?);
-                set_int(&receiver, SOCKET, SO_RCVBUFFORCE, i32::MAX / 2)?;
-                let to = socket::local(&receiver)?;
-                let one = Outgoing {
-                    to,
-                    control: &[],
-                    parts: [&payload, &[]],
-                };
-                let many = vec![one; 256];
-                let start = Instant::now();
-                let mut left = count;
-                while left > 0 {
-                    left -= send_many(sender.as_fd(), &many[..left.min(256)], 0)?;
-                }
-                plainly = plainly.min(start.elapsed());
-                let target = socket::udp()?;
-                let start = Instant::now();
-                inject(target.as_fd(), &datagrams)?;
-                ours = ours.min(start.elapsed());
-                let target = socket::udp()?;
-                let start = Instant::now();
-                injector.inject(target.as_fd(), &datagrams)?;
-                again = again.min(start.elapsed());
-            }
-            let times = |time: Duration| time.as_secs_f64() / plainly.as_secs_f64();
-            println!(
-                "{count} of {size}: sendmmsg {plainly:?}, inject {ours:?} ({:.2}), with an \
-                 injector {again:?} ({:.2})",
-                times(ours),
-                times(again),
-            );
-        }
+        let at = [LOOPBACK, m0.index, m1.index];
+        assert_eq!(at.map(|device| ingress_count(device).unwrap()), [1; 3]);
+        drop(injector);
+        assert_eq!(at.map(|device| ingress_count(device).unwrap()), [0; 3]);
         Ok(())
     })
 }

@@ -19,6 +19,9 @@ use support::Outcome;
 use support::inject::*;
 use support::socket::{self, SOCKET, UDP, instruction, set_int};
 
+const SO_ERROR: i32 = 4;
+const IP_RECVERR: i32 = 11;
+const UDP_CORK: i32 = 1;
 const UDP_SEGMENT: i32 = 103;
 
 fn exactly() -> RestoreOptions {
@@ -96,6 +99,78 @@ fn everything_queued_is_received_as_it_was() -> Outcome {
         let mut again = drain(&restored.fd)?;
         assert_eq!(again.pop().unwrap().data, b"live");
         assert!(again == seen, "the application sees a difference");
+        Ok(())
+    })
+}
+
+/// What waits in a socket besides datagrams: an error, and what is held back by a cork.
+struct Beside {
+    closed: SocketAddrV4,
+    peer: OwnedFd,
+}
+
+impl Beside {
+    fn put(socket: &OwnedFd) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
+        let closed = socket::local(&socket::bound((LOCALHOST, 0))?)?;
+        set_int(socket, support::socket::IP, IP_RECVERR, 1)?;
+        message::send(socket, closed, b"refused", &[], 0)?;
+        // The entry stays; the pending error would only fail the next send.
+        let refused = socket::get_int(socket, SOCKET, SO_ERROR)?;
+        assert_eq!(refused, libc::ECONNREFUSED);
+        let peer = socket::bound((LOCALHOST, 0))?;
+        set_int(socket, UDP, UDP_CORK, 1)?;
+        for part in [&b"held "[..], b"", b"back"] {
+            message::send(socket, socket::local(&peer)?, part, &[], 0)?;
+        }
+        Ok(Self { closed, peer })
+    }
+
+    /// Sees that each is there, once.
+    fn is_there(&self, socket: &OwnedFd) -> Outcome {
+        let error = message::receive(socket, libc::MSG_ERRQUEUE)?.ok_or("no error waits")?;
+        assert_eq!(
+            (error.name, &error.data[..]),
+            (Some(self.closed), &b"refused"[..])
+        );
+        assert_eq!(message::receive(socket, libc::MSG_ERRQUEUE)?, None);
+        assert_eq!(socket::receive_now(&self.peer)?, Vec::<Vec<u8>>::new());
+        set_int(socket, UDP, UDP_CORK, 0)?;
+        assert_eq!(socket::receive_now(&self.peer)?, [b"held back"]);
+        Ok(())
+    }
+}
+
+#[test]
+fn a_thousand_dumps_change_nothing() -> Outcome {
+    privileged(|| {
+        let socket = talkative()?;
+        set_int(&socket, SOCKET, SO_RCVBUFFORCE, 1 << 23)?;
+        socket::bind(&socket, (LOCALHOST, PORT))?;
+        let sizes = (0..100_usize).map(|number| [0, number, number * 97 % 9000][number % 3]);
+        let sent: Vec<Vec<u8>> = sizes
+            .chain([65_507, 0])
+            .map(|size| vec![size as u8; size])
+            .collect();
+        for (number, data) in sent.iter().enumerate() {
+            send((LOCALHOST, 2000 + number as u16), (LOCALHOST, PORT), data)?;
+        }
+        assert_eq!(recv(&socket, &mut [0u8; 8][..], RecvFlags::PEEK)?, (0, 0));
+        let beside = Beside::put(&socket)?;
+        let first = Checkpoint::dump(&socket)?;
+        assert_eq!(first.receive_queue.len(), sent.len());
+        let first = first.to_bytes()?;
+        for round in 1..1000 {
+            let again = Checkpoint::dump(&socket)?.to_bytes()?;
+            assert!(again == first, "dump {round} differs from the first");
+        }
+        beside.is_there(&socket)?;
+        let read = drain(&socket)?;
+        let from = read
+            .iter()
+            .filter_map(|message| message.name)
+            .map(|name| name.port());
+        assert!(from.eq((2000..).take(sent.len())), "order");
+        assert!(read.iter().map(|message| &message.data).eq(&sent), "data");
         Ok(())
     })
 }
@@ -197,6 +272,26 @@ fn the_queue_moves_to_another_address() -> Outcome {
         expected.extend(there.octets());
         assert_eq!(told.and_then(|told| told.get(2..8)), Some(&expected[..]));
         assert_eq!(received[0].name, Some(SocketAddrV4::new(LOCALHOST, 2000)));
+        Ok(())
+    })
+}
+
+#[test]
+fn a_device_that_is_gone_is_told_once() -> Outcome {
+    privileged(|| {
+        let mut checkpoint = with_one(b"from nowhere")?;
+        let one = checkpoint.receive_queue.remove(0);
+        checkpoint.receive_queue = vec![one; 3];
+        checkpoint.interfaces = Checkpoint::fresh(checkpoint.protocol)?.interfaces;
+        let lossy = RestoreOptions {
+            lossy: true,
+            ..RestoreOptions::default()
+        };
+        let restored = checkpoint.restore(&lossy)?;
+        let notes = restored.report.not_carried;
+        let notes: Vec<String> = notes.iter().map(ToString::to_string).collect();
+        assert_eq!(notes, ["receive queue: IP_PKTINFO: device 1 is gone"]);
+        assert_eq!(drain(&restored.fd)?.len(), 3);
         Ok(())
     })
 }

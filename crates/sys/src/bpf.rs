@@ -24,6 +24,7 @@ mod command {
     pub const PROG_GET_FD_BY_ID: libc::c_long = 13;
     pub const MAP_GET_FD_BY_ID: libc::c_long = 14;
     pub const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+    pub const PROG_QUERY: libc::c_long = 16;
     pub const LINK_CREATE: libc::c_long = 28;
     pub const ITER_CREATE: libc::c_long = 33;
 }
@@ -38,6 +39,8 @@ const ATTACH_TYPE_TRACE_ITER: u32 = 28;
 const ATTACH_TYPE_TCX_INGRESS: u32 = 46;
 /// `BPF_F_BEFORE`: with nothing named, before all others.
 const FLAG_BEFORE: u32 = 1 << 3;
+/// `BPF_F_MMAPABLE`
+const FLAG_MAPPABLE: u32 = 1 << 10;
 /// `BPF_F_SLEEPABLE`: a SYSCALL program must be loaded with it.
 const FLAG_SLEEPABLE: u32 = 1 << 4;
 
@@ -56,31 +59,28 @@ const LOAD_ATTEMPTS: usize = 5;
 /// The type information of the running kernel, readable by everybody.
 pub const KERNEL_TYPES: &str = "/sys/kernel/btf/vmlinux";
 
-/// The bytes of [`KERNEL_TYPES`], mapped (Linux 6.16): nothing is copied.
+/// Memory of the kernel that this process sees, for reading.
 #[derive(Debug)]
-pub struct KernelTypes {
+struct Mapping {
     start: *const u8,
     size: usize,
 }
 
-// SAFETY: the memory is immutable and stays mapped as long as the value lives, on every thread.
-unsafe impl Send for KernelTypes {}
-// SAFETY: as above; there is no interior mutability.
-unsafe impl Sync for KernelTypes {}
+// SAFETY: the memory stays mapped at the same place as long as the value lives, on every thread.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; nothing in it changes the value itself.
+unsafe impl Sync for Mapping {}
 
-impl KernelTypes {
-    /// Maps the file. Kernels that cannot do this give `ENODEV`; it may then be read.
-    pub fn map() -> io::Result<Self> {
-        let file = File::open(KERNEL_TYPES)?;
-        let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-        // SAFETY: a new private read-only mapping at a place of the kernel's choice disturbs no
-        // other memory.
+impl Mapping {
+    fn of(file: BorrowedFd<'_>, size: usize, flags: libc::c_int) -> io::Result<Self> {
+        // SAFETY: a new read-only mapping at a place of the kernel's choice disturbs no other
+        // memory.
         let start = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
                 size,
                 libc::PROT_READ,
-                libc::MAP_PRIVATE,
+                flags,
                 file.as_raw_fd(),
                 0,
             )
@@ -95,20 +95,76 @@ impl KernelTypes {
     }
 }
 
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made by `of`, and no borrow of it outlives `self`.
+        unsafe { libc::munmap(self.start.cast_mut().cast::<c_void>(), self.size) };
+    }
+}
+
+/// The bytes of [`KERNEL_TYPES`], mapped (Linux 6.16): nothing is copied.
+#[derive(Debug)]
+pub struct KernelTypes(Mapping);
+
+impl KernelTypes {
+    /// Maps the file. Kernels that cannot do this give `ENODEV`; it may then be read.
+    pub fn map() -> io::Result<Self> {
+        let file = File::open(KERNEL_TYPES)?;
+        let size = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
+        Mapping::of(file.as_fd(), size, libc::MAP_PRIVATE).map(Self)
+    }
+}
+
 impl Deref for KernelTypes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
         // SAFETY: `start` is the beginning of a mapping of `size` bytes that lives as long as
         // `self`. The kernel refuses to map the file writable and never changes its contents.
-        unsafe { std::slice::from_raw_parts(self.start, self.size) }
+        unsafe { std::slice::from_raw_parts(self.0.start, self.0.size) }
     }
 }
 
-impl Drop for KernelTypes {
-    fn drop(&mut self) {
-        // SAFETY: the mapping was made by `map`, and no borrow of it outlives `self`.
-        unsafe { libc::munmap(self.start.cast_mut().cast::<c_void>(), self.size) };
+/// A map of bytes that programs write and this process reads, with no system call in between
+/// (`BPF_F_MMAPABLE`, Linux 5.5).
+#[derive(Debug)]
+pub struct Window {
+    map: Map,
+    memory: Mapping,
+}
+
+impl Window {
+    /// Makes the map, of so many bytes.
+    pub fn new(size: u32, name: &str) -> io::Result<Self> {
+        let map = Map::new(Content::Window(size), name)?;
+        let memory = Mapping::of(map.as_fd(), size as usize, libc::MAP_SHARED)?;
+        Ok(Self { map, memory })
+    }
+
+    /// Appends `length` bytes from the place `at` on. Whoever calls this sees to it that no
+    /// program writes there meanwhile, or gets a mixture.
+    pub fn append(&self, at: usize, length: usize, to: &mut Vec<u8>) -> io::Result<()> {
+        if at
+            .checked_add(length)
+            .is_none_or(|end| end > self.memory.size)
+        {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let from = self.memory.start.wrapping_add(at);
+        to.reserve(length);
+        let end = to.spare_capacity_mut().as_mut_ptr().cast();
+        // SAFETY: `from` has `length` readable bytes, as checked above; `end` is where `length`
+        // more bytes of the vector have been reserved, which nobody else refers to.
+        unsafe { std::ptr::copy_nonoverlapping(from, end, length) };
+        // SAFETY: so many bytes are reserved, and all of them were just written.
+        unsafe { to.set_len(to.len() + length) };
+        Ok(())
+    }
+}
+
+impl AsFd for Window {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.map.as_fd()
     }
 }
 
@@ -196,6 +252,8 @@ fn info(object: BorrowedFd<'_>) -> io::Result<[u8; INFO]> {
 pub enum Content {
     /// Bytes: `BPF_MAP_TYPE_ARRAY`.
     Bytes(u32),
+    /// The same, for [`Window`].
+    Window(u32),
     /// A socket, written as its descriptor: `BPF_MAP_TYPE_SOCKMAP` (UDP: Linux 5.8).
     Socket,
 }
@@ -210,15 +268,17 @@ pub struct Map {
 impl Map {
     /// Makes a map. `EPERM`: no CAP_BPF, or for a socket no CAP_NET_ADMIN.
     pub fn new(content: Content, name: &str) -> io::Result<Self> {
-        let (map_type, value_size) = match content {
-            Content::Bytes(size) => (MAP_TYPE_ARRAY, size),
-            Content::Socket => (MAP_TYPE_SOCKMAP, size(size_of::<RawFd>())?),
+        let (map_type, value_size, flags) = match content {
+            Content::Bytes(size) => (MAP_TYPE_ARRAY, size, 0),
+            Content::Window(size) => (MAP_TYPE_ARRAY, size, FLAG_MAPPABLE),
+            Content::Socket => (MAP_TYPE_SOCKMAP, size(size_of::<RawFd>())?, 0),
         };
         let mut attributes = MapAttributes {
             map_type,
             key_size: size(size_of::<u32>())?,
             value_size,
             element_count: 1,
+            flags,
             name: object_name(name)?,
             ..MapAttributes::default()
         };
@@ -385,6 +445,21 @@ struct TaskInformation {
     process_descriptor: u32,
 }
 
+/// `union bpf_attr` for `BPF_PROG_QUERY`, up to the last field used here.
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttributes {
+    target: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    /// Zero: only their number is asked for.
+    programs: u64,
+    program_count: u32,
+    /// Zero: it fills the structure up to its alignment.
+    padding: u32,
+}
+
 /// `union bpf_attr` for `BPF_ITER_CREATE`.
 #[repr(C)]
 #[derive(Default)]
@@ -402,6 +477,7 @@ impl Attributes for LoadAttributes {}
 impl Attributes for RunAttributes {}
 impl Attributes for LinkAttributes {}
 impl Attributes for IteratorAttributes {}
+impl Attributes for QueryAttributes {}
 
 /// Loads a program. `log` receives the verifier's words (NUL-terminated) when it is not empty;
 /// an empty one is faster.
@@ -499,6 +575,19 @@ pub fn link_ingress(program: BorrowedFd<'_>, device: u32) -> io::Result<OwnedFd>
     };
     // SAFETY: for TCX the attributes hold no address; the rest of them is zero.
     unsafe { call(command::LINK_CREATE, &mut attributes) }.and_then(owned)
+}
+
+/// How many programs see what comes in by a device of the network namespace of this thread (TCX).
+pub fn ingress_count(device: u32) -> io::Result<u32> {
+    let mut attributes = QueryAttributes {
+        target: device,
+        attach_type: ATTACH_TYPE_TCX_INGRESS,
+        ..QueryAttributes::default()
+    };
+    // SAFETY: the address in the attributes is null, with a count of 0: the kernel writes the
+    // count alone.
+    unsafe { call(command::PROG_QUERY, &mut attributes) }?;
+    Ok(attributes.program_count)
 }
 
 /// Starts one pass of an iterator: read(2) from the descriptor until it gives nothing more.

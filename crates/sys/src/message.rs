@@ -1,4 +1,4 @@
-//! Datagrams with their control messages: recvmsg(2) and sendmmsg(2).
+//! Datagrams with their control messages: recvmsg(2), recvmmsg(2) and sendmmsg(2).
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -150,6 +150,89 @@ fn header(
     header
 }
 
+/// Room for many datagrams that are received at once.
+#[derive(Debug)]
+pub struct Batch {
+    data: Vec<u8>,
+    control: Vec<u8>,
+    /// The bytes of data and of control messages that each may have.
+    room: (usize, usize),
+    names: Vec<libc::sockaddr_in>,
+    parts: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+// SAFETY: the pointers in it are to memory that it owns, and are used by `receive` alone.
+unsafe impl Send for Batch {}
+
+impl Batch {
+    /// Room for `count` datagrams of at most `size` bytes, with `control` bytes of control messages.
+    #[must_use]
+    pub fn new(count: usize, size: usize, control: usize) -> Self {
+        // SAFETY: sockaddr_in is plain data for which all zeroes is a value.
+        let name: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+        Self {
+            data: vec![0; count * size],
+            control: vec![0; count * control],
+            room: (size, control),
+            names: vec![name; count],
+            parts: Vec::with_capacity(count),
+            headers: Vec::with_capacity(count),
+        }
+    }
+
+    /// Receives as many as are there, in order, without waiting for more; answers how many.
+    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+        self.aim();
+        let count = libc::c_uint::try_from(self.headers.len()).map_err(io::Error::other)?;
+        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        // SAFETY: `aim` has just pointed each of the `count` headers at memory of this batch,
+        // borrowed mutably for the whole call, with its length; the kernel writes no more.
+        let received = unsafe {
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count,
+                flags as _,
+                std::ptr::null_mut(),
+            )
+        };
+        usize::try_from(received).map_err(|_| io::Error::last_os_error())
+    }
+
+    /// The bytes of the datagram at this place, of those that the last call received.
+    #[must_use]
+    pub fn data(&self, at: usize) -> &[u8] {
+        let length = self.headers.get(at).map_or(0, |header| header.msg_len);
+        let data = self.data.get(at * self.room.0..).unwrap_or_default();
+        data.get(..length as usize).unwrap_or_default()
+    }
+
+    /// Points the headers at the rooms; the kernel has written lengths over those of the last call.
+    fn aim(&mut self) {
+        let (size, control) = self.room;
+        let (data, controls) = (self.data.as_mut_ptr(), self.control.as_mut_ptr());
+        self.parts.clear();
+        let rooms = (0..self.names.len()).map(|at| libc::iovec {
+            iov_base: data.wrapping_add(at * size).cast(),
+            iov_len: size,
+        });
+        self.parts.extend(rooms);
+        self.headers.clear();
+        for (at, (name, part)) in self.names.iter_mut().zip(&mut self.parts).enumerate() {
+            // SAFETY: mmsghdr is plain data for which all zeroes is a value.
+            let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+            header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
+            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_hdr.msg_iov = part;
+            header.msg_hdr.msg_iovlen = 1;
+            header.msg_hdr.msg_control = controls.wrapping_add(at * control).cast();
+            header.msg_hdr.msg_controllen = control as _;
+            self.headers.push(header);
+        }
+    }
+}
+
 /// One control message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ControlMessage<'a> {
@@ -209,6 +292,27 @@ mod tests {
             payload: &3i32.to_ne_bytes(),
         };
         assert_eq!(messages, [ttl]);
+        Ok(())
+    }
+
+    #[test]
+    fn many_at_once_in_order() -> io::Result<()> {
+        let (socket, sender) = (
+            UdpSocket::bind("127.0.0.1:0")?,
+            UdpSocket::bind("127.0.0.1:0")?,
+        );
+        let mut batch = Batch::new(2, 4, 0);
+        for round in [b"a", b"b"] {
+            for data in [&round.repeat(9)[..], b"", round] {
+                sender.send_to(data, socket.local_addr()?)?;
+            }
+            assert_eq!(batch.receive(socket.as_fd())?, 2);
+            assert_eq!([batch.data(0), batch.data(1)], [&round.repeat(4)[..], b""]);
+            assert_eq!(batch.receive(socket.as_fd())?, 1);
+            assert_eq!(batch.data(0), round);
+        }
+        let nothing = batch.receive(socket.as_fd()).map_err(|error| error.kind());
+        assert_eq!(nothing, Err(io::ErrorKind::WouldBlock));
         Ok(())
     }
 

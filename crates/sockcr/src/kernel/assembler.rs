@@ -214,6 +214,17 @@ impl Assembler {
         self.emit(0, 0, 0, 0, 0);
     }
 
+    /// The only element of a map into R0, by way of a word of the stack at `slot`; goes to `missing`
+    /// when there is none. R1 to R5 are lost.
+    pub fn look_up(&mut self, map: BorrowedFd<'_>, slot: i32, missing: Label) {
+        self.store_value_at(Width::Word, Register::Frame, slot, 0);
+        self.map(Register::R1, map);
+        self.copy(Register::R2, Register::Frame);
+        self.add(Register::R2, slot);
+        self.call(Helper::MapLookup);
+        self.jump_if(Register::R0, Condition::Equal, 0, missing);
+    }
+
     /// `to = *(base + offset)`, zero-extended.
     pub fn load(&mut self, width: Width, to: Register, base: Register, offset: usize) {
         let offset = self.fit(offset);

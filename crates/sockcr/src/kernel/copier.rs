@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::io::Errno;
 
 use super::buffer::{Buffer, Buffers};
+use super::gather::{Gatherer, Span};
 use super::pages::pages;
-use super::program::PIECE;
 use super::reader::{Reader, damaged};
-use super::walk::{GATHERED, GatherPage, Programs, View, WalkPage};
+use super::walk::{View, Walk, WalkPage};
 
 /// The tries to read a queue while its owner uses it.
 const ATTEMPTS: usize = 16;
@@ -25,9 +25,6 @@ const DEPTH_LIMIT: usize = 4;
 const ARRIVALS: usize = 1 << 16;
 /// The most fragments that a kernel may be built with (`CONFIG_MAX_SKB_FRAGS`).
 const FRAGMENTS_LIMIT: usize = 45;
-
-/// Bytes somewhere in the kernel: address and length.
-pub type Span = (u64, usize);
 
 /// The head of a queue, `struct sk_buff_head`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,11 +111,16 @@ impl Reader {
         self.layout.buffers.as_ref().map_err(unsupported)
     }
 
-    fn programs(&self) -> io::Result<&Programs> {
-        let programs = self
-            .programs
-            .get_or_init(|| Programs::load(self.layout.buffers.as_ref().map_err(Clone::clone)?));
-        programs.as_ref().map_err(unsupported)
+    fn walk(&self) -> io::Result<&Walk> {
+        let walk = self
+            .walk
+            .get_or_init(|| Walk::load(self.layout.buffers.as_ref().map_err(Clone::clone)?));
+        walk.as_ref().map_err(unsupported)
+    }
+
+    fn gatherer(&self) -> io::Result<&Gatherer> {
+        let gatherer = self.gatherer.get_or_init(Gatherer::load);
+        gatherer.as_ref().map_err(unsupported)
     }
 }
 
@@ -130,8 +132,7 @@ fn unsupported<E: std::error::Error + Clone + Send + Sync + 'static>(error: &E) 
 pub struct Copier<'r> {
     reader: &'r Reader,
     layout: &'static Buffers,
-    programs: &'r Programs,
-    gathered: GatherPage,
+    walk: &'r Walk,
 }
 
 impl<'r> Copier<'r> {
@@ -140,14 +141,13 @@ impl<'r> Copier<'r> {
         Ok(Self {
             reader,
             layout: reader.buffers()?,
-            programs: reader.programs()?,
-            gathered: GatherPage::new(),
+            walk: reader.walk()?,
         })
     }
 
     /// Gives every buffer of a queue with its contents to `each`, oldest first.
     pub fn queue(
-        &mut self,
+        &self,
         head: &Head,
         view: View,
         mut each: impl FnMut(&Buffer<'_>, Vec<u8>) -> io::Result<()>,
@@ -156,7 +156,7 @@ impl<'r> Copier<'r> {
         let limit = head.length.saturating_mul(2).saturating_add(ARRIVALS);
         let (mut at, mut previous, mut count) = (head.first, head.address, 0);
         while at != head.address {
-            self.programs.walk(&mut page, at, head.address, view)?;
+            self.walk.run(&mut page, at, head.address, view)?;
             let buffers = page.buffers(self.layout)?;
             if !linked(&buffers, previous)? || count > limit {
                 return Ok(None);
@@ -164,7 +164,7 @@ impl<'r> Copier<'r> {
             let Some(contents) = self.contents(&buffers, DEPTH_LIMIT)? else {
                 return Ok(None);
             };
-            self.programs.walk(&mut again, at, head.address, view)?;
+            self.walk.run(&mut again, at, head.address, view)?;
             if !same(&buffers, &again.buffers(self.layout)?)? {
                 return Ok(None);
             }
@@ -180,14 +180,14 @@ impl<'r> Copier<'r> {
 
     /// Copies the buffers from `start` to `end`, as many as fit on `page`.
     pub fn walk(&self, page: &mut WalkPage, start: u64, end: u64, view: View) -> io::Result<()> {
-        self.programs.walk(page, start, end, view)
+        self.walk.run(page, start, end, view)
     }
 
     /// The contents of a list that a null pointer ends, one after the other.
-    fn list(&mut self, first: u64, depth: usize) -> Tried<Vec<u8>> {
+    fn list(&self, first: u64, depth: usize) -> Tried<Vec<u8>> {
         let (mut page, mut at, mut all) = (WalkPage::new(self.layout), first, Vec::new());
         while at != 0 && depth > 0 && all.len() <= LENGTH_LIMIT {
-            self.programs.walk(&mut page, at, 0, View::Data)?;
+            self.walk.run(&mut page, at, 0, View::Data)?;
             let buffers = page.buffers(self.layout)?;
             let Some(contents) = self.contents(&buffers, depth)? else {
                 return Ok(None);
@@ -199,47 +199,42 @@ impl<'r> Copier<'r> {
     }
 
     /// What each buffer holds.
-    pub fn contents(&mut self, buffers: &[Buffer<'_>], depth: usize) -> Tried<Vec<Vec<u8>>> {
-        let mut plan = Vec::with_capacity(buffers.len());
-        let mut missing = Vec::new();
-        for buffer in buffers {
+    pub fn contents(&self, buffers: &[Buffer<'_>], depth: usize) -> Tried<Vec<Vec<u8>>> {
+        let mut contents = Vec::with_capacity(buffers.len());
+        let (mut missing, mut owners) = (Vec::new(), Vec::new());
+        for (index, buffer) in buffers.iter().enumerate() {
             let Some(spans) = self.spans(buffer)? else {
                 return Ok(None);
             };
-            plan.push(spans.iter().map(|(_, length)| length).sum::<usize>());
+            owners.resize(owners.len() + spans.len(), index);
             missing.extend(spans);
-        }
-        let bytes = self.gather(&missing)?;
-        let mut rest = bytes.as_slice();
-        let mut contents = Vec::with_capacity(buffers.len());
-        for (buffer, size) in buffers.iter().zip(plan) {
-            let (part, behind) = rest.split_at_checked(size).ok_or_else(damaged)?;
-            rest = behind;
-            let Some(whole) = self.whole(buffer, part, depth)? else {
-                return Ok(None);
-            };
+            let mut whole = Vec::with_capacity(buffer.length()?);
+            whole.extend_from_slice(buffer.seen()?);
             contents.push(whole);
+        }
+        self.gather(&missing, &owners, &mut contents)?;
+        for (buffer, whole) in buffers.iter().zip(&mut contents) {
+            if !self.complete(buffer, whole, depth)? {
+                return Ok(None);
+            }
         }
         Ok(Some(contents))
     }
 
-    /// The bytes seen in the window, those gathered, and those of the buffers on its list.
-    fn whole(&mut self, buffer: &Buffer<'_>, gathered: &[u8], depth: usize) -> Tried<Vec<u8>> {
-        let mut whole = Vec::with_capacity(buffer.length()?);
-        whole.extend_from_slice(buffer.seen()?);
-        whole.extend_from_slice(gathered);
+    /// Adds what the buffers on its list hold; false when the length is then not the one told.
+    fn complete(&self, buffer: &Buffer<'_>, whole: &mut Vec<u8>, depth: usize) -> io::Result<bool> {
         let list = buffer.shared(self.layout.shared.list)?;
         if list != 0 {
             let Some(tail) = self.list(list, depth - 1)? else {
-                return Ok(None);
+                return Ok(false);
             };
             whole.extend_from_slice(&tail);
         }
-        Ok((whole.len() == buffer.length()?).then_some(whole))
+        Ok(whole.len() == buffer.length()?)
     }
 
     /// Where the bytes of a buffer lie that its window does not show, without its list.
-    fn spans(&mut self, buffer: &Buffer<'_>) -> Tried<Vec<Span>> {
+    fn spans(&self, buffer: &Buffer<'_>) -> Tried<Vec<Span>> {
         let Some(linear) = buffer.linear()? else {
             return Ok(None);
         };
@@ -267,7 +262,7 @@ impl<'r> Copier<'r> {
 
     /// Adds the page fragments of a buffer; false when they cannot be.
     fn fragments(
-        &mut self,
+        &self,
         buffer: &Buffer<'_>,
         count: usize,
         spans: &mut Vec<Span>,
@@ -303,34 +298,39 @@ impl<'r> Copier<'r> {
             .collect()
     }
 
+    /// Appends the bytes of each span to the one of `contents` that owns it.
+    fn gather(&self, spans: &[Span], owners: &[usize], contents: &mut [Vec<u8>]) -> io::Result<()> {
+        if spans.is_empty() {
+            return Ok(());
+        }
+        self.reader.gatherer()?.run(spans, |number, piece| {
+            let owner = owners
+                .get(number)
+                .and_then(|owner| contents.get_mut(*owner));
+            let piece = piece.ok_or(Errno::FAULT)?;
+            piece.append(owner.ok_or_else(damaged)?)
+        })
+    }
+
     /// Copies all of `spans`, one behind the other.
-    pub fn gather(&mut self, spans: &[Span]) -> io::Result<Vec<u8>> {
-        let pieces: Vec<Span> = spans.iter().flat_map(|span| split(*span)).collect();
-        let mut copy = Vec::with_capacity(spans.iter().map(|(_, length)| length).sum());
-        let mut complete = true;
-        for pieces in pieces.chunks(GATHERED) {
-            self.programs
-                .gather(&mut self.gathered, pieces, |piece| match piece {
-                    Some(piece) => copy.extend_from_slice(piece),
-                    None => complete = false,
-                })?;
-        }
-        if complete {
-            Ok(copy)
-        } else {
-            Err(Errno::FAULT.into())
-        }
+    pub fn together(&self, spans: &[Span]) -> io::Result<Vec<u8>> {
+        let mut whole = [Vec::with_capacity(spans.iter().map(|span| span.1).sum())];
+        self.gather(spans, &vec![0; spans.len()], &mut whole)?;
+        let [whole] = whole;
+        Ok(whole)
     }
 
     /// For each address whether `wanted` is there.
-    pub fn find(&mut self, addresses: &[u64], wanted: &[u8]) -> io::Result<Vec<bool>> {
-        let mut found = Vec::with_capacity(addresses.len());
-        for addresses in addresses.chunks(GATHERED) {
-            let pieces: Vec<Span> = addresses.iter().map(|at| (*at, wanted.len())).collect();
-            self.programs.gather(&mut self.gathered, &pieces, |piece| {
-                found.push(piece == Some(wanted));
-            })?;
-        }
+    pub fn find(&self, addresses: &[u64], wanted: &[u8]) -> io::Result<Vec<bool>> {
+        let spans: Vec<Span> = addresses.iter().map(|at| (*at, wanted.len())).collect();
+        let (mut found, mut there) = (Vec::with_capacity(spans.len()), Vec::new());
+        self.reader.gatherer()?.run(&spans, |_, piece| {
+            there.clear();
+            let mapped = piece.is_some();
+            piece.map_or(Ok(()), |piece| piece.append(&mut there))?;
+            found.push(mapped && there == wanted);
+            Ok(())
+        })?;
         Ok(found)
     }
 }
@@ -340,14 +340,6 @@ fn unreadable() -> io::Error {
         io::ErrorKind::Unsupported,
         "a datagram lies in the memory of a device, which cannot be read",
     )
-}
-
-/// A span in pieces that the program can copy.
-fn split((address, length): Span) -> impl Iterator<Item = Span> {
-    (0..length).step_by(PIECE).map(move |at| {
-        let from = address.wrapping_add(at as u64);
-        (from, (length - at).min(PIECE))
-    })
 }
 
 /// Whether each buffer points back to the one before.

@@ -12,6 +12,7 @@ mod btf;
 mod buffer;
 mod copier;
 mod cork;
+mod gather;
 pub mod inject;
 mod iterator;
 mod layout;

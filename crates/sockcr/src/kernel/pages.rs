@@ -86,7 +86,7 @@ fn search(reader: &Reader) -> io::Result<Pages> {
     let mut message = vec![0; MESSAGE];
     File::open("/dev/urandom")?.read_exact(&mut message)?;
     let receiver = sent(&message)?;
-    let mut scratch = Scratch::of(reader, &receiver)?;
+    let scratch = Scratch::of(reader, &receiver)?;
     let sock = reader.sock(receiver.as_fd())?;
     for pages in scratch.candidates(&sock, &message)? {
         if scratch.proves(&pages, &message)? && confirmed(reader, &pages, &sock)? {
@@ -143,7 +143,7 @@ impl<'r> Scratch<'r> {
     /// The translations by which the first fragment begins as the message says. Going up by
     /// 1 GiB in the array goes up by as many GiB as a GiB of `struct page` describes: therefore
     /// one number is all that is unknown.
-    fn candidates(&mut self, sock: &Sock, message: &[u8]) -> io::Result<Vec<Pages>> {
+    fn candidates(&self, sock: &Sock, message: &[u8]) -> io::Result<Vec<Pages>> {
         let (page, offset, length) = *self
             .fragments
             .first()
@@ -175,7 +175,7 @@ impl<'r> Scratch<'r> {
     }
 
     /// Whether every byte in fragments is where the translation says.
-    fn proves(&mut self, pages: &Pages, message: &[u8]) -> io::Result<bool> {
+    fn proves(&self, pages: &Pages, message: &[u8]) -> io::Result<bool> {
         let mut spans = Vec::new();
         for (page, offset, length) in &self.fragments {
             let Some(address) = pages.address(*page) else {
@@ -183,7 +183,7 @@ impl<'r> Scratch<'r> {
             };
             spans.push((address.wrapping_add(*offset), *length));
         }
-        let copy = self.copier.gather(&spans);
+        let copy = self.copier.together(&spans);
         Ok(copy.is_ok_and(|copy| message.get(self.linear..) == Some(&copy)))
     }
 }
@@ -244,7 +244,7 @@ mod tests {
         let right = pages(reader).unwrap();
         let message: Vec<u8> = (0..MESSAGE).map(|at| (at % 251) as u8).collect();
         let receiver = sent(&message).unwrap();
-        let mut scratch = Scratch::of(reader, &receiver).unwrap();
+        let scratch = Scratch::of(reader, &receiver).unwrap();
         let sock = reader.sock(receiver.as_fd()).unwrap();
         assert!(scratch.proves(&right, &message).unwrap());
         assert!(confirmed(reader, &right, &sock).unwrap());

@@ -118,7 +118,7 @@ impl Reader {
         if before.iter().all(Head::is_empty) {
             return Ok(Some(Vec::new()));
         }
-        let mut copier = Copier::new(self)?;
+        let copier = Copier::new(self)?;
         let waiting = before.iter().map(|head| head.length).sum::<usize>();
         let mut queued = Vec::with_capacity(waiting.min(1 << 20));
         for head in &before {

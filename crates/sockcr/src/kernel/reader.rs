@@ -19,11 +19,12 @@ use std::sync::OnceLock;
 use sockcr_sys::bpf;
 
 use super::btf::Field;
+use super::gather::Gatherer;
 use super::layout::{Functions, Layout, layout};
 use super::program::{
     MEMBERSHIP_SIZE, MEMBERSHIPS, MODE_BYTES, MODE_SOCKET, context, list, program, window,
 };
-use super::walk::Programs;
+use super::walk::Walk;
 use super::{Unavailable, load};
 
 /// The tries to list the memberships while the owner joins and leaves.
@@ -132,8 +133,10 @@ pub struct Reader {
     program: OwnedFd,
     pub(super) layout: &'static Layout,
     pub(super) window: usize,
-    /// The programs for the queues, loaded when the first one is not empty.
-    pub(super) programs: OnceLock<Result<Programs, Unavailable>>,
+    /// For the queues: loaded when the first one is not empty.
+    pub(super) walk: OnceLock<Result<Walk, Unavailable>>,
+    /// The same, when the first datagram is long: small ones do without.
+    pub(super) gatherer: OnceLock<Result<Gatherer, Unavailable>>,
     /// Whether the program can pass over memberships listed before.
     skips: bool,
 }
@@ -170,7 +173,8 @@ impl Reader {
             program: load(bpf::Kind::Syscall, "sockcr_read", &code)?,
             layout,
             window,
-            programs: OnceLock::new(),
+            walk: OnceLock::new(),
+            gatherer: OnceLock::new(),
             skips: functions.count.is_some(),
         })
     }

@@ -1,17 +1,16 @@
-//! Two programs for queues: one follows a list of buffers, one gathers memory from many places.
+//! The program that follows a list of buffers.
 //!
-//! Both work on the context alone, as the reader does, so that there is no map and no lock. The
+//! It works on the context alone, as the reader does, so that there is no map and no lock. The
 //! verifier wants fixed places in the context, at most 32 KiB from its beginning: therefore the
-//! loops are written out.
+//! loop is written out.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::OnceLock;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
 use sockcr_sys::bpf;
 
-use super::assembler::{AssembleError, Assembler, Condition, Helper, Label, Register, Width};
+use super::assembler::{AssembleError, Assembler, Condition, Label, Register, Width};
 use super::buffer::{Buffer, Buffers};
 use super::program::PIECE;
 use super::reader::damaged;
@@ -19,13 +18,8 @@ use super::{Reason, Unavailable, load};
 
 /// The window of each buffer: from its network header on, or from its data on.
 const WINDOW: usize = PIECE;
-/// The pieces gathered in one run. More would save a little for each and cost more to load: the
-/// verifier takes 2 to 3 µs for an instruction, a run 1 to 2 µs besides its work.
-pub const GATHERED: usize = 64;
 /// The buffers copied in one run.
 const SLOTS: usize = 24;
-/// The bytes of one entry of the table of pieces: an address and a length.
-const ENTRY: usize = 16;
 
 /// Places in the context of the walk.
 mod context {
@@ -61,15 +55,14 @@ pub enum View {
     Data = 1,
 }
 
-/// The programs. The second one is loaded when first needed: small datagrams do without.
+/// The program.
 #[derive(Debug)]
-pub struct Programs {
-    walk: OwnedFd,
-    gather: OnceLock<Result<OwnedFd, Unavailable>>,
+pub struct Walk {
+    program: OwnedFd,
 }
 
-impl Programs {
-    /// Loads the walk.
+impl Walk {
+    /// Loads it.
     pub fn load(layout: &Buffers) -> Result<Self, Unavailable> {
         if layout.skb.extent > PIECE || layout.shared.extent > PIECE {
             return Err(Reason::Other("the kernel's buffers are too big".to_owned()).into());
@@ -79,48 +72,21 @@ impl Programs {
             return Err(Reason::Other("the kernel's buffers have no offsets".to_owned()).into());
         }
         Ok(Self {
-            walk: load(bpf::Kind::Syscall, "sockcr_walk", &walk(layout)?)?,
-            gather: OnceLock::new(),
+            program: load(bpf::Kind::Syscall, "sockcr_walk", &walk(layout)?)?,
         })
     }
 
-    fn gathering(&self) -> io::Result<BorrowedFd<'_>> {
-        let program = self
-            .gather
-            .get_or_init(|| load(bpf::Kind::Syscall, "sockcr_gather", &gather()?));
-        match program {
-            Ok(program) => Ok(program.as_fd()),
-            Err(why) => Err(io::Error::new(io::ErrorKind::Unsupported, why.clone())),
-        }
-    }
-
     /// Copies the buffers from `start` on into `page`, as many as fit, until `end`.
-    pub fn walk(&self, page: &mut WalkPage, start: u64, end: u64, view: View) -> io::Result<()> {
+    pub fn run(&self, page: &mut WalkPage, start: u64, end: u64, view: View) -> io::Result<()> {
         page.put(context::START, &start.to_ne_bytes())?;
         page.put(context::END, &end.to_ne_bytes())?;
         page.put(context::VIEW, &(view as u32).to_ne_bytes())?;
-        let result = bpf::run(self.walk.as_fd(), &mut page.bytes)?;
+        let result = bpf::run(self.program.as_fd(), &mut page.bytes)?;
         if result == 0 {
             Ok(())
         } else {
             Err(Errno::FAULT.into())
         }
-    }
-
-    /// Copies at most [`GATHERED`] pieces of at most [`PIECE`] bytes; `use_piece` gets each one in
-    /// order, or None where nothing is mapped.
-    pub fn gather(
-        &self,
-        page: &mut GatherPage,
-        pieces: &[(u64, usize)],
-        mut use_piece: impl FnMut(Option<&[u8]>),
-    ) -> io::Result<()> {
-        page.fill(pieces)?;
-        bpf::run(self.gathering()?, &mut page.0)?;
-        for (index, (_, length)) in pieces.iter().enumerate() {
-            use_piece(page.piece(index, *length)?);
-        }
-        Ok(())
     }
 }
 
@@ -200,40 +166,6 @@ fn copy_out(code: &mut Assembler, size: usize, place: usize) {
     }
 }
 
-/// The table of pieces, then the pieces. The length of an entry becomes the result of its copy.
-fn gather() -> Result<Vec<u8>, AssembleError> {
-    let mut code = Assembler::new();
-    let end = code.label();
-    code.copy(Register::R6, Register::R1);
-    for word in (0..PIECE).step_by(8) {
-        let slot = stack::PIECE + word as i32;
-        code.store_value_at(Width::Double, Register::Frame, slot, 0);
-    }
-    for index in 0..GATHERED {
-        let fits = code.label();
-        let entry = index * ENTRY;
-        code.load(Width::Double, Register::R2, Register::R6, entry + 8);
-        code.jump_if(Register::R2, Condition::Equal, 0, end);
-        code.jump_if(Register::R2, Condition::AtMost, PIECE as i32, fits);
-        code.jump(end);
-        code.place(fits);
-        code.load(Width::Double, Register::R3, Register::R6, entry);
-        code.copy(Register::R1, Register::Frame);
-        code.add(Register::R1, stack::PIECE);
-        code.call(Helper::ProbeReadKernel);
-        code.store(Width::Double, Register::R6, entry + 8, Register::R0);
-        copy_out(&mut code, PIECE, piece_place(index));
-    }
-    code.place(end);
-    code.set(Register::R0, 0);
-    code.exit();
-    code.finish()
-}
-
-fn piece_place(index: usize) -> usize {
-    GATHERED * ENTRY + index * PIECE
-}
-
 /// The context of the walk.
 #[derive(Debug)]
 pub struct WalkPage {
@@ -307,40 +239,6 @@ impl WalkPage {
             buffer.get(layout.skb.data)?
         };
         Ok(buffer)
-    }
-}
-
-/// The context of the gathering.
-#[derive(Debug)]
-pub struct GatherPage(Vec<u8>);
-
-impl GatherPage {
-    /// An empty one.
-    pub fn new() -> Self {
-        Self(vec![0; piece_place(GATHERED)])
-    }
-
-    fn fill(&mut self, pieces: &[(u64, usize)]) -> io::Result<()> {
-        for (index, (address, length)) in pieces.iter().enumerate() {
-            if index >= GATHERED || *length == 0 || *length > PIECE {
-                return Err(damaged());
-            }
-            put(&mut self.0, index * ENTRY, &address.to_ne_bytes())?;
-            let length = (*length as u64).to_ne_bytes();
-            put(&mut self.0, index * ENTRY + 8, &length)?;
-        }
-        if pieces.len() < GATHERED {
-            put(&mut self.0, pieces.len() * ENTRY + 8, &[0; 8])?;
-        }
-        Ok(())
-    }
-
-    fn piece(&self, index: usize, length: usize) -> io::Result<Option<&[u8]>> {
-        if long(&self.0, index * ENTRY + 8)? != 0 {
-            return Ok(None);
-        }
-        let at = piece_place(index);
-        self.0.get(at..at + length).map(Some).ok_or_else(damaged)
     }
 }
 

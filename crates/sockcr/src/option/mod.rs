@@ -87,6 +87,8 @@ pub enum Wire {
 pub enum Stage {
     /// On the new, unbound socket.
     BeforeBind,
+    /// Still unbound, but with its queue, which it would treat as what comes in.
+    AfterQueue,
     /// After bind(2) and connect(2), which it would change.
     AfterConnect,
     /// When nothing is written any more.
@@ -98,6 +100,7 @@ impl Stage {
     pub fn name(self) -> &'static str {
         match self {
             Stage::BeforeBind => "before bind",
+            Stage::AfterQueue => "before bind, after the queue",
             Stage::AfterConnect => "after connect",
             Stage::Last => "last",
         }

@@ -35,7 +35,6 @@ const IP_MTU: i32 = 14;
 const IP_RECVERR_RFC4884: i32 = 26;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
-const UDP_ENCAP: i32 = 100;
 const UDP_SEGMENT: i32 = 103;
 const MSG_ERRQUEUE: i32 = 0x2000;
 const PMTUDISC_DO: i32 = 2;
@@ -241,7 +240,6 @@ impl<'a> Maker<'a> {
             (IPPROTO_IP, IP_RECVERR, 1),
             (IPPROTO_IP, IP_RECVERR_RFC4884, 0),
             (IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE),
-            (SOL_UDP, UDP_ENCAP, 0),
             (SOL_UDP, UDP_SEGMENT, 0),
         ] {
             meanwhile.set(level, name, value)?;

@@ -9,6 +9,7 @@ use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
 use crate::report::Report;
 use rustix::net::{RecvFlags, recv};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
@@ -122,13 +123,17 @@ pub(crate) fn restore(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let mut datagrams = Vec::with_capacity(queue.len());
+    // Each device is looked up once, and missed once.
+    let mut devices = BTreeMap::new();
     for datagram in queue {
+        let index = datagram.interface;
+        let look_up = || local(fd, index, interfaces, report);
         datagrams.push(inject::Datagram {
             source: datagram.source,
             destination: datagram.destination,
             ttl: datagram.ttl,
             tos: datagram.tos,
-            interface: local(fd, datagram, interfaces, report),
+            interface: *devices.entry(index).or_insert_with(look_up),
             received_at: datagram.received_at,
             mark: datagram.mark,
             priority: datagram.priority,
@@ -170,18 +175,11 @@ fn peek_at_each(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
     Ok(())
 }
 
-fn local(
-    fd: BorrowedFd<'_>,
-    datagram: &Datagram,
-    interfaces: &Interfaces,
-    report: &mut Report,
-) -> u32 {
-    interfaces
-        .local(fd, datagram.interface)
-        .unwrap_or_else(|error| {
-            report.lose("receive queue: IP_PKTINFO", crate::error::reason(&error));
-            0
-        })
+fn local(fd: BorrowedFd<'_>, index: u32, interfaces: &Interfaces, report: &mut Report) -> u32 {
+    interfaces.local(fd, index).unwrap_or_else(|error| {
+        report.lose("receive queue: IP_PKTINFO", crate::error::reason(&error));
+        0
+    })
 }
 
 fn tell(injected: &Injected, report: &mut Report) {

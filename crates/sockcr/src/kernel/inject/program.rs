@@ -155,20 +155,10 @@ fn find_record(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     code.jump_if(NUMBER, Condition::AtMost, last, inside);
     code.jump(exits.next);
     code.place(inside);
-    look_up(code, plan.records, exits.drop);
+    code.look_up(plan.records, KEY, exits.drop);
     code.copy(RECORD, Register::R0);
     code.multiply(NUMBER, record::SIZE);
     code.add_register(RECORD, NUMBER);
-}
-
-/// The only element of a map, into R0.
-fn look_up(code: &mut Assembler, map: BorrowedFd<'_>, missing: Label) {
-    code.store_value_at(Width::Word, Register::Frame, KEY, 0);
-    code.map(Register::R1, map);
-    code.copy(Register::R2, Register::Frame);
-    code.add(Register::R2, KEY);
-    code.call(Helper::MapLookup);
-    code.jump_if(Register::R0, Condition::Equal, 0, missing);
 }
 
 /// Gives the packet its true headers, receive time and mark. Its length does not change.
@@ -208,7 +198,7 @@ fn assign(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     let pass = code.label();
     code.load(Width::Word, Register::R1, RECORD, record::ASSIGNED);
     code.jump_if(Register::R1, Condition::Equal, 0, pass);
-    look_up(code, plan.target, exits.drop);
+    code.look_up(plan.target, KEY, exits.drop);
     code.copy(NUMBER, Register::R0);
     code.copy(Register::R1, SKB);
     code.copy(Register::R2, NUMBER);

@@ -19,7 +19,6 @@ const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
-const UDP_ENCAP: i32 = 100;
 const UDP_GRO: i32 = 104;
 
 const LOOPBACK: i32 = super::LOOPBACK as i32;
@@ -27,14 +26,12 @@ const LOOPBACK: i32 = super::LOOPBACK as i32;
 const ROOM: i32 = i32::MAX / 2;
 
 /// An option, and its value meanwhile. Sharing the port is off, or the kernel could choose one that
-/// somebody has, and `inet_steal_sock` could choose another member of the group. What comes in is
-/// no IPsec packet (`xfrm4_udp_encap_rcv`).
-const SETTINGS: [(i32, i32, i32); 6] = [
+/// somebody has, and `inet_steal_sock` could choose another member of the group.
+const SETTINGS: [(i32, i32, i32); 5] = [
     (SOL_SOCKET, SO_REUSEADDR, 0),
     (SOL_SOCKET, SO_REUSEPORT, 0),
     (SOL_SOCKET, SO_BINDTOIFINDEX, LOOPBACK),
     (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
-    (SOL_UDP, UDP_ENCAP, 0),
     (SOL_UDP, UDP_GRO, 1),
 ];
 
