@@ -158,7 +158,10 @@ fn variety<'a>(m0: &Device, m1: &Device, large: &'a [u8]) -> Vec<(Datagram<'a>, 
             ..to(GROUP, m0.index)
         },
     ];
-    all.extend(many.map(|datagram| (datagram, m0.address)));
+    all.extend(many.map(|datagram| {
+        let local = Some(m0.address);
+        (Datagram { local, ..datagram }, m0.address)
+    }));
     all
 }
 

@@ -29,7 +29,7 @@ use sockcr_sys::bpf::{self, Content, Map};
 use self::filling::Filling;
 use self::program::Plan;
 use self::record::RECORDS;
-use self::sender::{Groups, Sender, Way};
+use self::sender::{Sender, Way};
 use super::{Reader, Unavailable};
 
 /// The index of the loopback device in every network namespace.
@@ -52,6 +52,8 @@ pub struct Datagram<'a> {
     /// The index here of the device that IP_PKTINFO tells; 0: IP_PKTINFO tells nothing, because it
     /// was off when the datagram came.
     pub interface: u32,
+    /// The local address that IP_PKTINFO tells; None: nothing.
+    pub local: Option<Ipv4Addr>,
     /// The receive time in ns; 0: none was taken.
     pub received_at: i64,
     /// The mark.
@@ -144,7 +146,6 @@ pub struct Injector {
     reader: &'static Reader,
     secret: i32,
     sender: Sender,
-    groups: Groups,
     records: Map,
     target: Map,
     /// Detached when closed.
@@ -178,7 +179,6 @@ impl Injector {
             reader,
             secret,
             sender,
-            groups: Groups::new()?,
             records,
             target,
             _loopback: link.map_err(attach)?,
@@ -206,7 +206,7 @@ impl Injector {
             return Ok(Injected::default());
         }
         let mut injected = Injected::default();
-        let mut ways = self.ways(datagrams, &mut injected);
+        let mut ways = ways(datagrams, &mut injected);
         self.link(&mut ways, &mut injected)?;
         let mut filling = Filling::new(self, socket, ways)?;
         let sent = filling.all(datagrams, &mut injected);
@@ -215,22 +215,6 @@ impl Injector {
         filling.arrived(0)?;
         injected.inexact.sort_by_key(|(at, _)| *at);
         Ok(injected)
-    }
-
-    /// The way of each, and what is lost on it from the start.
-    fn ways(&mut self, datagrams: &[Datagram<'_>], injected: &mut Injected) -> Vec<Way> {
-        let mut ways = Vec::with_capacity(datagrams.len());
-        for (at, datagram) in datagrams.iter().enumerate() {
-            let way = Way::of(datagram, self.groups.has(datagram));
-            if datagram.segment_size != 0 && !way.segments {
-                injected.inexact.push((at, Inexact::SegmentSize));
-            }
-            if record::changes_on_arrival(datagram.ip_options) {
-                injected.inexact.push((at, Inexact::Options));
-            }
-            ways.push(way);
-        }
-        ways
     }
 
     /// Puts the program before the devices that groups are heard on. What came by a device that is
@@ -285,6 +269,22 @@ impl Injector {
             target: self.target.as_fd(),
         }
     }
+}
+
+/// The way of each, and what is lost on it from the start.
+fn ways(datagrams: &[Datagram<'_>], injected: &mut Injected) -> Vec<Way> {
+    let mut ways = Vec::with_capacity(datagrams.len());
+    for (at, datagram) in datagrams.iter().enumerate() {
+        let way = Way::of(datagram);
+        if datagram.segment_size != 0 && !way.segments {
+            injected.inexact.push((at, Inexact::SegmentSize));
+        }
+        if record::changes_on_arrival(datagram.ip_options) {
+            injected.inexact.push((at, Inexact::Options));
+        }
+        ways.push(way);
+    }
+    ways
 }
 
 /// Sends what came to a group by a device by way of the loopback device.

@@ -134,6 +134,7 @@ pub(crate) fn restore(
             ttl: datagram.ttl,
             tos: datagram.tos,
             interface: *devices.entry(index).or_insert_with(look_up),
+            local: (datagram.interface != 0).then_some(datagram.local),
             received_at: datagram.received_at,
             mark: datagram.mark,
             priority: datagram.priority,

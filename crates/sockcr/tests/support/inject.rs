@@ -59,6 +59,7 @@ pub fn plain(payload: &[u8]) -> Datagram<'_> {
         ttl: 64,
         tos: 0,
         interface: LOOPBACK,
+        local: None,
         received_at: 1_000_000_000_123_456_789,
         mark: 0,
         priority: 0,

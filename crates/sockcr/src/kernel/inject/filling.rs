@@ -192,6 +192,7 @@ impl<'a> Filling<'a> {
             ttl: 1,
             tos: 0,
             interface: 0,
+            local: None,
             received_at: 0,
             mark: 0,
             priority: 0,
@@ -200,9 +201,12 @@ impl<'a> Filling<'a> {
             payload: &[],
         };
         self.write(&[packet])?;
-        self.injector
-            .sender
-            .send(&[packet], &[Way::of(&packet, group)])?;
+        let way = Way {
+            group,
+            device: if group { LOOPBACK } else { 0 },
+            ..Way::of(&packet)
+        };
+        self.injector.sender.send(&[packet], &[way])?;
         let end = Instant::now() + PATIENCE;
         while self.injector.reader.read(self.target.socket)?.drops == before.drops {
             if Instant::now() > end {

@@ -234,6 +234,7 @@ mod tests {
             ttl: 64,
             tos: 0x10,
             interface: 0,
+            local: None,
             received_at: 7,
             mark: 9,
             priority: 0,

@@ -5,12 +5,10 @@
 //! | this host, or what was | 0.0.0.0 | local without a route, for every device (`rt_iif`), `ip_route_output_key_hash_rcu` |
 //! | a group, or everybody | 224.0.0.1 with TTL 0 | comes back in by the device, goes out by none (`ip_mc_output`) |
 
-use std::collections::HashMap;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 
-use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, socket_with};
 use sockcr_sys::message::{Outgoing, add_control, send_many};
 use sockcr_sys::sockopt;
@@ -20,9 +18,7 @@ use super::record::{NO_OPERATION, padded_options};
 use super::{Datagram, LOOPBACK};
 
 const SOL_SOCKET: i32 = 1;
-const SO_BROADCAST: i32 = 6;
 const SO_SNDBUFFORCE: i32 = 32;
-const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
 const IP_TOS: i32 = 1;
 const IP_RETOPTS: i32 = 7;
@@ -49,8 +45,9 @@ pub struct Way {
 }
 
 impl Way {
-    /// The way of a datagram; `group`: its destination is a multicast or broadcast address.
-    pub fn of(datagram: &Datagram<'_>, group: bool) -> Self {
+    /// The way of a datagram.
+    pub fn of(datagram: &Datagram<'_>) -> Self {
+        let group = is_for_many(datagram);
         let device = match (datagram.interface, group) {
             (0 | LOOPBACK, true) => LOOPBACK,
             (LOOPBACK, false) => 0,
@@ -84,6 +81,16 @@ impl Way {
             true => Ipv4Addr::new(224, 0, 0, 1),
             false => Ipv4Addr::UNSPECIFIED,
         }
+    }
+}
+
+/// To one of this host IP_PKTINFO tells the address that it went to, else one by which the sender
+/// could be answered (`fib_compute_spec_dst`). Where nothing is told it makes no difference.
+fn is_for_many(datagram: &Datagram<'_>) -> bool {
+    let address = datagram.destination.ip();
+    match datagram.local {
+        Some(local) => local != *address,
+        None => address.is_multicast() || address.is_broadcast(),
     }
 }
 
@@ -193,58 +200,4 @@ fn control(datagram: &Datagram<'_>, way: Way, number: usize) -> io::Result<Vec<u
         add_control(&mut control, IPPROTO_IP, IP_TOS, &number.to_ne_bytes());
     }
     Ok(control)
-}
-
-/// Knows which addresses are for many.
-#[derive(Debug)]
-pub struct Groups {
-    probe: OwnedFd,
-    known: HashMap<(u32, Ipv4Addr), bool>,
-}
-
-impl Groups {
-    /// Knows nothing yet.
-    pub fn new() -> io::Result<Self> {
-        Ok(Self {
-            probe: crate::netns::probe()?,
-            known: HashMap::new(),
-        })
-    }
-
-    /// Whether a datagram was for a group or for everybody, as this host sees its destination.
-    pub fn has(&mut self, datagram: &Datagram<'_>) -> bool {
-        let address = *datagram.destination.ip();
-        if address.is_multicast() || address.is_broadcast() {
-            return true;
-        }
-        if address.is_loopback() || address.is_unspecified() {
-            return false;
-        }
-        let key = (datagram.interface, address);
-        let probe = &self.probe;
-        *self.known.entry(key).or_insert_with(|| {
-            // What came by one device may be for everybody on the network of another.
-            let anywhere = is_broadcast(probe, 0, address).unwrap_or(false);
-            anywhere || is_broadcast(probe, key.0, address).unwrap_or(false)
-        })
-    }
-}
-
-/// Asks for a route: to a broadcast address a socket may connect only with SO_BROADCAST
-/// (`__ip4_datagram_connect`).
-fn is_broadcast(probe: &OwnedFd, device: u32, address: Ipv4Addr) -> io::Result<bool> {
-    let to = SocketAddrV4::new(address, 9);
-    let connect = |allowed: u32| {
-        sockopt::set(
-            probe.as_fd(),
-            SOL_SOCKET,
-            SO_BROADCAST,
-            &allowed.to_ne_bytes(),
-        )?;
-        rustix::net::connect_unspec(probe)?;
-        let device = device.to_ne_bytes();
-        sockopt::set(probe.as_fd(), SOL_SOCKET, SO_BINDTOIFINDEX, &device)?;
-        Ok::<_, io::Error>(rustix::net::connect(probe, &to))
-    };
-    Ok(connect(0)? == Err(Errno::ACCESS) && connect(1)?.is_ok())
 }
