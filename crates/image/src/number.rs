@@ -175,13 +175,13 @@ numbers! {
     EXTENDED_ERROR = 92,
     /// In QUEUE of an [`EXTENDED_ERROR`], 4 bytes: the second word of the ICMP header.
     ICMP_REST = 93,
-    /// u32: the errno that SO_ERROR would tell; absent: none.
-    PENDING_ERROR = 94,
     /// In QUEUE, u32: its priority, SO_RCVPRIORITY; absent: 0.
-    DATAGRAM_PRIORITY = 95,
+    DATAGRAM_PRIORITY = 94,
     /// In QUEUE, flag: an empty datagram that somebody has peeked at: with SO_PEEK_OFF nobody sees
     /// it a second time.
-    DATAGRAM_PEEKED = 96,
+    DATAGRAM_PEEKED = 95,
+    /// u32: the errno that SO_ERROR would tell; absent: none.
+    PENDING_ERROR = 96,
     /// An eBPF program as the filter, in place of [`FILTER`]: u32 number, 8 bytes tag, 16 bytes boot
     /// id, name.
     FILTER_PROGRAM = 97,

@@ -489,17 +489,25 @@ fn what_waits_stands_in_order() {
     }
 }
 
-/// An image written before stays readable, and says the same.
+/// Images written before stay readable, and say the same.
 #[test]
-fn an_image_from_before_is_read() {
-    let image = include_bytes!("fixtures/format-1.image");
-    let text = include_str!("fixtures/format-1.json");
-    let checkpoints = image::decode(image).unwrap();
-    let document: serde_json::Value = serde_json::from_str(text).unwrap();
-    assert_eq!(json::to_json(&checkpoints), document);
-    assert_eq!(image::encode(&checkpoints).unwrap(), image);
-    assert_eq!(
-        image::encode(&json::from_json(text).unwrap()).unwrap(),
-        image
-    );
+fn images_from_before_are_read() {
+    let images = [
+        (
+            &include_bytes!("fixtures/format-1.image")[..],
+            include_str!("fixtures/format-1.json"),
+        ),
+        (
+            &include_bytes!("fixtures/format-1-waiting.image")[..],
+            include_str!("fixtures/format-1-waiting.json"),
+        ),
+    ];
+    for (image, text) in images {
+        let checkpoints = image::decode(image).unwrap();
+        let document: serde_json::Value = serde_json::from_str(text).unwrap();
+        assert_eq!(json::to_json(&checkpoints), document);
+        assert_eq!(image::encode(&checkpoints).unwrap(), image);
+        let by_json = json::from_json(text).unwrap();
+        assert_eq!(image::encode(&by_json).unwrap(), image);
+    }
 }
