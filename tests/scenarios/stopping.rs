@@ -3,10 +3,11 @@
 use anyhow::{Context, ensure};
 use rustix::process::Signal;
 use sockcr_scenarios::command::{self, done, sockcr};
-use sockcr_scenarios::process::Process;
-use sockcr_scenarios::socket::{echoes, local};
+use sockcr_scenarios::need::Need;
+use sockcr_scenarios::process::{Process, run};
+use sockcr_scenarios::socket::{self, echoes, local};
 use sockcr_scenarios::{Outcome, Scenario, actor, wait};
-use std::net::SocketAddrV4;
+use std::net::{SocketAddrV4, UdpSocket};
 use std::time::{Duration, Instant};
 
 pub const ALL: &[Scenario] = &[
@@ -19,6 +20,11 @@ pub const ALL: &[Scenario] = &[
         a_stopped_process_stays_stopped,
     ),
     Scenario::new("stopping::an_ending_process", &[], an_ending_process),
+    Scenario::new(
+        "stopping::waits_for_the_device",
+        &[Need::Root, Need::Program("ip")],
+        waits_for_the_device,
+    ),
 ];
 
 /// A process with several threads that answers.
@@ -154,5 +160,44 @@ fn an_ending_process() -> Outcome {
             ensure!(matches!(code, Some(0 | 1)), "the dump ended with {code:?}");
         }
     }
+    Ok(())
+}
+
+/// A datagram that waits for the hardware address of its next hop is with the device.
+fn waits_for_the_device() -> Outcome {
+    for words in [
+        "link add w0 type veth peer name w1",
+        "address add 10.77.0.1/24 dev w0",
+        "link set w0 up",
+        "link set w1 up",
+    ] {
+        run("ip", &words.split(' ').collect::<Vec<_>>())?;
+    }
+    // Nobody answers, for as long as this takes.
+    std::fs::write("/proc/sys/net/ipv4/neigh/w0/mcast_solicit", "1000")?;
+    let (owner, facts) = actor::start("hold", &["udp:10.77.0.1:7080"])?;
+    let fd = facts[0]["fd"].as_i64().context("no descriptor")?;
+    let target = format!("{}:{fd}", owner.pid());
+    // Who holds the socket is held still too.
+    UdpSocket::from(socket::of_process(owner.pid(), fd)?).send_to(b"on its way", "10.77.0.9:9")?;
+    done(["dump", &target, "-o", "a.skc"])?.says(&["with a device, on its way out"])?;
+    let image = done(["show", "--json", "a.skc"])?.json()?;
+    ensure!(
+        image["sockets"][0]["in_flight"].as_u64() > Some(0),
+        "{image}"
+    );
+    done(["show", &target])?.prints(&["with a device, on its way out"])?;
+    let dump = sockcr(["dump", "--stop", &target, "-o", "a.skc"]).start()?;
+    let held = || Ok((owner.status("TracerPid")? != "0").then_some(()));
+    wait::until("the owner is held", held)?;
+    ensure!(
+        !dump.ends_within(Duration::from_millis(200))?,
+        "did not wait"
+    );
+    let words = "neighbour replace 10.77.0.9 lladdr 02:00:00:00:00:09 dev w0";
+    run("ip", &words.split(' ').collect::<Vec<_>>())?;
+    ensure!(dump.end()?.success(), "the dump failed");
+    let image = done(["show", "--json", "a.skc"])?.json()?;
+    ensure!(image["sockets"][0]["in_flight"].is_null(), "{image}");
     Ok(())
 }

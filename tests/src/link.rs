@@ -3,7 +3,6 @@
 use crate::process::{Process, run};
 use crate::{Outcome, actor};
 use anyhow::Context;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::OwnedFd;
 
@@ -20,16 +19,10 @@ impl Neighbour {
     pub fn start(sockets: usize) -> anyhow::Result<Neighbour> {
         let kinds = vec!["unbound"; sockets];
         let (process, facts) = actor::start("elsewhere", &kinds)?;
-        let pid = Pid::from_raw(process.pid()).context("no pid")?;
-        let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
         let held = facts.as_array().context("no sockets")?;
         let take = |socket: &serde_json::Value| {
             let fd = socket["fd"].as_i64().context("no descriptor")?;
-            Ok(pidfd_getfd(
-                &pidfd,
-                fd.try_into()?,
-                PidfdGetfdFlags::empty(),
-            )?)
+            crate::socket::of_process(process.pid(), fd)
         };
         let unbound: anyhow::Result<Vec<OwnedFd>> = held.iter().map(take).collect();
         Ok(Neighbour {

@@ -1,8 +1,9 @@
 //! Sockets of this process.
 
 use crate::wait;
-use anyhow::ensure;
+use anyhow::{Context, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
@@ -51,4 +52,12 @@ pub fn echoes(server: SocketAddrV4) -> anyhow::Result<()> {
         "{server} sends back something else"
     );
     Ok(())
+}
+
+/// A duplicate of a descriptor of a process.
+pub fn of_process(pid: i32, fd: i64) -> anyhow::Result<OwnedFd> {
+    let pid = Pid::from_raw(pid).context("no pid")?;
+    let pidfd = pidfd_open(pid, PidfdFlags::empty())?;
+    let flags = PidfdGetfdFlags::empty();
+    Ok(pidfd_getfd(&pidfd, fd.try_into()?, flags)?)
 }

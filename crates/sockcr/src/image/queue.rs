@@ -63,7 +63,7 @@ fn can_be(waiting: &Waiting) -> bool {
             datagram.options.len() <= MOST_OPTIONS
                 && datagram.payload.len() <= MOST_PAYLOAD
                 && datagram.segment <= u16::MAX.into()
-                && !(datagram.peeked && !datagram.payload.is_empty())
+                && (!datagram.peeked || datagram.payload.is_empty())
         }
         Waiting::Corked(corked) => {
             corked.ip_options.len() <= MOST_OPTIONS && corked.payload.len() <= MOST_PAYLOAD
