@@ -26,6 +26,7 @@ use waiting::{Fallible, LOCALHOST, Random, SIZES, UDP_CORK, UDP_SEGMENT, local, 
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const SO_REUSEADDR: i32 = 2;
+const SO_DONTROUTE: i32 = 5;
 const SO_BROADCAST: i32 = 6;
 const SO_PRIORITY: i32 = 12;
 const SO_SNDBUF: i32 = 7;
@@ -233,6 +234,40 @@ fn segments_groups_and_everybody() -> Outcome {
             assert_eq!(wire.packets()?, wanted);
             assert_eq!(wanted.len(), 1);
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn by_a_gateway_or_to_neighbours_only() -> Outcome {
+    privileged(|| {
+        let wire = Wire::new()?;
+        waiting::ip("route add 10.50.0.0/16 via 10.1.1.2 dev v1")?;
+        let far = SocketAddrV4::new(Ipv4Addr::new(10, 50, 0, 9), 9);
+        let dont_route = [(SOCKET, SO_DONTROUTE, 1)];
+        for (to, before, after) in [
+            (far, &[][..], &dont_route[..]),
+            (wire.to, &dont_route, &[]),
+            (wire.to, &[], &[]),
+        ] {
+            wire.compare(|| {
+                let socket = corked(to, before, &[b"on its way"], &[])?;
+                for (_, name, value) in after {
+                    set_int(&socket, SOCKET, *name, *value)?;
+                }
+                let checkpoint = Checkpoint::dump(&socket)?;
+                let cork = checkpoint.cork.as_ref().ok_or("nothing corked")?;
+                assert_eq!((cork.gateway, cork.destination), (to == far, to));
+                assert_eq!(checkpoint.interfaces.name(cork.device), Some("v1"));
+                Ok(socket)
+            })?;
+        }
+        let socket = corked(far, &[], &[b"no way"], &[])?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        waiting::ip("route del 10.50.0.0/16")?;
+        let refused = checkpoint.restore(&exactly()).unwrap_err().to_string();
+        assert!(refused.contains("corked data"), "{refused}");
         Ok(())
     })
 }
