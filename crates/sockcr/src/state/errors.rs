@@ -31,7 +31,6 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
 const IP_MTU_DISCOVER: i32 = 10;
 const IP_RECVERR: i32 = 11;
-const IP_MTU: i32 = 14;
 const IP_RECVERR_RFC4884: i32 = 26;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
@@ -42,7 +41,7 @@ const PMTUDISC_DO: i32 = 2;
 const PMTUDISC_INTERFACE: i32 = 4;
 const LOOPBACK: i32 = 1;
 const ROOM: i32 = i32::MAX / 2;
-/// The largest datagram: more than any route takes whose MTU can stand in an entry.
+/// The largest datagram.
 const LARGEST: usize = 65_507;
 
 const ORIGIN_LOCAL: u8 = 1;
@@ -150,10 +149,16 @@ impl Errors {
             }
             **wanted == made
         };
-        let same = self.queue.iter().zip(&now).filter(same).count();
-        let other = self.queue.len().max(now.len()) - same;
-        if other > 0 && !report.tells_of("error queue") {
-            let why = format!("{other} of {} entries became others", self.queue.len());
+        let same = self.queue.iter().zip(&now).take_while(same).count();
+        let first = self.queue.get(same).zip(now.get(same));
+        if (same, same) != (self.queue.len(), now.len()) && !report.tells_of("error queue") {
+            let why = match first {
+                Some((had, has)) if had.info != has.info => {
+                    let whom = had.destination.map_or("nobody".into(), |to| to.to_string());
+                    format!("about {whom}: an MTU of {} became {}", had.info, has.info)
+                }
+                _ => format!("entry {} of {} became another", same + 1, self.queue.len()),
+            };
             report.lose("error queue", why);
         }
         let pending = reader.read(fd)?.pending_error;
@@ -357,23 +362,21 @@ impl<'a> Maker<'a> {
         self.leave_port()
     }
 
+    /// Corked, and a second time where the route takes the largest datagram: whatever its MTU,
+    /// nothing leaves, and nothing stays (`udp_flush_pending_frames`).
     fn try_to_exceed(&self, entry: &ErrorEntry) -> io::Result<()> {
         let to = entry.destination.ok_or(io::ErrorKind::InvalidInput)?;
         meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, self.device)?;
         rustix::net::connect(self.fd, &to)?;
         meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)?;
-        let mtu = meanwhile::get(self.fd, IPPROTO_IP, IP_MTU)?;
-        let (wanted, largest) = (i64::from(entry.info), LARGEST as i64);
-        if i64::from(mtu) != wanted || wanted > largest {
-            let why = format!("the route had an MTU of {wanted}, here it is {mtu}");
-            return Err(io::Error::other(why));
-        }
-        let sent = send(self.fd, &[0; LARGEST], SendFlags::DONTWAIT);
+        let flags = SendFlags::DONTWAIT | SendFlags::MORE;
+        let piece = || send(self.fd, &[0; LARGEST], flags);
+        let sent = piece().and_then(|_| piece());
         meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE)?;
         match sent {
             Err(Errno::MSGSIZE) => Ok(()),
             Err(error) => Err(error.into()),
-            Ok(_) => Err(io::Error::other("the kernel sent it")),
+            Ok(_) => Err(io::Error::other("the kernel took twice as much")),
         }
     }
 
