@@ -136,8 +136,8 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
-        if !self.receive_queue.is_empty() {
-            let queue = &self.receive_queue;
+        let queue = &self.receive_queue;
+        if !queue.is_empty() && !receive_queue::comes_later(queue) {
             let done = receive_queue::restore(fd, queue, &self.interfaces, report);
             lossy_step(done, report);
         }
@@ -156,21 +156,26 @@ impl Checkpoint {
         Ok(socket)
     }
 
-    /// Attaches the filter, binds and connects; a socket that will be connected hears nobody
-    /// before it is.
+    /// Attaches the filter, binds and connects; a socket that will be connected, or gets its queue
+    /// only then, hears nobody before.
     fn take_place(
         &self,
         fd: BorrowedFd<'_>,
         program: &[Instruction],
         report: &mut Report,
     ) -> Result<(), Failure> {
-        let connects = self.endpoint.peer.is_some();
-        match connects {
+        let queue = &self.receive_queue;
+        let queue_later = receive_queue::comes_later(queue);
+        let blocked = self.endpoint.peer.is_some() || queue_later;
+        match blocked {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(filter::restore(fd, program), "filter", report),
         }
         self.endpoint.restore(fd, &self.options, &self.interfaces)?;
-        if connects && let Err(error) = filter::unblock(fd, program) {
+        if queue_later {
+            receive_queue::restore_in_place(fd, queue, &self.interfaces, report)?;
+        }
+        if blocked && let Err(error) = filter::unblock(fd, program) {
             // A filter that is refused must not leave the one that lets nothing in.
             filter::unblock(fd, &[]).map_err(|e| Failure::at("filter", e))?;
             lossy(Err(error), "filter", report);
@@ -222,6 +227,7 @@ impl Checkpoint {
         self.endpoint.address_locked = now.endpoint.address_locked;
         self.endpoint.port_locked = now.endpoint.port_locked;
         self.endpoint.source = now.endpoint.source;
+        // Each datagram was compared when it was put back; peeking again shows less of it.
         self.receive_queue.clone_from(&now.receive_queue);
         if let Some(shutdown) = &mut self.shutdown {
             shutdown.send &= shutdown.receive;

@@ -49,15 +49,93 @@ pub fn receive(
     // kernel writes no more than that.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-    let is_ipv4 = header.msg_namelen as usize >= size_of_val(&from)
-        && i32::from(from.sin_family) == libc::AF_INET;
-    let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
     Ok(Received {
         length,
         control_length: (header.msg_controllen as usize).min(control.len()),
         flags: header.msg_flags,
-        source: is_ipv4.then(|| SocketAddrV4::new(address, u16::from_be(from.sin_port))),
+        source: source(header.msg_namelen, &from),
     })
+}
+
+/// Room for one datagram and its control messages.
+#[derive(Clone, Debug)]
+pub struct Room {
+    /// For the data.
+    pub data: Vec<u8>,
+    /// For the control messages.
+    pub control: Vec<u8>,
+}
+
+/// Receives as many datagrams as there are and have room, each as [`receive`] does, without
+/// waiting. An error is that of the first; one that comes later stays with the socket
+/// (`do_recvmmsg`).
+pub fn receive_many(
+    fd: BorrowedFd<'_>,
+    rooms: &mut [Room],
+    flags: i32,
+) -> io::Result<Vec<Received>> {
+    // SAFETY: sockaddr_in is plain data for which all zeroes is a value.
+    let nobody: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    let mut names = vec![nobody; rooms.len()];
+    let mut parts: Vec<libc::iovec> = rooms.iter_mut().map(|room| part(&mut room.data)).collect();
+    let together = rooms.iter_mut().zip(&mut names).zip(&mut parts);
+    let mut headers: Vec<libc::mmsghdr> = together
+        .map(|((room, name), part)| waiting(&mut room.control, name, part))
+        .collect();
+    let count = libc::c_uint::try_from(headers.len()).map_err(io::Error::other)?;
+    let flags = flags | libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+    // SAFETY: each of the `count` headers has the address and size of a name, of one vector and of
+    // control data, all writable and alive during the call; no timeout is given.
+    let received = unsafe {
+        libc::recvmmsg(
+            fd.as_raw_fd(),
+            headers.as_mut_ptr(),
+            count,
+            flags as _,
+            std::ptr::null_mut(),
+        )
+    };
+    let received = usize::try_from(received).map_err(|_| io::Error::last_os_error())?;
+    let filled = headers.iter().zip(&names).zip(&*rooms).take(received);
+    Ok(filled
+        .map(|((header, name), room)| Received {
+            length: header.msg_len as usize,
+            control_length: room.control.len().min(header.msg_hdr.msg_controllen as _),
+            flags: header.msg_hdr.msg_flags,
+            source: source(header.msg_hdr.msg_namelen, name),
+        })
+        .collect())
+}
+
+fn part(bytes: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: bytes.as_mut_ptr().cast(),
+        iov_len: bytes.len(),
+    }
+}
+
+/// A header that only holds addresses: using it is what needs them to be alive.
+fn waiting(
+    control: &mut [u8],
+    name: &mut libc::sockaddr_in,
+    part: &mut libc::iovec,
+) -> libc::mmsghdr {
+    // SAFETY: mmsghdr is plain data for which all zeroes is a value.
+    let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
+    header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
+    header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    header.msg_hdr.msg_iov = part;
+    header.msg_hdr.msg_iovlen = 1;
+    header.msg_hdr.msg_control = control.as_mut_ptr().cast();
+    header.msg_hdr.msg_controllen = control.len() as _;
+    header
+}
+
+fn source(length: libc::socklen_t, from: &libc::sockaddr_in) -> Option<SocketAddrV4> {
+    let is_ipv4 =
+        length as usize >= size_of_val(from) && i32::from(from.sin_family) == libc::AF_INET;
+    let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
+    is_ipv4.then(|| SocketAddrV4::new(address, u16::from_be(from.sin_port)))
 }
 
 /// The parts a datagram is gathered from.

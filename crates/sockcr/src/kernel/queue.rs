@@ -379,7 +379,9 @@ impl Notice {
             destination: Some(ip(window, 16)?),
             ttl: byte(8)?,
             tos: byte(1)?,
-            rest: *rest.and_then(|rest| rest.first_chunk()).ok_or_else(damaged)?,
+            rest: *rest
+                .and_then(|rest| rest.first_chunk())
+                .ok_or_else(damaged)?,
             interface: buffer.get(buffer.layout.skb.interface)? as u32,
         })
     }

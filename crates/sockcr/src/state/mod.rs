@@ -5,7 +5,11 @@ pub mod endpoint;
 pub mod filter;
 pub mod interfaces;
 pub mod locks;
+#[allow(dead_code, reason = "corks use the other half")]
+mod meanwhile;
 pub mod membership;
+mod peek;
+mod raw_queue;
 pub mod receive_queue;
 pub mod shutdown;
 pub(crate) mod unread;

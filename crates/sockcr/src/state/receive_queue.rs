@@ -1,5 +1,5 @@
 //! The datagrams that wait to be received, read by BPF without taking any, and put back before the
-//! new socket is bound.
+//! new socket is bound. Without BPF: `peek` and `raw_queue`.
 
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
@@ -44,9 +44,12 @@ pub(crate) fn dump(
     hidden: Option<&Hidden>,
     report: &mut Report,
 ) -> Vec<Datagram> {
-    let Some(hidden) = hidden.filter(|hidden| hidden.receive_queue > 0) else {
-        return Vec::new();
+    let Some(hidden) = hidden else {
+        return super::peek::dump(fd, report);
     };
+    if hidden.receive_queue == 0 {
+        return Vec::new();
+    }
     let queue = kernel::reader()
         .map_err(io::Error::other)
         .and_then(|reader| reader.receive_queue(fd));
@@ -100,7 +103,7 @@ pub(crate) fn restore(
             destination: datagram.destination,
             ttl: datagram.ttl,
             tos: datagram.tos,
-            interface: local(fd, datagram, interfaces, report),
+            interface: local_device(fd, datagram, interfaces, report),
             received_at: datagram.received_at,
             mark: datagram.mark,
             priority: 0,
@@ -115,7 +118,7 @@ pub(crate) fn restore(
     Ok(())
 }
 
-fn local(
+pub(super) fn local_device(
     fd: BorrowedFd<'_>,
     datagram: &Datagram,
     interfaces: &Interfaces,
@@ -127,6 +130,22 @@ fn local(
             report.lose("receive queue: IP_PKTINFO", crate::error::reason(&error));
             0
         })
+}
+
+/// Whether the queue is to be put into the socket only when it has taken its place, because there
+/// is no BPF to do it before ([`restore_in_place`]).
+pub(crate) fn comes_later(queue: &[Datagram]) -> bool {
+    !queue.is_empty() && kernel::reader().is_err()
+}
+
+/// Puts the queue into a new socket that has taken its place, and whose filter lets nothing in.
+pub(crate) fn restore_in_place(
+    fd: BorrowedFd<'_>,
+    queue: &[Datagram],
+    interfaces: &Interfaces,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    super::raw_queue::restore(fd, queue, interfaces, report)
 }
 
 fn tell(injected: &Injected, report: &mut Report) {

@@ -40,9 +40,13 @@ impl Injector {
 
     fn unheard(&self) -> io::Error {
         io::Error::other(match self.seen(1) {
-            0 => "the ICMP message was dropped before the loopback device: a firewall rule for what goes out?",
-            _ => "the ICMP message did not reach the socket: a firewall rule for what comes in, \
-                  or net.ipv4.ip_no_pmtu_disc?",
+            0 => {
+                "the ICMP message was dropped before the loopback device: a firewall rule for what goes out?"
+            }
+            _ => {
+                "the ICMP message did not reach the socket: a firewall rule for what comes in, \
+                  or net.ipv4.ip_no_pmtu_disc?"
+            }
         })
     }
 }
