@@ -19,6 +19,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use support::Outcome;
 use support::inject::*;
@@ -213,6 +214,89 @@ fn a_pending_error_stays_pending() -> Outcome {
         assert_eq!(get_int(&socket, SOCKET, SO_ERROR)?, libc::ECONNREFUSED);
         let checkpoint = Checkpoint::dump(&socket)?;
         assert_eq!(checkpoint.receive_queue.len(), 1);
+        Ok(())
+    })
+}
+
+/// What an owner reads meanwhile is never half seen: a dump is a piece of what was sent, without a
+/// gap, or says that it could not.
+#[test]
+fn an_owner_that_reads_meanwhile() -> Outcome {
+    const COUNT: u32 = 3000;
+    rootless(|| {
+        let socket = bound()?;
+        let body = |number: u32| [number.to_ne_bytes().to_vec(), vec![0; number as usize % 50]];
+        let owner = std::thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let (mut sent, mut read) = (0, Vec::new());
+                let sender = socket::udp()?;
+                while read.len() < COUNT as usize {
+                    let full = sent - read.len() as u32 >= 40 || sent == COUNT;
+                    if full {
+                        let ten = (0..10).filter_map(|_| message::receive(&socket, 0).transpose());
+                        read.extend(ten.collect::<std::io::Result<Vec<_>>>()?);
+                    } else {
+                        message::send(&sender, at(LOCALHOST, PORT), &body(sent).concat(), &[], 0)?;
+                        sent += 1;
+                    }
+                }
+                Ok::<_, std::io::Error>(read)
+            });
+            while !reading.is_finished() {
+                let checkpoint = Checkpoint::dump(&socket).unwrap();
+                let first =
+                    |one: &Datagram| u32::from_ne_bytes(*one.payload.first_chunk().unwrap());
+                let queue = &checkpoint.receive_queue;
+                if let Some(start) = queue.first().map(first) {
+                    let whole = (start..).map(|number| body(number).concat());
+                    assert!(
+                        queue
+                            .iter()
+                            .map(|one| one.payload.clone())
+                            .eq(whole.take(queue.len()))
+                    );
+                }
+            }
+            reading.join().unwrap()
+        })?;
+        let all = (0..COUNT).map(|number| body(number).concat());
+        assert!(owner.into_iter().map(|one| one.data).eq(all));
+        Ok(())
+    })
+}
+
+/// The owner reads one in the middle of a dump: that is seen, and a second try has the rest.
+#[test]
+fn one_read_in_the_middle_is_no_harm() -> Outcome {
+    rootless(|| {
+        let socket = bound()?;
+        for number in 0..200 {
+            send(2000, &u32::to_ne_bytes(number))?;
+        }
+        for round in 0..50 {
+            let dumped = AtomicBool::new(false);
+            let checkpoint = std::thread::scope(|scope| {
+                let reading = scope.spawn(|| {
+                    while get_int(&socket, SOCKET, SO_PEEK_OFF)? < 0
+                        && !dumped.load(Ordering::Relaxed)
+                    {
+                        std::hint::spin_loop();
+                    }
+                    socket::receive(&socket)
+                });
+                let checkpoint = Checkpoint::dump(&socket);
+                dumped.store(true, Ordering::Relaxed);
+                assert_eq!(reading.join().unwrap().unwrap(), u32::to_ne_bytes(round));
+                checkpoint
+            })?;
+            let queue = checkpoint.receive_queue.iter();
+            let numbers: Vec<u32> = queue
+                .map(|one| u32::from_ne_bytes(*one.payload.first_chunk().unwrap()))
+                .collect();
+            let first = *numbers.first().unwrap();
+            assert!([round, round + 1].contains(&first), "{round}: {first}");
+            assert!(numbers.into_iter().eq(first..200));
+        }
         Ok(())
     })
 }
@@ -417,7 +501,7 @@ fn refused(checkpoint: &Checkpoint, what: &str) -> Result<OwnedFd, Error> {
         ..exactly()
     })?;
     let told = lost(&lossy.report);
-    assert!(told.iter().any(|told| *told == what), "{what}: {told:?}");
+    assert!(told.contains(&what), "{what}: {told:?}");
     Ok(lossy.fd)
 }
 
@@ -456,6 +540,22 @@ fn what_raw_packets_cannot_do_is_refused_by_name() -> Outcome {
             let got = received(&restored)?;
             assert_eq!(got.last(), Some(&(2001, b"again".to_vec())), "{what}");
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn an_empty_one_would_be_passed_over() -> Outcome {
+    rootless(|| {
+        let socket = nearly_talkative()?;
+        socket::bind(&socket, (LOCALHOST, PORT))?;
+        send(2000, b"hello")?;
+        send(2001, b"")?;
+        let mut checkpoint = known(socket)?;
+        checkpoint.edit("SO_PEEK_OFF", "0")?;
+        let restored = refused(&checkpoint, "receive queue: peeking at empty ones")?;
+        assert_eq!(get_int(&restored, SOCKET, SO_PEEK_OFF)?, 0);
+        assert_eq!(received(&restored)?.len(), 2);
         Ok(())
     })
 }
