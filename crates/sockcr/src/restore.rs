@@ -171,9 +171,10 @@ impl Checkpoint {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(filter::restore(fd, program), "filter", report),
         }
-        self.endpoint.restore(fd, &self.options, &self.interfaces)?;
-        if queue_later {
-            receive_queue::restore_in_place(fd, queue, &self.interfaces, report)?;
+        let take = || self.endpoint.restore(fd, &self.options, &self.interfaces);
+        match queue_later {
+            true => receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?,
+            false => take()?,
         }
         if blocked && let Err(error) = filter::unblock(fd, program) {
             // A filter that is refused must not leave the one that lets nothing in.

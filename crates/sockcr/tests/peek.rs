@@ -573,7 +573,82 @@ fn a_shared_port_gets_no_packets() -> Outcome {
             set_int(&other, SOCKET, option, 1)?;
             socket::bind(&other, (ANY, PORT))?;
             let restored = refused(&checkpoint, "receive queue")?;
+            assert_eq!(get_int(&restored, SOCKET, option)?, 1);
             heard_nothing(&[other, restored])?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn who_is_alone_may_share_its_port_later() -> Outcome {
+    rootless(|| {
+        let socket = nearly_talkative()?;
+        set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+        socket::bind(&socket, (ANY, PORT))?;
+        send(2000, b"mine")?;
+        let restored = known(socket)?.restore(&exactly())?.fd;
+        assert_eq!(get_int(&restored, SOCKET, SO_REUSEADDR)?, 1);
+        let other = socket::udp()?;
+        set_int(&other, SOCKET, SO_REUSEADDR, 1)?;
+        socket::bind(&other, (ANY, PORT))?;
+        assert_eq!(received(&restored)?, [(2000, b"mine".to_vec())]);
+        Ok(())
+    })
+}
+
+/// Two have the same port, each at a device of its own.
+#[test]
+fn it_comes_by_the_device_it_is_bound_to() -> Outcome {
+    rootless(|| {
+        let [device, another] = devices()?;
+        let bound_to = |device: u32| {
+            let socket = nearly_talkative()?;
+            set_int(&socket, SOCKET, SO_BINDTOIFINDEX, device as i32)?;
+            socket::bind(&socket, (ANY, PORT))?;
+            Ok::<_, std::io::Error>(socket)
+        };
+        let (socket, other) = (bound_to(device.index)?, bound_to(another.index)?);
+        let sender = socket::udp()?;
+        message::send(&sender, at(device.address, PORT), b"mine", &[], 0)?;
+        let checkpoint = known(socket)?;
+        assert_eq!(checkpoint.receive_queue[0].interface, device.index);
+        let restored = checkpoint.restore(&exactly())?;
+        heard_nothing(&[other])?;
+        let told = drain(&restored.fd)?;
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].word(IP, IP_PKTINFO, 0), device.index);
+        Ok(())
+    })
+}
+
+/// Sent to a group, to nobody here, to everybody: none of it goes out, and all of it comes back.
+#[test]
+fn nothing_goes_out() -> Outcome {
+    rootless(|| {
+        let [device, another] = devices()?;
+        let socket = nearly_talkative()?;
+        socket::bind(&socket, (ANY, PORT))?;
+        send(2000, b"mine")?;
+        let mut checkpoint = known(socket)?;
+        let one = checkpoint.receive_queue.remove(0);
+        for address in [
+            GROUP,
+            Ipv4Addr::BROADCAST,
+            FOREIGN,
+            device.address,
+            another.address,
+        ] {
+            let mut datagram = one.clone();
+            datagram.destination.set_ip(address);
+            datagram.local = address;
+            checkpoint.receive_queue.push(datagram);
+        }
+        let captures = [Capture::on(&device)?, Capture::on(&another)?];
+        let restored = checkpoint.restore(&exactly())?;
+        assert_eq!(drain(&restored.fd)?.len(), 5);
+        for capture in captures {
+            assert_eq!(capture.packets()?, Vec::<Vec<u8>>::new());
         }
         Ok(())
     })

@@ -5,7 +5,7 @@
 //! (`raw_sendmsg`). Sent to 0.0.0.0 it goes no way but to this host, by the loopback device
 //! (`ip_route_output_key_hash_rcu`), so that nothing goes out whatever the header says; then the
 //! header alone decides which socket gets it (`__udp4_lib_lookup_skb`). That is this one and no
-//! other, because we send only what it matches, and only where it does not share its port: nobody
+//! other, because we send only what it matches, and only while it does not share its port: nobody
 //! else can be bound there. What others send meanwhile does not come in by its filter, which wants
 //! the loopback device and a secret IP id; each datagram is looked at when it has come, and a
 //! stranger's among them fails the restore.
@@ -44,6 +44,36 @@ const LOOPBACK: u32 = 1;
 const ROOM: i32 = i32::MAX / 2;
 /// Softirqs may run later, in a thread of their own; longer than this nothing takes.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Takes the place by `take`, with SO_REUSEADDR off where it is on and nobody else is there; answers
+/// whether it was so. The flag counts when somebody binds (`udp_lib_lport_inuse`): to [`share`] the
+/// port afterwards is the same as from the start. Of SO_REUSEPORT that is not true.
+pub(super) fn take_alone(
+    fd: BorrowedFd<'_>,
+    take: impl Fn() -> Result<(), Failure>,
+) -> Result<bool, Failure> {
+    let shares = get(fd, SOL_SOCKET, SO_REUSEADDR).map_err(sharing)?;
+    if shares == 0 {
+        return take().map(|()| false);
+    }
+    set(fd, SOL_SOCKET, SO_REUSEADDR, 0).map_err(sharing)?;
+    match take() {
+        Err(failure) if Errno::from_io_error(&failure.error) == Some(Errno::ADDRINUSE) => {
+            share(fd)?;
+            take().map(|()| false)
+        }
+        done => done.map(|()| true),
+    }
+}
+
+/// Lets others share the port.
+pub(super) fn share(fd: BorrowedFd<'_>) -> Result<(), Failure> {
+    set(fd, SOL_SOCKET, SO_REUSEADDR, 1).map_err(sharing)
+}
+
+fn sharing(error: io::Error) -> Failure {
+    Failure::at("SO_REUSEADDR while the queue is put back", error)
+}
 
 /// Puts the queue into a socket in its place, whose filter lets nothing in, and leaves that filter.
 ///

@@ -3,6 +3,7 @@
 
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
+use super::{peek, raw_queue};
 use crate::kernel::inject::{self, Inexact, Injected};
 use crate::kernel::{self, Hidden, Queued};
 use crate::netns;
@@ -45,7 +46,7 @@ pub(crate) fn dump(
     report: &mut Report,
 ) -> Vec<Datagram> {
     let Some(hidden) = hidden else {
-        return super::peek::dump(fd, report);
+        return peek::dump(fd, report);
     };
     if hidden.receive_queue == 0 {
         return Vec::new();
@@ -138,14 +139,20 @@ pub(crate) fn comes_later(queue: &[Datagram]) -> bool {
     !queue.is_empty() && kernel::reader().is_err()
 }
 
-/// Puts the queue into a new socket that has taken its place, and whose filter lets nothing in.
+/// Has a new socket, whose filter lets nothing in, take its place, and puts the queue into it.
 pub(crate) fn restore_in_place(
     fd: BorrowedFd<'_>,
+    take: impl Fn() -> Result<(), Failure>,
     queue: &[Datagram],
     interfaces: &Interfaces,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    super::raw_queue::restore(fd, queue, interfaces, report)
+    let alone = raw_queue::take_alone(fd, take)?;
+    raw_queue::restore(fd, queue, interfaces, report)?;
+    match alone {
+        true => raw_queue::share(fd),
+        false => Ok(()),
+    }
 }
 
 fn tell(injected: &Injected, report: &mut Report) {
