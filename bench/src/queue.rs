@@ -107,7 +107,7 @@ impl Shape {
         let (took, received) = timed(|| {
             let mut received = 0;
             while received < self.count {
-                received += batch.receive(socket.as_fd())?;
+                received += batch.receive(socket.as_fd(), 0)?;
             }
             Ok(received)
         })?;

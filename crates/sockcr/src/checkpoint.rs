@@ -107,7 +107,8 @@ impl Checkpoint {
     /// Reads everything of a socket of this process, and changes nothing in it.
     ///
     /// No privilege is needed. With CAP_BPF and CAP_PERFMON also what no option shows is read
-    /// ([`kernel`]); without, the report says what was assumed.
+    /// ([`kernel`]); without, the report says what was assumed, and datagrams that wait are peeked
+    /// at, for which SO_PEEK_OFF is on for a moment and a process watches over it.
     pub fn dump(socket: &impl AsFd) -> Result<Checkpoint, Error> {
         use std::os::fd::AsRawFd;
         let fd = socket.as_fd();

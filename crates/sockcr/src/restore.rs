@@ -176,9 +176,9 @@ impl Checkpoint {
         Ok(socket)
     }
 
-    /// Puts the receive queue back.
+    /// Puts the receive queue back, if that can be done before the socket takes its place.
     fn fill(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
-        if self.receive_queue.is_empty() {
+        if self.receive_queue.is_empty() || receive_queue::comes_later(&self.receive_queue) {
             return;
         }
         let filled = netns::within(fd, || {
@@ -234,18 +234,24 @@ impl Checkpoint {
         lossy(made, what, report);
     }
 
-    /// Attaches the programs, binds and connects; a socket that will be connected, or brings its
-    /// group a program, hears nobody before it is.
+    /// Attaches the programs, binds and connects; a socket that will be connected, gets its queue only
+    /// then, or brings its group a program, hears nobody before.
     fn take_place(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Failure> {
         let none = Filter::default();
         let program = self.filter.as_ref().unwrap_or(&none);
         let leads = self.reuseport_program.is_some() && self.reuseport_index.unwrap_or(0) == 0;
-        let waits = self.endpoint.peer.is_some() || leads;
+        let queue = &self.receive_queue;
+        let queue_later = receive_queue::comes_later(queue);
+        let waits = self.endpoint.peer.is_some() || leads || queue_later;
         match waits {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(program.restore(fd), "filter", report),
         }
-        self.endpoint.restore(fd, &self.options, &self.interfaces)?;
+        let take = || self.endpoint.restore(fd, &self.options, &self.interfaces);
+        match queue_later {
+            true => receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?,
+            false => take()?,
+        }
         if let Some(program) = &self.reuseport_program {
             lossy(program.restore_group(fd), "SO_REUSEPORT program", report);
         }
@@ -305,6 +311,7 @@ impl Checkpoint {
         self.endpoint.address_locked = now.endpoint.address_locked;
         self.endpoint.port_locked = now.endpoint.port_locked;
         self.endpoint.source = now.endpoint.source;
+        // Each datagram was compared when it was put back; peeking again shows less of it.
         self.receive_queue.clone_from(&now.receive_queue);
         self.cork.clone_from(&now.cork);
         self.errors.clone_from(&now.errors);

@@ -350,12 +350,33 @@ fn what_waits_behind_a_shutdown_is_seen() -> Outcome {
         )?;
         // Answers ENOTCONN, and does it all the same.
         let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
-        let report = Checkpoint::dump(&socket)?.report;
-        let told = report.not_carried.iter().any(|n| n.what == "receive queue");
-        assert!(told, "{report:?}");
+        let queue = Checkpoint::dump(&socket)?.receive_queue;
+        let payloads: Vec<&[u8]> = queue.iter().map(|one| &*one.payload).collect();
+        assert_eq!(payloads, [b"hello"]);
         assert_eq!(socket::receive(&socket)?, b"hello");
         let report = Checkpoint::dump(&socket)?.report;
         assert!(report.is_exact(), "{report:?}");
+        Ok(())
+    })
+}
+
+/// By peeking the queue is read, and only raw packets would put it back.
+#[test]
+fn a_queue_needs_more_than_a_plain_user_has() -> Outcome {
+    as_plain_user(|| {
+        let socket = socket::bound((HERE, PORT))?;
+        let to = SocketAddrV4::new(HERE, PORT);
+        rustix::net::sendto(udp()?, b"hello", SendFlags::empty(), &to)?;
+        let mut checkpoint = Checkpoint::dump(&socket)?;
+        assert_eq!(socket::receive(&socket)?, b"hello");
+        drop(socket);
+        assert_eq!(checkpoint.receive_queue.len(), 1);
+        checkpoint.report.not_carried.clear();
+        if !sees_everything() {
+            let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
+            assert!(refused.to_string().contains("CAP_NET_RAW"), "{refused}");
+        }
         Ok(())
     })
 }

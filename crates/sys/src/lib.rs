@@ -6,6 +6,7 @@
 pub mod bpf;
 pub mod capture;
 pub mod descriptor;
+pub mod guard;
 pub mod interface;
 pub mod message;
 pub mod netns;

@@ -49,15 +49,19 @@ pub fn receive(
     // kernel writes no more than that.
     let length = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut header, flags) };
     let length = usize::try_from(length).map_err(|_| io::Error::last_os_error())?;
-    let is_ipv4 = header.msg_namelen as usize >= size_of_val(&from)
-        && i32::from(from.sin_family) == libc::AF_INET;
-    let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
     Ok(Received {
         length,
         control_length: (header.msg_controllen as usize).min(control.len()),
         flags: header.msg_flags,
-        source: is_ipv4.then(|| SocketAddrV4::new(address, u16::from_be(from.sin_port))),
+        source: source(header.msg_namelen, &from),
     })
+}
+
+fn source(length: libc::socklen_t, from: &libc::sockaddr_in) -> Option<SocketAddrV4> {
+    let is_ipv4 =
+        length as usize >= size_of_val(from) && i32::from(from.sin_family) == libc::AF_INET;
+    let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
+    is_ipv4.then(|| SocketAddrV4::new(address, u16::from_be(from.sin_port)))
 }
 
 /// The parts a datagram is gathered from.
@@ -150,6 +154,25 @@ fn header(
     header
 }
 
+/// A datagram that was received with others.
+#[derive(Clone, Copy, Debug)]
+pub struct Message<'a> {
+    /// What there was room for of its bytes.
+    pub data: &'a [u8],
+    /// Its control messages: see [`control_messages`].
+    pub control: &'a [u8],
+    /// `MSG_TRUNC`, `MSG_CTRUNC` and the like.
+    pub flags: i32,
+    /// Who sent it, if that has an IPv4 address.
+    pub source: Option<SocketAddrV4>,
+}
+
+/// What is filled of the room at this place.
+fn filled(rooms: &[u8], at: usize, room: usize, length: usize) -> &[u8] {
+    let rest = rooms.get(at * room..).unwrap_or_default();
+    rest.get(..length.min(room)).unwrap_or_default()
+}
+
 /// Room for many datagrams that are received at once.
 #[derive(Debug)]
 pub struct Batch {
@@ -181,11 +204,13 @@ impl Batch {
         }
     }
 
-    /// Receives as many as are there, in order, without waiting for more; answers how many.
-    pub fn receive(&mut self, socket: BorrowedFd<'_>) -> io::Result<usize> {
+    /// Receives as many as are there, in order, without waiting for more, with these `MSG_...` flags;
+    /// answers how many. An error is that of the first; one that comes later stays with the socket
+    /// (`do_recvmmsg`).
+    pub fn receive(&mut self, socket: BorrowedFd<'_>, flags: i32) -> io::Result<usize> {
         self.aim();
         let count = libc::c_uint::try_from(self.headers.len()).map_err(io::Error::other)?;
-        let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+        let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
         // SAFETY: `aim` has just pointed each of the `count` headers at memory of this batch,
         // borrowed mutably for the whole call, with its length; the kernel writes no more.
         let received = unsafe {
@@ -200,12 +225,19 @@ impl Batch {
         usize::try_from(received).map_err(|_| io::Error::last_os_error())
     }
 
-    /// The bytes of the datagram at this place, of those that the last call received.
-    #[must_use]
-    pub fn data(&self, at: usize) -> &[u8] {
-        let length = self.headers.get(at).map_or(0, |header| header.msg_len);
-        let data = self.data.get(at * self.room.0..).unwrap_or_default();
-        data.get(..length as usize).unwrap_or_default()
+    /// What stands in the rooms, of which the last call has filled the first ones.
+    pub fn messages(&self) -> impl Iterator<Item = Message<'_>> {
+        let (size, control) = self.room;
+        let rooms = self.headers.iter().zip(&self.names).enumerate();
+        rooms.map(move |(at, (header, name))| {
+            let told = header.msg_hdr.msg_controllen as usize;
+            Message {
+                data: filled(&self.data, at, size, header.msg_len as usize),
+                control: filled(&self.control, at, control, told),
+                flags: header.msg_hdr.msg_flags,
+                source: source(header.msg_hdr.msg_namelen, name),
+            }
+        })
     }
 
     /// Points the headers at the rooms; the kernel has written lengths over those of the last call.
@@ -306,12 +338,18 @@ mod tests {
             for data in [&round.repeat(9)[..], b"", round] {
                 sender.send_to(data, socket.local_addr()?)?;
             }
-            assert_eq!(batch.receive(socket.as_fd())?, 2);
-            assert_eq!([batch.data(0), batch.data(1)], [&round.repeat(4)[..], b""]);
-            assert_eq!(batch.receive(socket.as_fd())?, 1);
-            assert_eq!(batch.data(0), round);
+            assert_eq!(batch.receive(socket.as_fd(), 0)?, 2);
+            let data: Vec<&[u8]> = batch.messages().map(|message| message.data).collect();
+            assert_eq!(data[..2], [&round.repeat(4)[..], b""]);
+            assert_eq!(batch.receive(socket.as_fd(), 0)?, 1);
+            assert_eq!(
+                batch.messages().next().map(|message| message.data),
+                Some(&round[..])
+            );
         }
-        let nothing = batch.receive(socket.as_fd()).map_err(|error| error.kind());
+        let nothing = batch
+            .receive(socket.as_fd(), 0)
+            .map_err(|error| error.kind());
         assert_eq!(nothing, Err(io::ErrorKind::WouldBlock));
         Ok(())
     }

@@ -20,8 +20,7 @@ const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
 pub static ROWS: &[Row] = &[
     row(10, "UDPLITE_SEND_CSCOV", Kind::Int(0, 65535, Unit::Bytes)).access(LITE_ONLY).since("2.6.20"),
     row(11, "UDPLITE_RECV_CSCOV", Kind::Int(0, 65535, Unit::Bytes)).access(LITE_ONLY).since("2.6.20"),
-    row(100, "UDP_ENCAP", Kind::Enum(ENCAP)).stage(Stage::AfterQueue).since("2.5.67")
-        .source("include/linux/udp.h udp_unexpected_gso"),
+    row(100, "UDP_ENCAP", Kind::Enum(ENCAP)).stage(Stage::AfterQueue).since("2.5.67"),
     row(101, "UDP_NO_CHECK6_TX", Kind::Flag).since("3.16"),
     row(102, "UDP_NO_CHECK6_RX", Kind::Flag).since("3.16"),
     row(103, "UDP_SEGMENT", Kind::Int(0, 65535, Unit::Bytes)).since("4.18"),

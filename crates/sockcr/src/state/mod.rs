@@ -9,6 +9,8 @@ pub mod interfaces;
 pub mod locks;
 pub(crate) mod meanwhile;
 pub mod membership;
+mod peek;
+mod raw_queue;
 pub mod receive_queue;
 pub mod shutdown;
 pub(crate) mod unread;

@@ -1,9 +1,10 @@
 //! The datagrams that wait to be received, read by BPF without taking any, and put back before the
-//! new socket is bound.
+//! new socket is bound. Without BPF: `peek` and `raw_queue`.
 
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
 use super::meanwhile::{self, Meanwhile};
+use super::{peek, raw_queue};
 use crate::kernel::inject::{self, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
@@ -55,9 +56,12 @@ pub(crate) fn dump(
     options: &Options,
     report: &mut Report,
 ) -> Vec<Datagram> {
-    let Some(hidden) = hidden.filter(|hidden| hidden.receive_queue > 0) else {
-        return Vec::new();
+    let Some(hidden) = hidden else {
+        return peek::dump(fd, report);
     };
+    if hidden.receive_queue == 0 {
+        return Vec::new();
+    }
     let queue = kernel::reader()
         .map_err(io::Error::other)
         .and_then(|reader| reader.receive_queue(fd));
@@ -122,27 +126,22 @@ pub(crate) fn restore(
     injector: &mut Injector,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    let mut datagrams = Vec::with_capacity(queue.len());
-    // Each device is looked up once, and missed once.
-    let mut devices = BTreeMap::new();
-    for datagram in queue {
-        let index = datagram.interface;
-        let look_up = || local(fd, index, interfaces, report);
-        datagrams.push(inject::Datagram {
-            source: datagram.source,
-            destination: datagram.destination,
-            ttl: datagram.ttl,
-            tos: datagram.tos,
-            interface: *devices.entry(index).or_insert_with(look_up),
-            local: (datagram.interface != 0).then_some(datagram.local),
-            received_at: datagram.received_at,
-            mark: datagram.mark,
-            priority: datagram.priority,
-            segment_size: u16::try_from(datagram.segment).unwrap_or(0),
-            ip_options: &datagram.options,
-            payload: &datagram.payload,
-        });
-    }
+    let devices = devices(fd, queue, interfaces, report);
+    let datagrams = queue.iter().map(|datagram| inject::Datagram {
+        source: datagram.source,
+        destination: datagram.destination,
+        ttl: datagram.ttl,
+        tos: datagram.tos,
+        interface: devices.get(&datagram.interface).copied().unwrap_or(0),
+        local: (datagram.interface != 0).then_some(datagram.local),
+        received_at: datagram.received_at,
+        mark: datagram.mark,
+        priority: datagram.priority,
+        segment_size: u16::try_from(datagram.segment).unwrap_or(0),
+        ip_options: &datagram.options,
+        payload: &datagram.payload,
+    });
+    let datagrams: Vec<_> = datagrams.collect();
     let injected = injector
         .inject(fd, &datagrams)
         .map_err(|error| Failure::at("put the receive queue back", error))?;
@@ -176,11 +175,46 @@ fn peek_at_each(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
     Ok(())
 }
 
-fn local(fd: BorrowedFd<'_>, index: u32, interfaces: &Interfaces, report: &mut Report) -> u32 {
-    interfaces.local(fd, index).unwrap_or_else(|error| {
-        report.lose("receive queue: IP_PKTINFO", crate::error::reason(&error));
-        0
-    })
+/// The indexes here of the devices of a queue; one that is missing is told once, and 0.
+pub(super) fn devices(
+    fd: BorrowedFd<'_>,
+    queue: &[Datagram],
+    interfaces: &Interfaces,
+    report: &mut Report,
+) -> BTreeMap<u32, u32> {
+    let mut devices = BTreeMap::new();
+    for datagram in queue {
+        let index = datagram.interface;
+        devices.entry(index).or_insert_with(|| {
+            interfaces.local(fd, index).unwrap_or_else(|error| {
+                report.lose("receive queue: IP_PKTINFO", crate::error::reason(&error));
+                0
+            })
+        });
+    }
+    devices
+}
+
+/// Whether the queue is to be put into the socket only when it has taken its place, because there
+/// is no BPF to do it before ([`restore_in_place`]).
+pub(crate) fn comes_later(queue: &[Datagram]) -> bool {
+    !queue.is_empty() && kernel::reader().is_err()
+}
+
+/// Has a new socket, whose filter lets nothing in, take its place, and puts the queue into it.
+pub(crate) fn restore_in_place(
+    fd: BorrowedFd<'_>,
+    take: impl Fn() -> Result<(), Failure>,
+    queue: &[Datagram],
+    interfaces: &Interfaces,
+    report: &mut Report,
+) -> Result<(), Failure> {
+    let alone = raw_queue::take_alone(fd, take)?;
+    raw_queue::restore(fd, queue, interfaces, report)?;
+    match alone {
+        true => raw_queue::share(fd),
+        false => Ok(()),
+    }
 }
 
 fn tell(injected: &Injected, report: &mut Report) {

@@ -30,6 +30,7 @@ pub const IP_LOCAL_PORT_RANGE: i32 = 51;
 pub const SO_TIMESTAMPNS: i32 = 35;
 pub const SO_MARK: i32 = 36;
 pub const SO_RCVMARK: i32 = 75;
+pub const SO_RCVPRIORITY: i32 = 82;
 pub const IP_TOS: i32 = 1;
 pub const IP_TTL: i32 = 2;
 pub const IP_RECVOPTS: i32 = 6;
@@ -75,6 +76,7 @@ pub fn talkative() -> io::Result<OwnedFd> {
     for (level, name) in [
         (SOCKET, SO_TIMESTAMPNS),
         (SOCKET, SO_RCVMARK),
+        (SOCKET, SO_RCVPRIORITY),
         (IP, IP_PKTINFO),
         (IP, IP_RECVTTL),
         (IP, IP_RECVTOS),

@@ -1,0 +1,246 @@
+//! An option of a socket that others use too, changed for a moment and put back in any case.
+//!
+//! The options of a socket outlive whoever changed them. So a child process that does nothing else
+//! holds the socket and one end of a connection to us: when we end, however that happens, it puts
+//! the option back. It is in a session of its own and blocks every signal, so that what is meant
+//! for us (Ctrl-C, a SIGKILL for the process group) does not end it; it holds no other descriptor.
+
+use crate::check;
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+
+/// Puts an option of four bytes back when it is dropped, or when this process ends.
+#[derive(Debug)]
+pub struct Guard<'a> {
+    option: Saved<'a>,
+    child: libc::pid_t,
+    line: OwnedFd,
+    done: bool,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Saved<'a> {
+    fd: BorrowedFd<'a>,
+    level: i32,
+    name: i32,
+    value: [u8; 4],
+}
+
+impl Saved<'_> {
+    fn put_back(&self) -> io::Result<()> {
+        crate::sockopt::set(self.fd, self.level, self.name, &self.value)
+    }
+}
+
+impl<'a> Guard<'a> {
+    /// Remembers what the option is now. From here on it may be changed.
+    pub fn new(fd: BorrowedFd<'a>, level: i32, name: i32) -> io::Result<Self> {
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let mut value = [0; 4];
+        crate::sockopt::get(fd, level, name, &mut value)?;
+        let option = Saved {
+            fd,
+            level,
+            name,
+            value,
+        };
+        let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+        let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let child = start(option, &line, &far)?;
+        drop(far);
+        let guard = Self {
+            option,
+            child,
+            line,
+            done: false,
+        };
+        guard.await_ready()?;
+        Ok(guard)
+    }
+
+    fn await_ready(&self) -> io::Result<()> {
+        let mut byte = [0];
+        match rustix::io::retry_on_intr(|| rustix::io::read(&self.line, &mut byte))? {
+            0 => Err(io::Error::other("the process that would undo it ended")),
+            _ => Ok(()),
+        }
+    }
+
+    /// Puts the option back as it was.
+    pub fn put_back(mut self) -> io::Result<()> {
+        self.finish()
+    }
+
+    /// The child goes only when the option is as it was; told so, it leaves the option alone, which
+    /// its owner may have changed since.
+    fn finish(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.done, true) {
+            return Ok(());
+        }
+        let put_back = self.option.put_back();
+        let told = rustix::net::send(&self.line, &[1], rustix::net::SendFlags::NOSIGNAL);
+        // Of a child that is gone already, only its end is left to be collected.
+        let gone = told.is_ok() || told == Err(rustix::io::Errno::PIPE);
+        if gone {
+            self.collect()?;
+        }
+        put_back
+    }
+
+    /// The child sends no SIGCHLD, and nobody else's wait(2) finds it: only `__WALL` does.
+    fn collect(&self) -> io::Result<()> {
+        loop {
+            // SAFETY: no status is asked for, so that nothing is written.
+            let ended =
+                check(unsafe { libc::waitpid(self.child, std::ptr::null_mut(), libc::__WALL) });
+            match ended {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                ended => return ended.map(drop),
+            }
+        }
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // Whoever wants to hear of an error calls `put_back`.
+        let _ = self.finish();
+    }
+}
+
+/// Starts the child, which has every signal blocked from its first instruction on.
+fn start(option: Saved<'_>, line: &OwnedFd, far: &OwnedFd) -> io::Result<libc::pid_t> {
+    let before = block_signals()?;
+    let child = fork();
+    if let Ok(0) = child {
+        watch(option, line.as_raw_fd(), far.as_raw_fd());
+    }
+    set_signals(&before)?;
+    child
+}
+
+/// Like fork(2), but without a signal at its end: a process that we are a guest in would be
+/// disturbed by a child it knows nothing of.
+fn fork() -> io::Result<libc::pid_t> {
+    // SAFETY: with no flags and no stack clone(2) copies the process; all arguments are 0, so that
+    // their order, which differs between architectures, does not matter. The child makes system
+    // calls only (see `watch`), takes no lock and allocates nothing.
+    let pid = unsafe { libc::syscall(libc::SYS_clone, 0_u64, 0_u64, 0_u64, 0_u64, 0_u64) };
+    match pid {
+        0.. => Ok(pid as libc::pid_t),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn block_signals() -> io::Result<libc::sigset_t> {
+    // SAFETY: sigset_t is plain data for which all zeroes is a value.
+    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: it writes the set it is given.
+    check(unsafe { libc::sigfillset(&raw mut all) })?;
+    // SAFETY: sigset_t is plain data for which all zeroes is a value.
+    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: it reads one set and writes the other.
+    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) } {
+        0 => Ok(before),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
+    // SAFETY: it reads the set; the former one is not asked for.
+    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) } {
+        0 => Ok(()),
+        error => Err(io::Error::from_raw_os_error(error)),
+    }
+}
+
+/// What the child does: says that it is there, and waits for a word or the end of the other side.
+fn watch(option: Saved<'_>, line: RawFd, far: RawFd) -> ! {
+    // SAFETY: no argument. It cannot fail: a new process leads no group.
+    unsafe { libc::setsid() };
+    // SAFETY: the number is the other side's end, which this copy of the process does not use; open
+    // here, it would hide the end of that side.
+    unsafe { libc::close(line) };
+    close_others(option.fd.as_raw_fd(), far);
+    let mut byte = 1_u8;
+    // SAFETY: one byte to be read, which outlives the call.
+    unsafe { libc::write(far, (&raw const byte).cast(), 1) };
+    let told = loop {
+        // SAFETY: one byte to be written, which outlives the call.
+        let length = unsafe { libc::read(far, (&raw mut byte).cast(), 1) };
+        let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
+        if length >= 0 || !interrupted {
+            break length > 0;
+        }
+    };
+    if !told {
+        // The process ends with it: there is nobody to hear of an error.
+        let _ = option.put_back();
+    }
+    // SAFETY: ends the child without running what the process registered for its own end.
+    unsafe { libc::_exit(0) }
+}
+
+/// Closes every descriptor but two (`close_range`, since 5.9): held here, the files of others would
+/// outlive them.
+fn close_others(one: RawFd, other: RawFd) {
+    let (low, high) = (one.min(other) as u32, one.max(other) as u32);
+    for (first, last) in [
+        (0, low.wrapping_sub(1)),
+        (low + 1, high - 1),
+        (high + 1, u32::MAX),
+    ] {
+        if first <= last && !(first == 0 && low == 0) {
+            // SAFETY: closes descriptors of this copy of the process, which uses only the two left.
+            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+    use std::os::fd::AsFd;
+
+    const SO_PEEK_OFF: i32 = 42;
+
+    fn position(socket: &UdpSocket) -> io::Result<i32> {
+        let mut value = [0; 4];
+        crate::sockopt::get(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF, &mut value)?;
+        Ok(i32::from_ne_bytes(value))
+    }
+
+    fn set(socket: &UdpSocket, value: i32) -> io::Result<()> {
+        let value = value.to_ne_bytes();
+        crate::sockopt::set(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF, &value)
+    }
+
+    #[test]
+    fn the_option_is_put_back_and_then_left_alone() -> io::Result<()> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        set(&socket, 5)?;
+        let guard = Guard::new(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF)?;
+        set(&socket, 0)?;
+        guard.put_back()?;
+        assert_eq!(position(&socket)?, 5);
+        drop(Guard::new(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF)?);
+        assert_eq!(position(&socket)?, 5);
+        Ok(())
+    }
+
+    #[test]
+    fn no_child_is_left() -> io::Result<()> {
+        let socket = UdpSocket::bind("127.0.0.1:0")?;
+        let guard = Guard::new(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF)?;
+        let child = guard.child;
+        drop(guard);
+        // SAFETY: no status is asked for, so that nothing is written.
+        let ended = check(unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) });
+        assert_eq!(
+            ended.map_err(|error| error.raw_os_error()),
+            Err(Some(libc::ECHILD))
+        );
+        Ok(())
+    }
+}
