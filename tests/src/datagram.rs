@@ -89,7 +89,7 @@ pub fn ensure_same(expected: &[Json], read: &[Json]) -> Outcome {
     Ok(())
 }
 
-/// What [`read`] will say of a datagram that the command shows in a queue.
+/// What `read` will say of a datagram that the command shows in a queue.
 pub fn as_read(shown: &Json) -> anyhow::Result<Json> {
     let shown = shown.as_object().context("no datagram")?;
     let told = ["from", "to", "ttl", "tos", "interface", "local", "payload"];

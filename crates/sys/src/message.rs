@@ -230,7 +230,7 @@ impl Batch {
         let (size, control) = self.room;
         let rooms = self.headers.iter().zip(&self.names).enumerate();
         rooms.map(move |(at, (header, name))| {
-            let told = header.msg_hdr.msg_controllen as usize;
+            let told = header.msg_hdr.msg_controllen;
             Message {
                 data: filled(&self.data, at, size, header.msg_len as usize),
                 control: filled(&self.control, at, control, told),
