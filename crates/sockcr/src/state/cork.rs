@@ -3,7 +3,7 @@
 use super::endpoint::Failure;
 use super::filter;
 use super::interfaces::Interfaces;
-use super::meanwhile::{Buffer, Meanwhile};
+use super::meanwhile::{self, Buffer, Meanwhile};
 use crate::kernel::{self, Corked, Hidden};
 use crate::option::{Options, Value};
 use crate::report::Report;
@@ -29,6 +29,10 @@ const IP_RETOPTS: i32 = 7;
 const IP_PKTINFO: i32 = 8;
 const IP_MTU_DISCOVER: i32 = 10;
 const PMTUDISC_WANT: i32 = 1;
+const PMTUDISC_DO: i32 = 2;
+const PMTUDISC_PROBE: i32 = 3;
+const PMTUDISC_INTERFACE: i32 = 4;
+const PMTUDISC_OMIT: i32 = 5;
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
 const MSG_DONTROUTE: i32 = 0x4;
@@ -187,6 +191,15 @@ fn send_somehow(
         route = 0;
         meanwhile.set(SOL_SOCKET, SO_DONTROUTE, 0)?;
     }
+    // To be cut into fragments may have been forbidden since: that would be an error in the queue.
+    // What the path or the device takes stays the measure (`ip_sk_use_pmtu`).
+    match meanwhile.keep(IPPROTO_IP, IP_MTU_DISCOVER)? {
+        PMTUDISC_DO => meanwhile::set(fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)?,
+        PMTUDISC_PROBE | PMTUDISC_INTERFACE => {
+            meanwhile::set(fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
+        }
+        _ => {}
+    }
     let mut tries = 0;
     loop {
         let error = match send(fd, corked, control, route) {
@@ -195,13 +208,11 @@ fn send_somehow(
         };
         tries += 1;
         match Errno::from_io_error(&error) {
-            _ if tries > 4 => return Err(error),
+            _ if tries > 3 => return Err(error),
             // What the buffer held once may be more than its owner allows now.
             Some(Errno::AGAIN | Errno::NOBUFS) => meanwhile.room(Buffer::Send, ROOM)?,
             // To everybody, and SO_BROADCAST was taken away since.
             Some(Errno::ACCESS) => meanwhile.set(SOL_SOCKET, SO_BROADCAST, 1)?,
-            // To be cut into fragments, and that was forbidden since.
-            Some(Errno::MSGSIZE) => meanwhile.set(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)?,
             // Without a gateway, but not as one of a directly connected network.
             Some(Errno::NETUNREACH) if route != 0 => route = 0,
             _ => return Err(error),
