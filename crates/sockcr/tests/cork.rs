@@ -37,6 +37,7 @@ const IP_TTL: i32 = 2;
 const IP_OPTIONS: i32 = 4;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_MULTICAST_TTL: i32 = 33;
+const IP_MTU_DISCOVER: i32 = 10;
 const IP_RECVERR: i32 = 11;
 
 /// A neighbour behind a cable, with the socket that it hears with, and what passes the cable.
@@ -374,6 +375,29 @@ fn a_pending_error_beside_a_cork_stays_or_is_named() -> Outcome {
                 }
             }
         }
+        Ok(())
+    })
+}
+
+#[test]
+fn a_cork_that_may_not_be_cut_and_an_error() -> Outcome {
+    privileged(|| {
+        let wire = Wire::new()?;
+        let socket = socket::udp()?;
+        socket::connect(&socket, (*wire.to.ip(), wire.to.port()))?;
+        send(&socket, wire.to, &[3; 8000], &[], libc::MSG_MORE)?;
+        set_int(&socket, IP, IP_MTU_DISCOVER, 2)?;
+        let mut checkpoint = Checkpoint::dump(&socket)?;
+        checkpoint.errors.pending = libc::ECONNREFUSED;
+        drop(socket);
+        let restored = checkpoint.restore(&exactly())?.fd;
+        let error = socket::get_int(&restored, SOCKET, 4)?;
+        assert_eq!(error, libc::ECONNREFUSED);
+        set_int(&restored, IP, IP_MTU_DISCOVER, 0)?;
+        send(&restored, wire.to, b"", &[], 0)?;
+        socket::wait_for(&wire.far, PollFlags::IN)?;
+        let message = message::receive(&wire.far, 0)?.ok_or("nothing came")?;
+        assert!(message.data == [3; 8000]);
         Ok(())
     })
 }

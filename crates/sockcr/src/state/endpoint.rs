@@ -9,7 +9,7 @@
 //! | no | yes | bind(any, port) |
 //! | yes | no | IP_LOCAL_PORT_RANGE to just this port, bind(address, 0) |
 //! | yes | no port | IP_BIND_ADDRESS_NO_PORT, bind(address, 0) |
-//! | no | no | IP_LOCAL_PORT_RANGE to just this port, a send() with no destination |
+//! | no | no | IP_LOCAL_PORT_RANGE to just this port, a connect() that fails |
 //!
 //! and then connect(peer).
 
@@ -19,9 +19,9 @@ use crate::option::{self, Options, Value};
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, SocketAddrAny};
+use rustix::net::SocketAddrAny;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 
 const IPPROTO_IP: i32 = 0;
@@ -407,12 +407,13 @@ fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
     })
 }
 
-/// A send without a destination fails, but binds the socket first (`inet_send_prepare`). With
-/// MSG_MORE it leaves corked data corked.
+/// A connect to an address of another family fails, but binds the socket first
+/// (`inet_dgram_connect`). A send without a destination would too, and throw away corked data that
+/// may not be sent any more.
 pub(crate) fn bind_to_any(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT | SendFlags::MORE;
-    match rustix::net::send(fd, &[], flags) {
-        Ok(_) | Err(Errno::DESTADDRREQ) => Ok(()),
+    let other = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0);
+    match rustix::net::connect(fd, &other) {
+        Ok(()) | Err(Errno::AFNOSUPPORT) => Ok(()),
         Err(error) => Err(error.into()),
     }
 }

@@ -37,8 +37,9 @@ const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
 const MSG_ERRQUEUE: i32 = 0x2000;
 const PMTUDISC_DO: i32 = 2;
-/// With it no ICMP message changes what this host knows of a path (`ip_sk_accept_pmtu`).
-const PMTUDISC_INTERFACE: i32 = 4;
+/// With it no ICMP message changes what this host knows of a path (`ip_sk_accept_pmtu`), and corked
+/// data stay.
+const PMTUDISC_OMIT: i32 = 5;
 const LOOPBACK: i32 = 1;
 const ROOM: i32 = i32::MAX / 2;
 /// The largest datagram.
@@ -244,7 +245,7 @@ impl<'a> Maker<'a> {
             (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
             (IPPROTO_IP, IP_RECVERR, 1),
             (IPPROTO_IP, IP_RECVERR_RFC4884, 0),
-            (IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE),
+            (IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT),
             (SOL_UDP, UDP_SEGMENT, 0),
         ] {
             meanwhile.set(level, name, value)?;
@@ -372,7 +373,7 @@ impl<'a> Maker<'a> {
         let flags = SendFlags::DONTWAIT | SendFlags::MORE;
         let piece = || send(self.fd, &[0; LARGEST], flags);
         let sent = piece().and_then(|_| piece());
-        meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_INTERFACE)?;
+        meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
         match sent {
             Err(Errno::MSGSIZE) => Ok(()),
             Err(error) => Err(error.into()),
