@@ -49,6 +49,14 @@ pub struct Restored {
     pub report: Report,
 }
 
+/// When corked data are put back: the first two into the unbound socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CorkAt {
+    BeforeErrors,
+    AfterErrors,
+    InPlace,
+}
+
 impl Checkpoint {
     /// Makes a socket that is what the checkpoint says.
     ///
@@ -151,18 +159,13 @@ impl Checkpoint {
             }
         }
         self.fill(fd, injector, report);
-        let early = self.corks_early();
-        if let Some(corked) = self.cork.as_ref().filter(|_| early) {
-            let done = cork::restore_unbound(fd, corked, &self.options, &self.interfaces, report);
-            lossy_step(done, report);
-        }
-        self.fail(fd, injector, report);
+        let corks = self.corks();
+        self.cork_at(CorkAt::BeforeErrors, corks, fd, report);
+        self.fail(fd, corks, injector, report);
+        self.cork_at(CorkAt::AfterErrors, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterQueue, report);
         self.take_place(fd, report)?;
-        if let Some(corked) = self.cork.as_ref().filter(|_| !early) {
-            let done = cork::restore(fd, corked, &self.options, &self.interfaces, report);
-            lossy_step(done, report);
-        }
+        self.cork_at(CorkAt::InPlace, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterConnect, report);
         lossy(
             self.shutdown.unwrap_or_default().restore(fd),
@@ -202,23 +205,44 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Whether the cork goes into the unbound socket: data that is corked later takes the pending
-    /// error with it (`sock_alloc_send_pskb`), and binds the socket. connect(2) gives what is
-    /// corked already its own destination (`__ip4_datagram_connect`), and what makes an error may
-    /// connect.
-    fn corks_early(&self) -> bool {
-        let Some(corked) = &self.cork else {
-            return false;
-        };
+    /// When data are corked again. They bind the socket, so that an unbound one gets them before; they
+    /// take a pending error with them (`sock_alloc_send_pskb`), so that with one they come before the
+    /// errors. connect(2) gives what is corked already its own destination
+    /// (`__ip4_datagram_connect`), and what makes an error may connect: else they come in place.
+    fn corks(&self) -> Option<CorkAt> {
+        let corked = self.cork.as_ref()?;
         let peer = self.endpoint.peer;
         let stays = peer.is_none_or(|peer| peer == corked.destination) && !self.errors.connects();
-        stays && (self.errors.pending != 0 || self.endpoint.local.port() == 0)
+        Some(match self.errors.pending != 0 && stays {
+            true => CorkAt::BeforeErrors,
+            false if self.endpoint.local.port() == 0 => CorkAt::AfterErrors,
+            false => CorkAt::InPlace,
+        })
+    }
+
+    fn cork_at(&self, now: CorkAt, when: Option<CorkAt>, fd: BorrowedFd<'_>, report: &mut Report) {
+        let Some(corked) = self.cork.as_ref().filter(|_| when == Some(now)) else {
+            return;
+        };
+        let restore = match now {
+            CorkAt::InPlace => cork::restore,
+            CorkAt::BeforeErrors | CorkAt::AfterErrors => cork::restore_unbound,
+        };
+        let done = restore(fd, corked, &self.options, &self.interfaces, report);
+        lossy_step(done, report);
     }
 
     /// Makes the errors again.
-    fn fail(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
+    fn fail(
+        &self,
+        fd: BorrowedFd<'_>,
+        corks: Option<CorkAt>,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) {
         let mut errors = Cow::Borrowed(&self.errors);
-        if errors.pending != 0 && self.cork.is_some() && !self.corks_early() {
+        let later = matches!(corks, Some(CorkAt::AfterErrors | CorkAt::InPlace));
+        if errors.pending != 0 && later {
             errors.to_mut().pending = 0;
             let why = "corking the data takes it away";
             report.lose("pending error", why);

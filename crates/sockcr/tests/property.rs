@@ -26,7 +26,7 @@ use proptest::test_runner::{FileFailurePersistence, TestCaseError, TestRunner};
 
 use message::Message;
 use rustix::net::{SendFlags, Shutdown};
-use sockcr::kernel::Hidden;
+use sockcr::kernel::{ErrorEntry, Hidden};
 use sockcr::option::{self, Kind, Row, Value};
 use sockcr::{Checkpoint, RestoreOptions, json};
 use sockcr_sys::descriptor;
@@ -482,7 +482,7 @@ fn refuses_rightly(plan: &Plan, checkpoint: &Checkpoint, refused: &sockcr::Error
         let strands = line.starts_with("  corked data: ");
         // `Injector::inject` says when one more packet is dropped.
         let drops = line.starts_with("  drop counter: stands at 1 from the start");
-        // `Checkpoint::corks_early` says why.
+        // `Checkpoint::corks` says why.
         let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
         let behind = line == "  pending error: corking the data takes it away";
         let behind =
