@@ -26,7 +26,7 @@ use proptest::test_runner::{FileFailurePersistence, TestCaseError, TestRunner};
 
 use message::Message;
 use rustix::net::{SendFlags, Shutdown};
-use sockcr::kernel::{ErrorEntry, Hidden};
+use sockcr::kernel::Hidden;
 use sockcr::option::{self, Kind, Row, Value};
 use sockcr::{Checkpoint, RestoreOptions, json};
 use sockcr_sys::descriptor;
@@ -485,8 +485,13 @@ fn refuses_rightly(plan: &Plan, checkpoint: &Checkpoint, refused: &sockcr::Error
         // `Checkpoint::corks` says why.
         let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
         let behind = line == "  pending error: corking the data takes it away";
-        let behind =
-            behind && to.is_some() && checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
+        let elsewhere = checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
+        let local = checkpoint
+            .errors
+            .queue
+            .iter()
+            .any(|entry| entry.origin == 1);
+        let behind = behind && to.is_some() && (elsewhere || local);
         // `tell_statistics` says by what chance.
         let chance = line.starts_with("  error queue: SCM_TIMESTAMPING_OPT_STATS");
         chance
