@@ -15,6 +15,7 @@ mod options;
 mod output;
 mod packaging;
 mod restore;
+mod set;
 mod show;
 mod source;
 mod waiting;
@@ -46,6 +47,7 @@ enum Verb {
     Diff(diff::Arguments),
     Encode(encode::Arguments),
     Edit(edit::Arguments),
+    Set(set::Arguments),
     Options(options::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
@@ -94,6 +96,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Verb::Diff(arguments) => diff::run(&arguments),
         Verb::Encode(arguments) => encode::run(&arguments),
         Verb::Edit(arguments) => edit::run(&arguments),
+        Verb::Set(arguments) => set::run(&arguments),
         Verb::Options(arguments) => options::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use sockcr::{Checkpoint, Error, ErrorKind, Target, find, image};
 use std::io::{IsTerminal, Read};
+use std::os::fd::AsFd;
 
 /// Larger input is no image of ours.
 const MOST: u64 = sockcr::image::MAX_IMAGE;
@@ -61,6 +62,29 @@ pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
     match live(name)? {
         Some(named) => target(&named),
         None => image(name),
+    }
+}
+
+/// The sockets that the target names; those of a kind that is not carried are told and left out.
+pub fn carried(target: &Target) -> anyhow::Result<Vec<find::Found>> {
+    let all = find::find(target)?;
+    let several = all.len() > 1;
+    let (mut found, mut left_out) = (Vec::new(), None);
+    for socket in all {
+        match sockcr::protocol::of(socket.socket.as_fd()) {
+            Ok(_) => found.push(socket),
+            Err(error) if error.kind() == ErrorKind::NotSupported && several => {
+                let holder = socket.holder;
+                let name = format!("process {}, descriptor {}", holder.pid, holder.fd);
+                crate::output::remark(format_args!("{name}: left out: {error}"));
+                left_out = Some(error);
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    match left_out.filter(|_| found.is_empty()) {
+        Some(error) => Err(error.into()),
+        None => Ok(found),
     }
 }
 

@@ -30,6 +30,7 @@ pub mod sandbox;
 pub mod state;
 pub mod stop;
 pub mod target;
+pub mod tune;
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, ErrorKind};

@@ -259,6 +259,8 @@ fn too_large_for_the_route() -> Outcome {
                     .iter()
                     .try_for_each(|size| send(&socket, to, &vec![0; *size], &[], libc::MSG_MORE));
                 assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+                socket::set(&socket, IP, IP_OPTIONS, &[1, 1, 1, 1, 1, 1, 1, 0])
+                    .map_err(io::Error::from_raw_os_error)?;
                 Ok(socket)
             })?;
         }

@@ -13,7 +13,7 @@ use message::Message;
 use rustix::net::{RecvFlags, recv};
 use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, Error, ErrorKind, Report, RestoreOptions};
-use sockcr_sys::guard::Guard;
+use sockcr_sys::guard::{Guard, Step};
 use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsFd, OwnedFd};
@@ -342,7 +342,10 @@ fn dump_forever() -> Outcome {
 /// Stands still in the middle.
 fn look_forever() -> Outcome {
     let socket = std::io::stdin();
-    let _guard = Guard::new(socket.as_fd(), SOCKET, SO_PEEK_OFF)?;
+    let _guard = Guard::new(
+        socket.as_fd(),
+        vec![Step::now(socket.as_fd(), SOCKET, SO_PEEK_OFF)?],
+    )?;
     set_int(&socket, SOCKET, SO_PEEK_OFF, 3)?;
     println!("dumping");
     loop {

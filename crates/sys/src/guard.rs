@@ -1,55 +1,73 @@
-//! An option of a socket that others use too, changed for a moment and put back in any case.
+//! Options of a socket that others use too, changed for a moment or all together, and put back in any
+//! other case.
 //!
 //! The options of a socket outlive whoever changed them. So a child process that does nothing else
 //! holds the socket and one end of a connection to us: when we end, however that happens, it puts
-//! the option back. It is in a session of its own and blocks every signal, so that what is meant
+//! the options back. It is in a session of its own and blocks every signal, so that what is meant
 //! for us (Ctrl-C, a SIGKILL for the process group) does not end it; it holds no other descriptor.
 
 use crate::check;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
-/// Puts an option of four bytes back when it is dropped, or when this process ends.
+/// One option as it is to be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Step {
+    /// Its level.
+    pub level: i32,
+    /// Its number.
+    pub name: i32,
+    /// Its value.
+    pub value: Vec<u8>,
+}
+
+impl Step {
+    /// An option of four bytes as it is now.
+    pub fn now(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<Step> {
+        let mut value = vec![0; 4];
+        crate::sockopt::get(fd, level, name, &mut value)?;
+        Ok(Step { level, name, value })
+    }
+}
+
+/// Puts options back, step by step, when it is dropped, or when this process ends.
 #[derive(Debug)]
 pub struct Guard<'a> {
-    option: Saved<'a>,
+    saved: Saved<'a>,
     child: libc::pid_t,
     line: OwnedFd,
     done: bool,
 }
 
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Saved<'a> {
     fd: BorrowedFd<'a>,
-    level: i32,
-    name: i32,
-    value: [u8; 4],
+    steps: Vec<Step>,
 }
 
 impl Saved<'_> {
+    /// Takes every step; answers the first error.
     fn put_back(&self) -> io::Result<()> {
-        crate::sockopt::set(self.fd, self.level, self.name, &self.value)
+        let mut done = Ok(());
+        for step in &self.steps {
+            let set = crate::sockopt::set(self.fd, step.level, step.name, &step.value);
+            done = done.and(set);
+        }
+        done
     }
 }
 
 impl<'a> Guard<'a> {
-    /// Remembers what the option is now. From here on it may be changed.
-    pub fn new(fd: BorrowedFd<'a>, level: i32, name: i32) -> io::Result<Self> {
+    /// From here on what these steps put back may be changed.
+    pub fn new(fd: BorrowedFd<'a>, steps: Vec<Step>) -> io::Result<Self> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-        let mut value = [0; 4];
-        crate::sockopt::get(fd, level, name, &mut value)?;
-        let option = Saved {
-            fd,
-            level,
-            name,
-            value,
-        };
+        let saved = Saved { fd, steps };
         let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
         let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
-        let child = start(option, &line, &far)?;
+        let child = start(&saved, &line, &far)?;
         drop(far);
         let guard = Self {
-            option,
+            saved,
             child,
             line,
             done: false,
@@ -66,18 +84,26 @@ impl<'a> Guard<'a> {
         }
     }
 
-    /// Puts the option back as it was.
+    /// Puts the options back as they were.
     pub fn put_back(mut self) -> io::Result<()> {
-        self.finish()
+        self.finish(true)
     }
 
-    /// The child goes only when the option is as it was; told so, it leaves the option alone, which
-    /// its owner may have changed since.
-    fn finish(&mut self) -> io::Result<()> {
+    /// Leaves them as they are now.
+    pub fn keep(mut self) -> io::Result<()> {
+        self.finish(false)
+    }
+
+    /// The child goes only when the options are as they should be; told so, it leaves them alone:
+    /// their owner may change them.
+    fn finish(&mut self, undoes: bool) -> io::Result<()> {
         if std::mem::replace(&mut self.done, true) {
             return Ok(());
         }
-        let put_back = self.option.put_back();
+        let put_back = match undoes {
+            true => self.saved.put_back(),
+            false => Ok(()),
+        };
         let told = rustix::net::send(&self.line, &[1], rustix::net::SendFlags::NOSIGNAL);
         // Of a child that is gone already, only its end is left to be collected.
         let gone = told.is_ok() || told == Err(rustix::io::Errno::PIPE);
@@ -104,16 +130,16 @@ impl<'a> Guard<'a> {
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
         // Whoever wants to hear of an error calls `put_back`.
-        let _ = self.finish();
+        let _ = self.finish(true);
     }
 }
 
 /// Starts the child, which has every signal blocked from its first instruction on.
-fn start(option: Saved<'_>, line: &OwnedFd, far: &OwnedFd) -> io::Result<libc::pid_t> {
+fn start(saved: &Saved<'_>, line: &OwnedFd, far: &OwnedFd) -> io::Result<libc::pid_t> {
     let before = block_signals()?;
     let child = fork();
     if let Ok(0) = child {
-        watch(option, line.as_raw_fd(), far.as_raw_fd());
+        watch(saved, line.as_raw_fd(), far.as_raw_fd());
     }
     set_signals(&before)?;
     child
@@ -155,13 +181,13 @@ fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
 }
 
 /// What the child does: says that it is there, and waits for a word or the end of the other side.
-fn watch(option: Saved<'_>, line: RawFd, far: RawFd) -> ! {
+fn watch(saved: &Saved<'_>, line: RawFd, far: RawFd) -> ! {
     // SAFETY: no argument. It cannot fail: a new process leads no group.
     unsafe { libc::setsid() };
     // SAFETY: the number is the other side's end, which this copy of the process does not use; open
     // here, it would hide the end of that side.
     unsafe { libc::close(line) };
-    close_others(option.fd.as_raw_fd(), far);
+    close_others(saved.fd.as_raw_fd(), far);
     let mut byte = 1_u8;
     // SAFETY: one byte to be read, which outlives the call.
     unsafe { libc::write(far, (&raw const byte).cast(), 1) };
@@ -175,7 +201,7 @@ fn watch(option: Saved<'_>, line: RawFd, far: RawFd) -> ! {
     };
     if !told {
         // The process ends with it: there is nobody to hear of an error.
-        let _ = option.put_back();
+        let _ = saved.put_back();
     }
     // SAFETY: ends the child without running what the process registered for its own end.
     unsafe { libc::_exit(0) }
@@ -216,23 +242,31 @@ mod tests {
         crate::sockopt::set(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF, &value)
     }
 
+    fn saved(socket: &UdpSocket) -> io::Result<Vec<Step>> {
+        Step::now(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF).map(|step| vec![step])
+    }
+
     #[test]
     fn the_option_is_put_back_and_then_left_alone() -> io::Result<()> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         set(&socket, 5)?;
-        let guard = Guard::new(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF)?;
+        let guard = Guard::new(socket.as_fd(), saved(&socket)?)?;
         set(&socket, 0)?;
         guard.put_back()?;
         assert_eq!(position(&socket)?, 5);
-        drop(Guard::new(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF)?);
+        drop(Guard::new(socket.as_fd(), saved(&socket)?)?);
         assert_eq!(position(&socket)?, 5);
+        let guard = Guard::new(socket.as_fd(), saved(&socket)?)?;
+        set(&socket, 7)?;
+        guard.keep()?;
+        assert_eq!(position(&socket)?, 7);
         Ok(())
     }
 
     #[test]
     fn no_child_is_left() -> io::Result<()> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
-        let guard = Guard::new(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF)?;
+        let guard = Guard::new(socket.as_fd(), saved(&socket)?)?;
         let child = guard.child;
         drop(guard);
         // SAFETY: no status is asked for, so that nothing is written.

@@ -475,7 +475,7 @@ pub(crate) fn dump(
 }
 
 /// Reads a row, with what BPF knows of it.
-fn read_whole(
+pub(crate) fn read_whole(
     row: &'static Row,
     fd: BorrowedFd<'_>,
     hidden: Option<&Hidden>,

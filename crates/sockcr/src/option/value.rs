@@ -190,7 +190,7 @@ impl Kind {
     }
 
     /// What setsockopt(2) is given, one call after the other.
-    pub(super) fn encode(self, value: &Value) -> Vec<Vec<u8>> {
+    pub(crate) fn encode(self, value: &Value) -> Vec<Vec<u8>> {
         let one = |bytes: &[u8]| vec![bytes.to_vec()];
         match (self, value) {
             // SO_LINGER keeps its seconds while off, and only an "on" writes them.
@@ -274,7 +274,7 @@ impl Kind {
     }
 
     /// Turns device indexes of the place the value was read into those of `fd`'s.
-    pub(super) fn localize(
+    pub(crate) fn localize(
         self,
         value: &Value,
         fd: BorrowedFd<'_>,

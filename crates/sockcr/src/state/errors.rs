@@ -17,6 +17,7 @@ use crate::option::Options;
 use crate::report::Report;
 use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
+use sockcr_sys::sockopt;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
@@ -29,8 +30,10 @@ const SO_REUSEPORT: i32 = 15;
 const SO_TIMESTAMPING: i32 = 37;
 const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
+const IP_OPTIONS: i32 = 4;
 const IP_MTU_DISCOVER: i32 = 10;
 const IP_RECVERR: i32 = 11;
+const IP_MTU: i32 = 14;
 const IP_RECVERR_RFC4884: i32 = 26;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
@@ -42,6 +45,9 @@ const PMTUDISC_DO: i32 = 2;
 const PMTUDISC_OMIT: i32 = 5;
 const LOOPBACK: i32 = 1;
 const ROOM: i32 = i32::MAX / 2;
+const MOST_OPTIONS: usize = 40;
+/// IPOPT_NOP
+const NO_OPERATION: u8 = 1;
 /// The largest datagram.
 const LARGEST: usize = 65_507;
 
@@ -227,6 +233,8 @@ struct Maker<'a> {
     meanwhile: Meanwhile<'a>,
     /// The device it is bound to otherwise.
     device: i32,
+    /// Its IP options.
+    options: Vec<u8>,
     /// The port from which it seems to have sent; None: it is unbound.
     port: Option<u16>,
 }
@@ -238,6 +246,9 @@ impl<'a> Maker<'a> {
         let mut meanwhile = Meanwhile::new(fd);
         meanwhile.room(Buffer::Receive, ROOM)?;
         let device = meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
+        let mut options = vec![0; MOST_OPTIONS];
+        let length = sockopt::get(fd, IPPROTO_IP, IP_OPTIONS, &mut options)?;
+        options.truncate(length);
         for (level, name, value) in [
             (SOL_SOCKET, SO_REUSEADDR, 0),
             (SOL_SOCKET, SO_REUSEPORT, 0),
@@ -255,6 +266,7 @@ impl<'a> Maker<'a> {
             injector,
             meanwhile,
             device,
+            options,
             port: None,
         })
     }
@@ -364,16 +376,24 @@ impl<'a> Maker<'a> {
     }
 
     /// Corked, and a second time where the route takes the largest datagram: whatever its MTU,
-    /// nothing leaves, and nothing stays (`udp_flush_pending_frames`).
+    /// nothing leaves, and nothing stays (`udp_flush_pending_frames`). What is told is the MTU
+    /// without the IP options that the socket had then.
     fn try_to_exceed(&self, entry: &ErrorEntry) -> io::Result<()> {
         let to = entry.destination.ok_or(io::ErrorKind::InvalidInput)?;
         meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, self.device)?;
         rustix::net::connect(self.fd, &to)?;
         meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)?;
+        let taken = meanwhile::get(self.fd, IPPROTO_IP, IP_MTU)?.wrapping_sub(entry.info as i32);
+        let taken = usize::try_from(taken)
+            .ok()
+            .filter(|taken| *taken <= MOST_OPTIONS);
+        let options = vec![NO_OPERATION; taken.unwrap_or(0)];
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &options)?;
         let flags = SendFlags::DONTWAIT | SendFlags::MORE;
         let piece = || send(self.fd, &[0; LARGEST], flags);
         let sent = piece().and_then(|_| piece());
         meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &self.options)?;
         match sent {
             Err(Errno::MSGSIZE) => Ok(()),
             Err(error) => Err(error.into()),

@@ -111,7 +111,11 @@ fn joined_by_anyone(text: &str) -> Vec<(u32, Ipv4Addr)> {
 }
 
 /// Reads one membership by MCAST_MSFILTER (`ip_mc_gsfget`); `None` when this socket is no member.
-fn read(fd: BorrowedFd<'_>, interface: u32, group: Ipv4Addr) -> io::Result<Option<Membership>> {
+pub(crate) fn read(
+    fd: BorrowedFd<'_>,
+    interface: u32,
+    group: Ipv4Addr,
+) -> io::Result<Option<Membership>> {
     let mut room = 0;
     loop {
         let mut filter = group_filter(interface, group, false, &[]);
@@ -171,7 +175,7 @@ pub(crate) fn restore(
         .map_err(|error| failed(limits(error)))
 }
 
-fn limits(error: io::Error) -> io::Error {
+pub(crate) fn limits(error: io::Error) -> io::Error {
     match Errno::from_io_error(&error) {
         Some(Errno::NOBUFS) => {
             io::Error::other("more than net.ipv4.igmp_max_memberships or igmp_max_msf allows here")
@@ -181,7 +185,12 @@ fn limits(error: io::Error) -> io::Error {
 }
 
 /// A `struct group_filter`.
-fn group_filter(interface: u32, group: Ipv4Addr, include: bool, sources: &[Ipv4Addr]) -> Vec<u8> {
+pub(crate) fn group_filter(
+    interface: u32,
+    group: Ipv4Addr,
+    include: bool,
+    sources: &[Ipv4Addr],
+) -> Vec<u8> {
     let mut filter = Vec::with_capacity(HEAD + sources.len() * STORAGE);
     filter.extend(interface.to_ne_bytes());
     filter.extend([0; 4]);

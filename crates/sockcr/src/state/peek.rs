@@ -25,7 +25,7 @@ use crate::netns;
 use crate::report::Report;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
-use sockcr_sys::guard::Guard;
+use sockcr_sys::guard::{Guard, Step};
 use sockcr_sys::message::{Batch, Message, control_messages};
 use std::collections::BTreeMap;
 use std::io;
@@ -141,7 +141,7 @@ fn sweep(fd: BorrowedFd<'_>) -> io::Result<Sweep> {
     let Some(first) = look(fd, &mut one)?.pop() else {
         return Ok(Sweep::Whole(Vec::new()));
     };
-    let guard = Guard::new(fd, SOL_SOCKET, SO_PEEK_OFF)?;
+    let guard = Guard::new(fd, vec![Step::now(fd, SOL_SOCKET, SO_PEEK_OFF)?])?;
     let all = behind(fd, &mut many);
     guard.put_back()?;
     let (mut all, moved) = all?;
