@@ -293,7 +293,7 @@ impl Kind {
 
     /// Whether the kernel may make something else of a legal value, such as a time rounded to its
     /// clock.
-    pub(super) fn may_change(self) -> bool {
+    pub(crate) fn may_change(self) -> bool {
         matches!(
             self,
             Kind::Timeval | Kind::Linger | Kind::Bytes(_) | Kind::Timestamping(_)
