@@ -4,7 +4,7 @@ use crate::output::{self, line};
 use crate::{Outcome, source};
 use anyhow::ensure;
 use serde_json::json;
-use sockcr::diff::{Difference, diff};
+use sockcr::diff::{Difference, brief, diff};
 
 /// Compare two sockets or images, a line for each difference; exit 1 when there is one
 #[derive(clap::Args)]
@@ -50,10 +50,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
 }
 
 fn lines(differences: &[Difference]) -> Vec<String> {
-    let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "-".into());
-    let rows: Vec<Vec<String>> = differences
-        .iter()
-        .map(|d| vec![d.what.clone(), side(&d.a), "→".into(), side(&d.b)])
-        .collect();
+    let words = |difference: &Difference| {
+        let (a, b) = brief(difference);
+        vec![difference.what.clone(), a, "→".into(), b]
+    };
+    let rows: Vec<Vec<String>> = differences.iter().map(words).collect();
     output::table(&rows)
 }

@@ -37,8 +37,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     output::write(output, &image::encode(&after)?)?;
     for (before, after) in before.iter().zip(&after) {
         for change in diff::diff(before, after) {
-            let side = |value: Option<String>| value.unwrap_or_else(|| "-".into());
-            let (old, new) = (side(change.a), side(change.b));
+            let (old, new) = diff::brief(&change);
             output::remark(format_args!(
                 "{}: {}: {old} → {new}",
                 before.name(),

@@ -35,6 +35,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         lossy: arguments.lossy,
         map: arguments.map.clone(),
         verify: true,
+        alone: arguments.command.is_empty(),
         ..RestoreOptions::default()
     };
     ensure!(

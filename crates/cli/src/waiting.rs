@@ -74,7 +74,11 @@ fn time(nanoseconds: i64) -> String {
     const SECOND: i64 = 1_000_000_000;
     match nanoseconds {
         0 => "not stamped".into(),
-        time => format!("at {}.{:09}", time / SECOND, time % SECOND),
+        time => format!(
+            "at {}.{:09}",
+            time.div_euclid(SECOND),
+            time.rem_euclid(SECOND)
+        ),
     }
 }
 

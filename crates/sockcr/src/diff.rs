@@ -6,6 +6,7 @@ use crate::state::filter::Filter;
 use crate::state::membership::Membership;
 use crate::state::receive_queue::Datagram;
 use serde::Serialize;
+use std::collections::HashMap;
 use std::net::SocketAddrV4;
 
 /// One difference.
@@ -32,20 +33,42 @@ pub struct Property {
 /// ([`Checkpoint::canonical`]).
 pub fn diff(a: &Checkpoint, b: &Checkpoint) -> Vec<Difference> {
     let (of_a, of_b) = (properties(a), properties(b));
-    let value = |list: &[Property], name: &str| {
-        let found = list.iter().find(|property| property.name == name);
-        found.map(|property| property.value.clone())
+    let by_name = |list: &[Property]| -> HashMap<String, String> {
+        let pairs = list.iter().map(|p| (p.name.clone(), p.value.clone()));
+        pairs.collect()
     };
-    let only_b = of_b.iter().filter(|p| value(&of_a, &p.name).is_none());
+    let (values_a, values_b) = (by_name(&of_a), by_name(&of_b));
+    let only_b = of_b.iter().filter(|p| !values_a.contains_key(&p.name));
     let names = of_a.iter().chain(only_b).map(|p| p.name.clone());
     names
         .map(|name| Difference {
-            a: value(&of_a, &name),
-            b: value(&of_b, &name),
+            a: values_a.get(&name).cloned(),
+            b: values_b.get(&name).cloned(),
             what: name,
         })
         .filter(|difference| difference.a != difference.b)
         .collect()
+}
+
+/// Both sides in words, of long ones only what is around the first difference.
+pub fn brief(difference: &Difference) -> (String, String) {
+    const LONG: usize = 160;
+    const BEFORE: usize = 40;
+    let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
+    let (a, b) = (side(&difference.a), side(&difference.b));
+    let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
+    let start = same.saturating_sub(BEFORE);
+    let cut = |text: String| {
+        let length = text.chars().count();
+        if length <= LONG {
+            return text;
+        }
+        let part: String = text.chars().skip(start).take(LONG).collect();
+        let front = if start > 0 { "…" } else { "" };
+        let back = if start + LONG < length { "…" } else { "" };
+        format!("{front}{part}{back}")
+    };
+    (cut(a), cut(b))
 }
 
 /// Everything that counts when two checkpoints are compared, in words.

@@ -95,16 +95,19 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
         change(&mut membership.address);
         membership.sources.iter_mut().for_each(&mut change);
     }
-    for datagram in &mut checkpoint.receive_queue {
-        let mut ip = *datagram.destination.ip();
+    // Where something came from, and what an error is about, are facts of the past.
+    let received = checkpoint.receive_queue.iter_mut();
+    let received = received.map(|datagram| &mut datagram.destination);
+    let corked = checkpoint.cork.iter_mut().map(|c| &mut c.destination);
+    for place in received.chain(corked) {
+        let mut ip = *place.ip();
         change(&mut ip);
-        datagram.destination.set_ip(ip);
+        place.set_ip(ip);
+    }
+    for datagram in &mut checkpoint.receive_queue {
         change(&mut datagram.local);
     }
     if let Some(corked) = &mut checkpoint.cork {
-        let mut ip = *corked.destination.ip();
-        change(&mut ip);
-        corked.destination.set_ip(ip);
         change(&mut corked.source);
     }
     for entry in &mut checkpoint.errors.queue {

@@ -5,7 +5,7 @@
 //! that fails half way is closed; nothing outside it is ever touched.
 
 use crate::checkpoint::Checkpoint;
-use crate::diff::{describe, diff};
+use crate::diff::{brief, describe, diff};
 use crate::error::{Error, ErrorKind};
 use crate::kernel::{self, inject::Lazy};
 use crate::map::Mapping;
@@ -38,6 +38,9 @@ pub struct RestoreOptions {
     pub netns: Option<OwnedFd>,
     /// Read the new socket back and compare.
     pub verify: bool,
+    /// Refuse where another socket has the address: with SO_REUSEADDR or SO_REUSEPORT a new one could
+    /// share it, and would get some of what is for that one.
+    pub alone: bool,
 }
 
 /// A restored socket.
@@ -65,7 +68,33 @@ impl Checkpoint {
     pub fn restore(&self, options: &RestoreOptions) -> Result<Restored, Error> {
         let mapped = crate::map::apply(std::slice::from_ref(self), &options.map)?;
         let mapped = mapped.first().unwrap_or(self);
+        if options.alone {
+            mapped.is_alone(options)?;
+        }
         mapped.restore_mapped(options, &mut Lazy::default())
+    }
+
+    /// Whether nobody has its address; anything else that may be wrong is seen later.
+    fn is_alone(&self, options: &RestoreOptions) -> Result<(), Error> {
+        let local = self.endpoint.local;
+        if local.port() == 0 {
+            return Ok(());
+        }
+        let probe = || Ok(rustix::net::bind(&new_socket(self.protocol)?, &local)?);
+        let bound = match &options.netns {
+            Some(netns) => netns::enter_in_thread(netns.as_fd(), probe),
+            None => probe(),
+        };
+        match bound {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::ADDRINUSE) => {
+                let why = "another socket has the address, and would lose datagrams to this one";
+                let error = Error::new(ErrorKind::Refused, self.name(), why);
+                Err(error.help(format!(
+                    "`sockcr list src {local}` shows it: stop its owner first"
+                )))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn restore_mapped(
@@ -99,8 +128,12 @@ impl Checkpoint {
     }
 
     fn refused(&self, report: &Report) -> Error {
-        let notes = report.not_carried.iter();
-        let lines: String = notes.map(|note| format!("\n  {note}")).collect();
+        const MOST: usize = 20;
+        let notes = report.not_carried.iter().take(MOST);
+        let mut lines: String = notes.map(|note| format!("\n  {note}")).collect();
+        if report.not_carried.len() > MOST {
+            lines += &format!("\n  and {} more", report.not_carried.len() - MOST);
+        }
         let why = format!("cannot be restored exactly:{lines}");
         Error::new(ErrorKind::Refused, self.name(), why).help("--lossy restores it without these")
     }
@@ -318,11 +351,14 @@ impl Checkpoint {
         if kernel::reader().is_err() {
             wanted.without_hidden(fd, &now);
         }
+        let bytes = |checkpoint: &Checkpoint| checkpoint.clone().canonical().to_bytes();
+        if bytes(&wanted)? == bytes(&now)? {
+            return Ok(());
+        }
         for difference in diff(&wanted, &now) {
-            let (what, had) = (difference.what, difference.a.unwrap_or_default());
-            let has = difference.b.unwrap_or_else(|| "nothing".into());
-            if !report.tells_of(&what) {
-                report.lose(what, format!("{had} became {has}"));
+            let (had, has) = brief(&difference);
+            if !report.tells_of(&difference.what) {
+                report.lose(difference.what, format!("{had} became {has}"));
             }
         }
         Ok(())
@@ -429,6 +465,9 @@ pub fn restore_all(
     let mapped = crate::map::apply(checkpoints, &options.map)?;
     let mut order: Vec<(usize, &Checkpoint)> = mapped.iter().enumerate().collect();
     order.sort_by_key(|(_, checkpoint)| checkpoint.reuseport_index);
+    if options.alone {
+        mapped.iter().try_for_each(|one| one.is_alone(options))?;
+    }
     // Coming and going it costs some 15 ms.
     let mut injector = Lazy::default();
     let mut restored: Vec<(usize, Restored)> = Vec::with_capacity(order.len());

@@ -273,6 +273,27 @@ fn by_a_gateway_or_to_neighbours_only() -> Outcome {
     })
 }
 
+/// The MTU of a path that is remembered for a neighbour is no gateway.
+#[test]
+fn a_remembered_path_is_no_gateway() -> Outcome {
+    privileged(|| {
+        let wire = Wire::new()?;
+        waiting::ip("route add 10.1.1.2/32 dev v1 mtu 1300")?;
+        wire.compare(|| {
+            let socket = corked(wire.to, &[(IP, IP_MTU_DISCOVER, 0)], &[&[1; 4000]], &[])?;
+            set_int(&socket, IP, IP_MTU_DISCOVER, 2)?;
+            set_int(&socket, IP, IP_MTU_DISCOVER, 0)?;
+            assert!(
+                !Checkpoint::dump(&socket)?
+                    .cork
+                    .ok_or("nothing corked")?
+                    .gateway
+            );
+            Ok(socket)
+        })
+    })
+}
+
 #[test]
 fn a_cork_goes_on() -> Outcome {
     privileged(|| {

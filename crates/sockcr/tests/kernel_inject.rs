@@ -431,7 +431,7 @@ fn what_is_dropped_is_noticed() -> Outcome {
         let error = inject(target.as_fd(), &datagrams).err();
         let error = error.ok_or("nothing was noticed")?.to_string();
         assert!(
-            error.contains("1 datagrams were dropped at the socket"),
+            error.contains("1 datagram was dropped, and those behind were not sent, at the socket"),
             "{error}"
         );
         Ok(())

@@ -195,3 +195,45 @@ fn a_program_in_an_unbound_group_and_one_without_its_flag() -> Outcome {
         Ok(())
     })
 }
+
+/// Others that are in the group already keep what chooses among them.
+#[test]
+fn a_foreign_group_is_not_touched() -> Outcome {
+    privileged(|| {
+        let sockets = group(1)?;
+        attach_filter(sockets[0].as_fd(), Place::Group, &[instruction(6, 1)])?;
+        let checkpoint = Checkpoint::dump(&sockets[0])?;
+        drop(sockets);
+        let others = group(2)?;
+        let before: Vec<_> = others
+            .iter()
+            .map(Checkpoint::dump)
+            .collect::<Result<_, _>>()?;
+        let refused = checkpoint.restore(&exactly()).unwrap_err();
+        assert!(
+            refused.to_string().contains("the group has others here"),
+            "{refused}"
+        );
+        let lossy = checkpoint.restore(&lossy())?;
+        drop(lossy);
+        let alone = RestoreOptions {
+            alone: true,
+            ..RestoreOptions::default()
+        };
+        let refused = checkpoint.restore(&alone).unwrap_err();
+        assert!(
+            refused
+                .to_string()
+                .contains("another socket has the address"),
+            "{refused}"
+        );
+        let after: Vec<_> = others
+            .iter()
+            .map(Checkpoint::dump)
+            .collect::<Result<_, _>>()?;
+        assert_eq!(before, after);
+        drop(others);
+        checkpoint.restore(&alone)?;
+        Ok(())
+    })
+}

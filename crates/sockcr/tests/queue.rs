@@ -312,3 +312,32 @@ fn the_queue_goes_into_another_namespace() -> Outcome {
         Ok(())
     })
 }
+
+/// What differs of two long queues is told in short, and soon.
+#[test]
+fn long_queues_are_compared() -> Outcome {
+    privileged(|| {
+        let mut a = with_one(&[7; 60_000])?;
+        let one = a.receive_queue.first().cloned().ok_or("nothing queued")?;
+        let small = sockcr::state::receive_queue::Datagram {
+            payload: vec![1; 9],
+            ..one
+        };
+        a.receive_queue.extend(vec![small; 30_000]);
+        let mut b = a.clone();
+        *b.receive_queue[0].payload.last_mut().ok_or("empty")? = 8;
+        b.receive_queue[29_999].mark = 5;
+        let started = std::time::Instant::now();
+        let differences = sockcr::diff::diff(&a, &b);
+        assert!(started.elapsed() < PATIENCE);
+        let names: Vec<&str> = differences.iter().map(|one| &*one.what).collect();
+        assert_eq!(names, ["queued datagram 1", "queued datagram 30000"]);
+        let (had, has) = sockcr::diff::brief(&differences[0]);
+        assert!(had.len() < 200 && has.len() < 200, "{had} {has}");
+        assert!(
+            had.ends_with("0707") && has.ends_with("0708"),
+            "{had} {has}"
+        );
+        Ok(())
+    })
+}

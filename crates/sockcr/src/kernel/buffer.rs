@@ -48,6 +48,8 @@ pub struct Skb {
     /// The bytes it counts for in the limits of its socket.
     pub true_size: Field,
     pub peeked: Field,
+    /// What a firewall has called it (CONFIG_NETWORK_SECMARK).
+    pub security_mark: Option<Field>,
     /// Fragments that no processor can read (device memory, 6.12).
     pub unreadable: Option<Field>,
 }
@@ -59,6 +61,8 @@ pub struct Shared {
     pub fragments: Field,
     pub segment_size: Field,
     pub list: Field,
+    /// The time that the hardware gave it.
+    pub hardware_time: Option<Field>,
     /// Where the array of fragments begins.
     pub array: usize,
 }
@@ -219,9 +223,11 @@ impl Skb {
             checksum_valid: field("csum_valid")?,
             true_size: field("truesize")?,
             peeked: field("peeked")?,
+            security_mark: field("secmark").ok(),
             unreadable: field("unreadable").ok(),
         };
-        let flags = [skb.clock, skb.unreadable].into_iter().flatten();
+        let flags = [skb.clock, skb.unreadable, skb.security_mark];
+        let flags = flags.into_iter().flatten();
         let mut fields = vec![control, skb.mark, skb.network_header, skb.transport_header];
         fields.extend([skb.end, skb.head, skb.data, skb.interface, skb.priority]);
         fields.extend([skb.time, skb.checksum_state, skb.checksum_valid]);
@@ -237,8 +243,12 @@ impl Shared {
         let field = |path| btf.field("skb_shared_info", path);
         let (fragments, segment_size) = (field("nr_frags")?, field("gso_size")?);
         let list = field("frag_list")?;
+        let hardware_time = field("hwtstamps.hwtstamp").ok();
+        let mut fields = vec![fragments, segment_size, list];
+        fields.extend(hardware_time);
         Ok(Self {
-            extent: extent(&[fragments, segment_size, list]),
+            extent: extent(&fields),
+            hardware_time,
             fragments,
             segment_size,
             list,
@@ -366,7 +376,8 @@ impl Route {
         Ok(Self {
             route: btf.field("inet_sock", "cork.base.dst")?,
             device: field("dst.dev")?,
-            gateway: field("rt_gw_family").or_else(|_| field("rt_uses_gateway"))?,
+            // The family is also set where only the MTU of a path is remembered (`rt_bind_exception`).
+            gateway: field("rt_uses_gateway").or_else(|_| field("rt_gw_family"))?,
             index: btf.field("net_device", "ifindex")?,
         })
     }

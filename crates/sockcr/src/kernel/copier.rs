@@ -80,7 +80,7 @@ pub fn steady<T>(mut attempt: impl FnMut() -> Tried<T>) -> io::Result<T> {
     Err(last.unwrap_or_else(|| {
         io::Error::new(
             io::ErrorKind::WouldBlock,
-            "the queue changes faster than it can be read: stop the owner",
+            "the queue changes faster than it can be read; its owner must hold still (`dump --stop`)",
         )
     }))
 }

@@ -32,7 +32,7 @@ pub struct Corked {
     pub segment_size: u16,
     /// The interface by which its route leaves (`rtable.dst.dev`), 0 when that is gone.
     pub device: u32,
-    /// Its route goes by a gateway (`rtable.rt_gw_family`).
+    /// Its route goes by a gateway (`rtable.rt_uses_gateway`).
     pub gateway: bool,
     /// SO_MARK, or the one given with the data.
     pub mark: u32,

@@ -8,7 +8,10 @@
 //! rp_filter nor a missing route is in the way, and no packet goes out by any device.
 //!
 //! Programs, maps and links are held by descriptors alone: they end with the process, however it
-//! ends. A packet that the program does not see is no UDP, and no socket gets it.
+//! ends. A packet that the program does not see is no UDP, and no UDP socket gets it.
+//!
+//! Who listens to everything that comes by the device hears these packets too: packet sockets, and
+//! raw sockets of UDP, which the kernel serves first (`raw_local_deliver`).
 
 mod filling;
 mod notices;

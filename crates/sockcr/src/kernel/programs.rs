@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use super::btf::Field;
 use super::layout::Program;
 use super::reader::{Reader, damaged};
 use crate::state::filter::Instruction;
@@ -52,6 +53,18 @@ impl Reader {
                 self.attached(layout, program)
             }
         }
+    }
+
+    /// How many sockets the SO_REUSEPORT group of a socket has (`sock_reuseport.num_socks`).
+    pub fn group_size(&self, socket: BorrowedFd<'_>) -> io::Result<u64> {
+        let group = self.pointer_in_sock(socket, self.layout.sock.reuseport.offset)?;
+        if group == 0 {
+            return Ok(0);
+        }
+        let count = self.layout.reuseport.count;
+        let raw = self.bytes(group.wrapping_add(count.offset as u64), count.size)?;
+        let count = Field { offset: 0, ..count };
+        count.value(&raw).ok_or_else(damaged)
     }
 
     fn program_layout(&self) -> io::Result<&'static Program> {

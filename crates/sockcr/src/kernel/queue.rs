@@ -52,6 +52,10 @@ pub struct Queued {
     pub fragment_size: u16,
     /// IP_CHECKSUM tells the sum that the device made (`CHECKSUM_COMPLETE`).
     pub summed: bool,
+    /// The hardware gave it a time (SO_TIMESTAMPING).
+    pub hardware_time: bool,
+    /// A firewall gave it a security mark (IP_PASSSEC).
+    pub security_mark: bool,
     /// SO_RXQ_OVFL: the drops before it; 0 when the option was off at arrival.
     pub drops: u32,
     /// Somebody peeked at it, and it is empty: who peeks with SO_PEEK_OFF does not see it again
@@ -276,6 +280,11 @@ fn datagram(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<Option<Queued>>
         segment_size: buffer.shared(layout.shared.segment_size)? as u16,
         fragment_size: buffer.optional(control.fragment_size)? as u16,
         summed: buffer.get(layout.skb.checksum_state)? == CHECKSUM_COMPLETE,
+        hardware_time: match layout.shared.hardware_time {
+            Some(time) => buffer.shared(time)? != 0,
+            None => false,
+        },
+        security_mark: buffer.optional(layout.skb.security_mark)? != 0,
         drops: buffer.optional(control.drops)? as u32,
         peeked: payload.is_empty() && buffer.get(layout.skb.peeked)? != 0,
         ip_options: headers.options().to_vec(),

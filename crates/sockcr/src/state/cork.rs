@@ -161,22 +161,22 @@ pub(crate) fn restore_unbound(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let failed = |error| Failure::at("corked data: before binding", error);
+    filter::block(fd).map_err(failed)?;
     let mut meanwhile = Meanwhile::new(fd);
     let prepared = (|| {
-        filter::block(fd)?;
         meanwhile.set(SOL_SOCKET, SO_REUSEADDR, 0)?;
         meanwhile.set(SOL_SOCKET, SO_REUSEPORT, 0)?;
         // __udp_disconnect takes it away.
         meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)
     })();
-    prepared.map_err(failed)?;
-    let corked = restore(fd, corked, options, interfaces, report);
-    rustix::net::connect_unspec(fd)
-        .map_err(io::Error::from)
-        .and_then(|()| meanwhile.put_back())
-        .and_then(|()| filter::unblock(fd))
-        .map_err(failed)?;
-    corked
+    let corked = match prepared {
+        Ok(_) => restore(fd, corked, options, interfaces, report),
+        Err(error) => Err(failed(error)),
+    };
+    let left = rustix::net::connect_unspec(fd).map_err(io::Error::from);
+    let back = meanwhile.put_back();
+    let done = left.and(back).and(filter::unblock(fd)).map_err(failed);
+    corked.and(done)
 }
 
 /// A send that fails leaves nothing behind, and may be tried with what it lacked.

@@ -243,12 +243,31 @@ impl<'a> Maker<'a> {
     /// Nothing comes in meanwhile, and no port is shared.
     fn prepare(fd: BorrowedFd<'a>, injector: &'a mut Injector) -> io::Result<Self> {
         filter::block(fd)?;
-        let mut meanwhile = Meanwhile::new(fd);
+        let mut maker = Self {
+            fd,
+            injector,
+            meanwhile: Meanwhile::new(fd),
+            device: 0,
+            options: Vec::new(),
+            port: None,
+        };
+        match maker.set_options() {
+            Ok(()) => Ok(maker),
+            Err(error) => {
+                // Its own error would only hide the first.
+                let _ = maker.finish();
+                Err(error)
+            }
+        }
+    }
+
+    fn set_options(&mut self) -> io::Result<()> {
+        let meanwhile = &mut self.meanwhile;
         meanwhile.room(Buffer::Receive, ROOM)?;
-        let device = meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
-        let mut options = vec![0; MOST_OPTIONS];
-        let length = sockopt::get(fd, IPPROTO_IP, IP_OPTIONS, &mut options)?;
-        options.truncate(length);
+        self.device = meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
+        self.options = vec![0; MOST_OPTIONS];
+        let length = sockopt::get(self.fd, IPPROTO_IP, IP_OPTIONS, &mut self.options)?;
+        self.options.truncate(length);
         for (level, name, value) in [
             (SOL_SOCKET, SO_REUSEADDR, 0),
             (SOL_SOCKET, SO_REUSEPORT, 0),
@@ -261,14 +280,7 @@ impl<'a> Maker<'a> {
         ] {
             meanwhile.set(level, name, value)?;
         }
-        Ok(Self {
-            fd,
-            injector,
-            meanwhile,
-            device,
-            options,
-            port: None,
-        })
+        Ok(())
     }
 
     fn make(&mut self, errors: &Errors, report: &mut Report) -> io::Result<()> {
@@ -402,9 +414,9 @@ impl<'a> Maker<'a> {
     }
 
     fn finish(&mut self) -> io::Result<()> {
-        self.leave_port()?;
-        self.meanwhile.put_back()?;
-        filter::unblock(self.fd)
+        let left = self.leave_port();
+        let back = self.meanwhile.put_back();
+        left.and(back).and(filter::unblock(self.fd))
     }
 }
 

@@ -138,12 +138,22 @@ impl Filter {
         }
     }
 
-    /// Attaches it to the SO_REUSEPORT group of a bound socket, unless that has it already. A socket
-    /// with a program could not join (`reuseport_add_sock`), so it is bound first.
+    /// Attaches it to the SO_REUSEPORT group of a bound socket that is alone in it; others may have it
+    /// already. A socket with a program could not join (`reuseport_add_sock`), so it is bound first.
     pub(crate) fn restore_group(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
-        match by_bpf(|reader| reader.group_program(fd))? {
-            None => self.attach(fd, Place::Group, SO_ATTACH_REUSEPORT_EBPF),
-            Some(have) if have == *self => Ok(()),
+        let have = by_bpf(|reader| reader.group_program(fd))?;
+        if have.as_ref() == Some(self) {
+            return Ok(());
+        }
+        let reader = kernel::reader().map_err(io::Error::other)?;
+        match have {
+            // An unbound one has no group yet.
+            None if reader.group_size(fd)? <= 1 => {
+                self.attach(fd, Place::Group, SO_ATTACH_REUSEPORT_EBPF)
+            }
+            None => Err(io::Error::other(
+                "the group has others here, and no program",
+            )),
             Some(_) => Err(io::Error::other("the group here has another one")),
         }
     }

@@ -84,20 +84,22 @@ impl<'a> Meanwhile<'a> {
     }
 
     /// Puts all back, what was set last first. Setting a buffer sets its lock, so the locks follow.
+    /// What fails hinders nothing else; the first error is answered.
     pub(crate) fn put_back(&self) -> io::Result<()> {
+        let mut done = Ok(());
         for (buffer, value) in &self.buffers {
             let (name, force) = buffer.numbers();
-            self.size(name, force, value / 2)?;
+            done = done.and(self.size(name, force, value / 2));
         }
         if !self.buffers.is_empty() {
-            set(self.fd, SOL_SOCKET, SO_BUF_LOCK, self.locks)?;
+            done = done.and(set(self.fd, SOL_SOCKET, SO_BUF_LOCK, self.locks));
         }
         for (level, name, value) in self.before.iter().rev() {
-            if get(self.fd, *level, *name)? != *value {
-                set(self.fd, *level, *name, *value)?;
+            if get(self.fd, *level, *name).ok() != Some(*value) {
+                done = done.and(set(self.fd, *level, *name, *value));
             }
         }
-        Ok(())
+        done
     }
 }
 

@@ -15,6 +15,8 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
 
+/// More empty datagrams that somebody has peeked at are not worth the time of the looks.
+const MOST_PEEKS: usize = 1000;
 const SOL_SOCKET: i32 = 1;
 const SO_PEEK_OFF: i32 = 42;
 
@@ -85,12 +87,24 @@ pub(crate) fn dump(
             |queued| queued.summed,
             "the device summed them up, and would not again",
         ),
+        (
+            "SO_TIMESTAMPING",
+            |queued| queued.hardware_time,
+            "the hardware gave them a time, and would not again",
+        ),
+        (
+            "IP_PASSSEC",
+            |queued| queued.security_mark,
+            "a firewall gave them a security mark, and would not again",
+        ),
     ] {
         if !queue.iter().any(has) {
             continue;
         }
         let what = format!("receive queue: {option}");
-        match options.has(option) {
+        // SO_TIMESTAMPING has two names.
+        let wanted = options.has(option) || options.has(&format!("{option}_OLD"));
+        match wanted || options.has(&format!("{option}_NEW")) {
             true => report.lose(what, why),
             false => report.assume(what + " never wanted", why),
         }
@@ -146,6 +160,12 @@ pub(crate) fn restore(
         .inject(fd, &datagrams)
         .map_err(|error| Failure::at("put the receive queue back", error))?;
     tell(&injected, report);
+    let peeked = queue.iter().filter(|datagram| datagram.peeked).count();
+    if peeked > MOST_PEEKS {
+        let why = format!("{peeked} of them, and each look goes through the whole queue");
+        report.lose("receive queue: peeking at empty ones", why);
+        return Ok(());
+    }
     peek_again(fd, queue).map_err(|error| Failure::at("receive queue: peek again", error))
 }
 

@@ -160,9 +160,16 @@ impl<'a> Filling<'a> {
         let seen = self.injector.seen(sent);
         let why = match seen < sent {
             true => "before the loopback device: a firewall rule for what goes out?",
-            false => "at the socket: a firewall rule for what comes in, or net.ipv4.udp_mem?",
+            false => {
+                "at the socket: a firewall rule for what comes in, IP options that are refused here, \
+                 or net.ipv4.udp_mem?"
+            }
         };
-        io::Error::other(format!("{missing} datagrams were dropped {why}"))
+        let what = match missing {
+            1 => "1 datagram was dropped".into(),
+            _ => format!("{missing} datagrams were dropped"),
+        };
+        io::Error::other(format!("{what}, and those behind were not sent, {why}"))
     }
 
     /// Makes the socket unbound again.

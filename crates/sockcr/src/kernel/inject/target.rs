@@ -75,8 +75,9 @@ impl<'a> Target<'a> {
             .room(Buffer::Receive, ROOM)
             .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
-        self.connect_to_itself()
-            .map_err(step("bind meanwhile on the loopback device"))
+        self.connect_to_itself().map_err(step(
+            "bind meanwhile on the loopback device, which must be up",
+        ))
     }
 
     fn set_options(&mut self) -> io::Result<()> {
@@ -120,8 +121,8 @@ impl<'a> Target<'a> {
     /// Takes address, port and peer away, and puts the options back. The queue stays
     /// (`__udp_disconnect`). The filter goes last.
     pub fn finish(&self) -> io::Result<()> {
-        rustix::net::connect_unspec(self.socket)?;
-        self.meanwhile.put_back()?;
-        self.open()
+        let left = rustix::net::connect_unspec(self.socket).map_err(io::Error::from);
+        let back = self.meanwhile.put_back();
+        left.and(back).and(self.open())
     }
 }
