@@ -11,6 +11,7 @@ mod images;
 mod moving;
 mod printing;
 mod stopping;
+mod tuning;
 mod unprivileged;
 
 use std::process::ExitCode;
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         moving::ALL,
         printing::ALL,
         stopping::ALL,
+        tuning::ALL,
         unprivileged::ALL,
     ])
 }

@@ -51,7 +51,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
 
 fn lines(differences: &[Difference]) -> Vec<String> {
     let words = |difference: &Difference| {
-        let (a, b) = brief(difference);
+        let (a, b) = brief(difference, "-");
         vec![difference.what.clone(), a, "→".into(), b]
     };
     let rows: Vec<Vec<String>> = differences.iter().map(words).collect();

@@ -37,7 +37,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     output::write(output, &image::encode(&after)?)?;
     for (before, after) in before.iter().zip(&after) {
         for change in diff::diff(before, after) {
-            let (old, new) = diff::brief(&change);
+            let (old, new) = diff::brief(&change, "-");
             output::remark(format_args!(
                 "{}: {}: {old} → {new}",
                 before.name(),

@@ -50,11 +50,12 @@ pub fn diff(a: &Checkpoint, b: &Checkpoint) -> Vec<Difference> {
         .collect()
 }
 
-/// Both sides in words, of long ones only what is around the first difference.
-pub fn brief(difference: &Difference) -> (String, String) {
+/// Both sides in words, `none` where there is nothing; of long ones only what is around the first
+/// difference.
+pub fn brief(difference: &Difference, none: &str) -> (String, String) {
     const LONG: usize = 160;
     const BEFORE: usize = 40;
-    let side = |value: &Option<String>| value.clone().unwrap_or_else(|| "nothing".into());
+    let side = |value: &Option<String>| value.clone().unwrap_or_else(|| none.into());
     let (a, b) = (side(&difference.a), side(&difference.b));
     let same = a.chars().zip(b.chars()).take_while(|(a, b)| a == b).count();
     let start = same.saturating_sub(BEFORE);

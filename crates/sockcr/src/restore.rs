@@ -77,7 +77,8 @@ impl Checkpoint {
     /// Whether nobody has its address; anything else that may be wrong is seen later.
     fn is_alone(&self, options: &RestoreOptions) -> Result<(), Error> {
         let local = self.endpoint.local;
-        if local.port() == 0 {
+        let shares = self.options.has("SO_REUSEADDR") || self.options.has("SO_REUSEPORT");
+        if local.port() == 0 || !shares {
             return Ok(());
         }
         let probe = || Ok(rustix::net::bind(&new_socket(self.protocol)?, &local)?);
@@ -87,7 +88,7 @@ impl Checkpoint {
         };
         match bound {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::ADDRINUSE) => {
-                let why = "another socket has the address, and would lose datagrams to this one";
+                let why = "the address is in use: another socket would lose datagrams to this one";
                 let error = Error::new(ErrorKind::Refused, self.name(), why);
                 Err(error.help(format!(
                     "`sockcr list src {local}` shows it: stop its owner first"
@@ -356,7 +357,7 @@ impl Checkpoint {
             return Ok(());
         }
         for difference in diff(&wanted, &now) {
-            let (had, has) = brief(&difference);
+            let (had, has) = brief(&difference, "nothing");
             if !report.tells_of(&difference.what) {
                 report.lose(difference.what, format!("{had} became {has}"));
             }

@@ -269,7 +269,9 @@ impl<'a> Plan<'a> {
         let failed = |error| Error::system(format!("{}={text}", row.name), error);
         let localize = |value| row.kind.localize(&value, self.fd, &interfaces);
         let value = value.map(localize).transpose().map_err(failed)?;
-        let value = value.filter(|value| !row.says_nothing(value));
+        // SO_TXTIME with its first clock reads as off, and is on.
+        let says = |value: &Value| row.hidden == Some(Field::Txtime) || !row.says_nothing(value);
+        let value = value.filter(says);
         value
             .as_ref()
             .map_or(Ok(()), |value| row.kind.check(value))
@@ -324,6 +326,7 @@ impl<'a> Plan<'a> {
                 level: IPPROTO_IP,
                 name: MCAST_MSFILTER,
                 value: membership::group_filter(index, group, member.include, &member.sources),
+                already: None,
             });
         }
         self.groups_back
@@ -457,6 +460,7 @@ fn steps(row: &Row, value: Option<&Value>) -> Result<Vec<Step>, String> {
         level: row.level.number(),
         name,
         value,
+        already: None,
     };
     let number = i32::from(row.number);
     if let Some(value) = value {
@@ -471,9 +475,14 @@ fn steps(row: &Row, value: Option<&Value>) -> Result<Vec<Step>, String> {
     }
 }
 
-/// A `struct ip_mreqn`.
+/// A `struct ip_mreqn`. Who is a member cannot join, and who is none cannot leave.
 fn request(name: i32, group: Ipv4Addr, index: u32) -> Step {
+    let already = match name {
+        IP_ADD_MEMBERSHIP => Errno::ADDRINUSE,
+        _ => Errno::ADDRNOTAVAIL,
+    };
     Step {
+        already: Some(already.raw_os_error()),
         level: IPPROTO_IP,
         name,
         value: [group.octets(), [0; 4], index.to_ne_bytes()].concat(),

@@ -222,9 +222,7 @@ fn a_foreign_group_is_not_touched() -> Outcome {
         };
         let refused = checkpoint.restore(&alone).unwrap_err();
         assert!(
-            refused
-                .to_string()
-                .contains("another socket has the address"),
+            refused.to_string().contains("the address is in use"),
             "{refused}"
         );
         let after: Vec<_> = others

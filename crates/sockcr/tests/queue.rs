@@ -332,7 +332,7 @@ fn long_queues_are_compared() -> Outcome {
         assert!(started.elapsed() < PATIENCE);
         let names: Vec<&str> = differences.iter().map(|one| &*one.what).collect();
         assert_eq!(names, ["queued datagram 1", "queued datagram 30000"]);
-        let (had, has) = sockcr::diff::brief(&differences[0]);
+        let (had, has) = sockcr::diff::brief(&differences[0], "-");
         assert!(had.len() < 200 && has.len() < 200, "{had} {has}");
         assert!(
             had.ends_with("0707") && has.ends_with("0708"),

@@ -15,7 +15,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sockcr::ErrorKind;
-use sockcr::option::{self, Value};
+use sockcr::option;
 use sockcr::tune::{self, Change, Changed};
 use support::Outcome;
 use support::place::{self, isolated, sysctl};
@@ -157,7 +157,7 @@ fn what_fails_in_the_middle_is_undone() -> Outcome {
             "SO_LINGER=4",
             "SO_BINDTODEVICE=lo",
             "IP_OPTIONS=01010100",
-            "IP_MULTICAST_IF=127.0.0.1%lo",
+            "IP_MULTICAST_IF=lo",
             "join=239.1.1.1@lo",
             "join=239.1.1.2@lo",
         ];
@@ -177,7 +177,7 @@ fn several_sockets_all_or_none() -> Outcome {
         let (one, other) = (udp()?, udp()?);
         set(&other, &["join=239.1.1.1@lo"])?;
         let fds = [one.as_fd(), other.as_fd()];
-        let before = [&one, &other].map(|socket| socket::sweep(socket));
+        let before = [&one, &other].map(socket::sweep);
         let error = tune::set(&fds, &changes(&["SO_RCVBUF=8K", "join=239.1.1.1@lo"]));
         assert!(
             error
@@ -185,7 +185,7 @@ fn several_sockets_all_or_none() -> Outcome {
                 .to_string()
                 .contains("is a member already")
         );
-        assert_eq!([&one, &other].map(|socket| socket::sweep(socket)), before);
+        assert_eq!([&one, &other].map(socket::sweep), before);
         let told = tune::set(&fds, &changes(&["SO_RCVBUF=8K"]))?;
         assert_eq!(told.len(), 2);
         Ok(())
@@ -218,6 +218,8 @@ const THAT: [&str; 3] = ["SO_MARK=2", "SO_PRIORITY=2", "IP_TTL=12"];
 
 fn tune_forever() -> Outcome {
     let socket = std::io::stdin().as_fd().try_clone_to_owned()?;
+    // What is made once is made now.
+    set(&socket, &THAT)?;
     println!("tuning");
     loop {
         set(&socket, &THIS)?;
@@ -250,7 +252,7 @@ fn values(socket: &OwnedFd) -> std::io::Result<[i32; 3]> {
 /// All new or all old, as soon as the process that watches has ended.
 #[test]
 fn killed_at_any_moment() -> Outcome {
-    const ROUNDS: u32 = 60;
+    const ROUNDS: u32 = 100;
     isolated(|| {
         if std::env::var_os(TUNER).is_some() {
             return tune_forever();
@@ -282,16 +284,7 @@ fn killed_at_any_moment() -> Outcome {
             }
         }
         println!("{this} of {ROUNDS} ended with the one, {mixed} looks saw some of both");
+        assert!(this > 0 && this < ROUNDS, "the moments are not spread");
         Ok(())
     })
-}
-
-#[test]
-fn a_value_for_a_row_that_has_none() {
-    let row = option::find("IP_TTL").unwrap();
-    assert_eq!(
-        "IP_TTL=9".parse::<Change>().unwrap(),
-        Change::Option(row, "9".into())
-    );
-    assert!(matches!(Value::Int(9), Value::Int(9)));
 }

@@ -19,14 +19,28 @@ pub struct Step {
     pub name: i32,
     /// Its value.
     pub value: Vec<u8>,
+    /// The error that says that it is so already.
+    pub already: Option<i32>,
 }
 
 impl Step {
+    fn take(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        match crate::sockopt::set(fd, self.level, self.name, &self.value) {
+            Err(error) if self.already.is_some() && error.raw_os_error() == self.already => Ok(()),
+            taken => taken,
+        }
+    }
+
     /// An option of four bytes as it is now.
     pub fn now(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<Step> {
         let mut value = vec![0; 4];
         crate::sockopt::get(fd, level, name, &mut value)?;
-        Ok(Step { level, name, value })
+        Ok(Step {
+            level,
+            name,
+            value,
+            already: None,
+        })
     }
 }
 
@@ -50,8 +64,7 @@ impl Saved<'_> {
     fn put_back(&self) -> io::Result<()> {
         let mut done = Ok(());
         for step in &self.steps {
-            let set = crate::sockopt::set(self.fd, step.level, step.name, &step.value);
-            done = done.and(set);
+            done = done.and(step.take(self.fd));
         }
         done
     }

@@ -194,9 +194,7 @@ impl Kind {
         let one = |bytes: &[u8]| vec![bytes.to_vec()];
         match (self, value) {
             // SO_LINGER keeps its seconds while off, and only an "on" writes them.
-            (Kind::Linger, Value::Pair(0, seconds)) if *seconds != 0 => {
-                vec![words(1, *seconds), words(0, 0)]
-            }
+            (Kind::Linger, Value::Pair(0, seconds)) => vec![words(1, *seconds), words(0, 0)],
             (Kind::Buffer(_), Value::Int(size)) => one(&((size / 2) as i32).to_ne_bytes()),
             (Kind::U64(_), Value::Int(number)) => one(&number.to_ne_bytes()),
             (Kind::Interface, Value::Int(index)) => one(&(*index as u32).to_be_bytes()),
