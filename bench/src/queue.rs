@@ -126,6 +126,12 @@ impl Shape {
         let checkpoint = Checkpoint::dump(&self.filled(true)?)?;
         let one = self.best(|| Ok(timed(|| Ok(checkpoint.restore(&options)?))?.0))?;
         self.print("restore", ": sendmmsg", one, floor);
+        let read_back = RestoreOptions {
+            verify: true,
+            ..RestoreOptions::default()
+        };
+        let one = self.best(|| Ok(timed(|| Ok(checkpoint.restore(&read_back)?))?.0))?;
+        self.print("restore and read back", "", one, floor);
         let many = self.split(&checkpoint)?;
         let ours = self.best(|| Ok(timed(|| Ok(sockcr::restore_all(&many, &options)?))?.0))?;
         self.print("restore_all of 10 sockets,", "", ours, floor);

@@ -88,7 +88,7 @@ impl FromStr for Change {
 /// Changes sockets, all of them or none; answers what became of each.
 ///
 /// Needs what setsockopt(2) needs of this process for each value: each row of
-/// [`option`](crate::option) names its capability.
+/// [`option`] names its capability.
 pub fn set(sockets: &[BorrowedFd<'_>], changes: &[Change]) -> Result<Vec<Vec<Changed>>, Error> {
     for (at, change) in changes.iter().enumerate() {
         if changes.iter().take(at).any(|other| change.meets(other)) {
