@@ -53,6 +53,28 @@ fn wanting() -> Fallible<OwnedFd> {
     Ok(socket)
 }
 
+/// An entry as of an ICMP message.
+fn entry(kind: u8, code: u8, error: i32) -> ErrorEntry {
+    ErrorEntry {
+        error,
+        origin: 2,
+        kind,
+        code,
+        info: 0,
+        data: 0,
+        statistics: false,
+        offender: Some(SocketAddrV4::new(HERE, 0)),
+        destination: Some(SocketAddrV4::new(HERE, 9)),
+        received_at: 1,
+        ttl: 64,
+        tos: 0,
+        local: HERE,
+        rest: [0; 4],
+        interface: 0,
+        payload: Vec::new(),
+    }
+}
+
 /// Tells the socket, and waits until it knows.
 fn tell(socket: &OwnedFd, all: &[Told]) -> Outcome {
     for (told, ttl) in all.iter().zip(50..) {
@@ -269,22 +291,14 @@ fn too_large_for_the_route() -> Outcome {
         let mut checkpoint = Checkpoint::dump(&socket)?;
         drop(socket);
         checkpoint.errors.queue.push(ErrorEntry {
-            error: libc::EMSGSIZE,
             origin: 1,
-            kind: 0,
-            code: 0,
             info: 1400,
-            data: 0,
-            statistics: false,
             offender: None,
             destination: Some(to),
             received_at: 0,
             ttl: 0,
-            tos: 0,
             local: Ipv4Addr::UNSPECIFIED,
-            rest: [0; 4],
-            interface: 0,
-            payload: Vec::new(),
+            ..entry(0, 0, libc::EMSGSIZE)
         });
         let refused = checkpoint.restore(&exactly()).unwrap_err().to_string();
         assert!(refused.contains("an MTU of 1400 became 1500"), "{refused}");
@@ -352,24 +366,6 @@ fn a_transmit_time_stamp_is_named() -> Outcome {
 fn errors_that_cannot_be_made_are_named() -> Outcome {
     privileged(|| {
         let fresh = Checkpoint::dump(&wanting()?)?;
-        let entry = |kind, code, error| ErrorEntry {
-            error,
-            origin: 2,
-            kind,
-            code,
-            info: 0,
-            data: 0,
-            statistics: false,
-            offender: Some(SocketAddrV4::new(HERE, 0)),
-            destination: Some(SocketAddrV4::new(HERE, 9)),
-            received_at: 1,
-            ttl: 64,
-            tos: 0,
-            local: HERE,
-            rest: [0; 4],
-            interface: 0,
-            payload: Vec::new(),
-        };
         for (what, errors) in [
             (
                 "pending error",
@@ -432,24 +428,7 @@ fn errors_that_cannot_be_made_are_named() -> Outcome {
 fn no_image_holds_a_message_that_would_do_something() -> io::Result<()> {
     let mut checkpoint = Checkpoint::dump(&socket::udp()?).map_err(io::Error::other)?;
     for kind in 0..=u8::MAX {
-        checkpoint.errors.queue = vec![ErrorEntry {
-            error: libc::EHOSTUNREACH,
-            origin: 2,
-            kind,
-            code: 0,
-            info: 0,
-            data: 0,
-            statistics: false,
-            offender: Some(SocketAddrV4::new(HERE, 0)),
-            destination: Some(SocketAddrV4::new(HERE, 9)),
-            received_at: 1,
-            ttl: 64,
-            tos: 0,
-            local: HERE,
-            rest: [0; 4],
-            interface: 0,
-            payload: Vec::new(),
-        }];
+        checkpoint.errors.queue = vec![entry(kind, 0, libc::EHOSTUNREACH)];
         let image = checkpoint.to_bytes().map_err(io::Error::other)?;
         let read = Checkpoint::from_bytes(&image);
         assert_eq!(read.is_ok(), [3, 11, 12].contains(&kind), "{kind}");
