@@ -32,7 +32,7 @@ use sockcr::{Checkpoint, RestoreOptions, json};
 use sockcr_sys::descriptor;
 
 use support::place::{self, Device, isolated};
-use support::socket::{self, IP, Instruction, SOCKET, instruction, udp};
+use support::socket::{self, IP, Instruction, SOCKET, UDP, instruction, udp};
 use support::values::{self, IP_OPTIONS};
 use support::{Outcome, reader, skip};
 use waits::Waits;
@@ -543,8 +543,11 @@ fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<
     Ok(())
 }
 
-/// What the owner is told, datagrams and errors, with all that it wants to know about them.
+/// What the owner is told, datagrams and errors, when it wants to know everything about them.
 fn received(socket: &OwnedFd, of: &Checkpoint) -> Result<Vec<Message>, TestCaseError> {
+    for (level, name) in EVERYTHING {
+        socket::set_int(socket, level, name, 1).map_err(fail)?;
+    }
     let mut all = Vec::new();
     let datagrams = of.receive_queue.iter().map(|d| (0, d.received_at));
     let errors = of
@@ -570,6 +573,20 @@ fn received(socket: &OwnedFd, of: &Checkpoint) -> Result<Vec<Message>, TestCaseE
 }
 
 const SO_ERROR: i32 = 4;
+/// SO_TIMESTAMPNS, SO_RCVMARK, SO_RCVPRIORITY; IP_RECVOPTS, IP_RETOPTS, IP_PKTINFO, IP_RECVTTL,
+/// IP_RECVTOS, IP_RECVORIGDSTADDR; UDP_GRO.
+const EVERYTHING: [(i32, i32); 10] = [
+    (SOCKET, 35),
+    (SOCKET, 75),
+    (SOCKET, 82),
+    (IP, 6),
+    (IP, 7),
+    (IP, 8),
+    (IP, 12),
+    (IP, 13),
+    (IP, 20),
+    (UDP, 104),
+];
 /// SO_TIMESTAMP, SO_TIMESTAMPNS and SO_TIMESTAMPING, old and new.
 const TIMES: [i32; 6] = [29, 35, 37, 63, 64, 65];
 
