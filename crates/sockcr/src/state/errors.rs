@@ -35,6 +35,7 @@ const IP_MTU_DISCOVER: i32 = 10;
 const IP_RECVERR: i32 = 11;
 const IP_MTU: i32 = 14;
 const IP_RECVERR_RFC4884: i32 = 26;
+const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
@@ -233,6 +234,8 @@ struct Maker<'a> {
     meanwhile: Meanwhile<'a>,
     /// The device it is bound to otherwise.
     device: i32,
+    /// The device that it sends by otherwise.
+    unicast: i32,
     /// Its IP options.
     options: Vec<u8>,
     /// The port from which it seems to have sent; None: it is unbound.
@@ -248,6 +251,7 @@ impl<'a> Maker<'a> {
             injector,
             meanwhile: Meanwhile::new(fd),
             device: 0,
+            unicast: 0,
             options: Vec::new(),
             port: None,
         };
@@ -265,6 +269,7 @@ impl<'a> Maker<'a> {
         let meanwhile = &mut self.meanwhile;
         meanwhile.room(Buffer::Receive, ROOM)?;
         self.device = meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
+        self.unicast = meanwhile.keep(IPPROTO_IP, IP_UNICAST_IF)?;
         self.options = vec![0; MOST_OPTIONS];
         let length = sockopt::get(self.fd, IPPROTO_IP, IP_OPTIONS, &mut self.options)?;
         self.options.truncate(length);
@@ -392,15 +397,9 @@ impl<'a> Maker<'a> {
     /// without the IP options that the socket had then.
     fn try_to_exceed(&self, entry: &ErrorEntry) -> io::Result<()> {
         let to = entry.destination.ok_or(io::ErrorKind::InvalidInput)?;
-        meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, self.device)?;
-        rustix::net::connect(self.fd, &to)?;
+        let taken = self.find_route(to, entry.info)?;
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &vec![NO_OPERATION; taken])?;
         meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)?;
-        let taken = meanwhile::get(self.fd, IPPROTO_IP, IP_MTU)?.wrapping_sub(entry.info as i32);
-        let taken = usize::try_from(taken)
-            .ok()
-            .filter(|taken| *taken <= MOST_OPTIONS);
-        let options = vec![NO_OPERATION; taken.unwrap_or(0)];
-        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &options)?;
         let flags = SendFlags::DONTWAIT | SendFlags::MORE;
         let piece = || send(self.fd, &[0; LARGEST], flags);
         let sent = piece().and_then(|_| piece());
@@ -411,6 +410,30 @@ impl<'a> Maker<'a> {
             Err(error) => Err(error.into()),
             Ok(_) => Err(io::Error::other("the kernel took twice as much")),
         }
+    }
+
+    /// Connects by a route of the MTU that was told, and answers how much of it IP options took: by
+    /// the devices that the socket names, or without those that it may have named since. Where no
+    /// route has it, the last one is taken, and what becomes of that is told.
+    fn find_route(&self, to: SocketAddrV4, told: u32) -> io::Result<usize> {
+        let mut connected = Ok(());
+        for (device, unicast) in [(self.device, self.unicast), (self.device, 0), (0, 0)] {
+            rustix::net::connect_unspec(self.fd)?;
+            meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+            meanwhile::set(self.fd, IPPROTO_IP, IP_UNICAST_IF, unicast)?;
+            meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, device)?;
+            connected = rustix::net::connect(self.fd, &to);
+            if connected.is_err() {
+                continue;
+            }
+            let mtu = meanwhile::get(self.fd, IPPROTO_IP, IP_MTU)?;
+            let taken = usize::try_from(i64::from(mtu) - i64::from(told));
+            if let Some(taken) = taken.ok().filter(|taken| *taken <= MOST_OPTIONS) {
+                return Ok(taken);
+            }
+        }
+        connected?;
+        Ok(0)
     }
 
     fn finish(&mut self) -> io::Result<()> {
