@@ -192,10 +192,10 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
-        self.fill(fd, injector, report);
+        self.fill_queue(fd, injector, report);
         let corks = self.corks();
         self.cork_at(CorkAt::BeforeErrors, corks, fd, report);
-        self.fail(fd, corks, injector, report);
+        self.make_errors(fd, corks, injector, report);
         self.cork_at(CorkAt::AfterErrors, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterQueue, report);
         self.take_place(fd, report)?;
@@ -214,7 +214,7 @@ impl Checkpoint {
     }
 
     /// Puts the receive queue back, if that can be done before the socket takes its place.
-    fn fill(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
+    fn fill_queue(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
         if self.receive_queue.is_empty() || receive_queue::comes_later(&self.receive_queue) {
             return;
         }
@@ -267,7 +267,7 @@ impl Checkpoint {
     }
 
     /// Makes the errors again.
-    fn fail(
+    fn make_errors(
         &self,
         fd: BorrowedFd<'_>,
         corks: Option<CorkAt>,
