@@ -32,6 +32,7 @@ type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+const M0: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SO_REUSEADDR: i32 = 2;
 const SO_ERROR: i32 = 4;
 const SO_SNDBUFFORCE: i32 = 32;
@@ -263,7 +264,9 @@ fn too_large_for_the_route() -> Outcome {
         sysctl("net.ipv4.conf.all.rp_filter", "0")?;
         let to = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 77), 9);
         let anywhere = SocketAddrV4::new(HERE, 9);
+        let group = SocketAddrV4::new(Ipv4Addr::new(239, 7, 7, 7), 9);
         for (to, pieces, options) in [
+            (group, &[3000][..], &[][..]),
             (to, &[3000][..], &[][..]),
             (to, &[3000], &[1, 1, 1, 0]),
             (anywhere, &[65_507, 1], &[]),
@@ -276,7 +279,8 @@ fn too_large_for_the_route() -> Outcome {
                 set_int(&socket, IP, IP_MTU_DISCOVER, 2)?;
                 socket::set(&socket, IP, IP_OPTIONS, options)
                     .map_err(io::Error::from_raw_os_error)?;
-                socket::bind(&socket, (ANY, PORT))?;
+                // The address chooses the device of what goes to a group.
+                socket::bind(&socket, (if to == group { M0 } else { ANY }, PORT))?;
                 let sent = pieces
                     .iter()
                     .try_for_each(|size| send(&socket, to, &vec![0; *size], &[], libc::MSG_MORE));

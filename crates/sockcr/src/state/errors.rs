@@ -413,17 +413,20 @@ impl<'a> Maker<'a> {
     }
 
     /// Connects by a route of the MTU that was told, and answers how much of it IP options took: by
-    /// the devices that the socket names, or without those that it may have named since. Where no
-    /// route has it, the last one is taken, and what becomes of that is told.
+    /// the devices that the socket names, without those that it may have named since, or by any other
+    /// one, as a bound address may have chosen it. Where no route has it, what becomes of the last one
+    /// is told.
     fn find_route(&self, to: SocketAddrV4, told: u32) -> io::Result<usize> {
-        let mut connected = Ok(());
-        for (device, unicast) in [(self.device, self.unicast), (self.device, 0), (0, 0)] {
+        let own = [(self.device, self.unicast), (self.device, 0)];
+        let others = devices(self.fd)?.into_iter().map(|device| (device, 0));
+        let mut error = None;
+        for (device, unicast) in own.into_iter().chain(others).chain([(0, 0)]) {
             rustix::net::connect_unspec(self.fd)?;
             meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
             meanwhile::set(self.fd, IPPROTO_IP, IP_UNICAST_IF, unicast)?;
             meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, device)?;
-            connected = rustix::net::connect(self.fd, &to);
-            if connected.is_err() {
+            error = rustix::net::connect(self.fd, &to).err();
+            if error.is_some() {
                 continue;
             }
             let mtu = meanwhile::get(self.fd, IPPROTO_IP, IP_MTU)?;
@@ -432,8 +435,7 @@ impl<'a> Maker<'a> {
                 return Ok(taken);
             }
         }
-        connected?;
-        Ok(0)
+        error.map_or(Ok(0), |error| Err(error.into()))
     }
 
     fn finish(&mut self) -> io::Result<()> {
@@ -441,6 +443,15 @@ impl<'a> Maker<'a> {
         let back = self.meanwhile.put_back();
         left.and(back).and(filter::unblock(self.fd))
     }
+}
+
+/// The devices of the network namespace of this thread.
+fn devices(fd: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
+    let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
+    let names = table.lines().filter_map(|line| line.split_once(':'));
+    let indexes = names.map(|(name, _)| sockcr_sys::interface::index(fd, name.trim()));
+    // One may be gone meanwhile.
+    Ok(indexes.flatten().map(|index| index as i32).collect())
 }
 
 /// The ICMP message that becomes this error (`icmp_err_convert`, net/ipv4/icmp.c).
