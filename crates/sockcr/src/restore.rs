@@ -109,7 +109,7 @@ impl Checkpoint {
             return Err(self.refused(&report));
         }
         let fd = self.build_or_lock(options, injector, &mut report)?;
-        if options.verify {
+        if options.verify && (options.lossy || report.is_exact()) {
             self.verify(fd.as_fd(), &mut report)?;
         }
         if !report.is_exact() && !options.lossy {
@@ -198,6 +198,10 @@ impl Checkpoint {
         self.make_errors(fd, corks, injector, report);
         self.cork_at(CorkAt::AfterErrors, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterQueue, report);
+        // What is refused anyway takes no datagrams from those who share its address.
+        if !options.lossy && !report.is_exact() {
+            return Ok(socket);
+        }
         self.take_place(fd, report)?;
         self.cork_at(CorkAt::InPlace, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterConnect, report);
