@@ -210,7 +210,7 @@ impl<'a> Plan<'a> {
         }
         // In the order in which restore writes them; what cannot be taken back is the last of all.
         plan.settings
-            .sort_by_key(|setting| (stays(setting.row), place(setting.row)));
+            .sort_by_key(|setting| (is_late(setting.row), place(setting.row)));
         plan.rehearse()?;
         plan.undo = plan.way_back()?;
         Ok(plan)
@@ -446,6 +446,12 @@ fn words(fd: BorrowedFd<'_>, row: &Row, value: Option<&Value>) -> String {
         interfaces.learn(fd, index, &mut crate::report::Report::default());
     }
     row.kind.show(value, &interfaces)
+}
+
+/// Whether it is written when all else is done: what stays, and IP_RECVERR, whose end throws away what
+/// waits (`do_ip_setsockopt`).
+fn is_late(row: &Row) -> bool {
+    stays(row) || row.name == "IP_RECVERR"
 }
 
 /// Whether it stays once it is written.
