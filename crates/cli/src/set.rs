@@ -10,7 +10,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 ///
 /// Values are typed as `sockcr options NAME` describes them: SO_RCVBUF=8M, SO_RCVTIMEO=250ms,
 /// IP_MTU_DISCOVER=IP_PMTUDISC_DO, SO_BINDTODEVICE=eth0. Where TARGET names several sockets all are
-/// changed. If anything is refused, nothing is changed.
+/// changed. If anything is refused, nothing is changed; what cannot be taken back (SO_LOCK_FILTER=on,
+/// SO_TXTIME, UDP_ENCAP, IP_RECVERR=off) is written last of all.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// PID:FD, PID, inode:N, cookie:N or udp:ADDR:PORT

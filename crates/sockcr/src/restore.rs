@@ -10,7 +10,7 @@ use crate::error::{Error, ErrorKind};
 use crate::kernel::{self, inject::Lazy};
 use crate::map::Mapping;
 use crate::netns;
-use crate::option::{Stage, Value, Writer};
+use crate::option::{self, Stage, Value, Writer};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::cork;
@@ -81,14 +81,20 @@ impl Checkpoint {
         if local.port() == 0 || !shares {
             return Ok(());
         }
-        let probe = || Ok(rustix::net::bind(&new_socket(self.protocol)?, &local)?);
+        let probe = || {
+            let socket = new_socket(self.protocol)?;
+            if let Some(device) = self.options.get("SO_BINDTODEVICE") {
+                option::put(socket.as_fd(), "SO_BINDTODEVICE", device, &self.interfaces)?;
+            }
+            Ok(rustix::net::bind(&socket, &local)?)
+        };
         let bound = match &options.netns {
             Some(netns) => netns::enter_in_thread(netns.as_fd(), probe),
             None => probe(),
         };
         match bound {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::ADDRINUSE) => {
-                let why = "the address is in use: another socket would lose datagrams to this one";
+                let why = "the address is in use: another socket could lose datagrams to this one";
                 let error = Error::new(ErrorKind::Refused, self.name(), why);
                 Err(error.help(format!(
                     "`sockcr list src {local}` shows it: stop its owner first"
@@ -351,6 +357,10 @@ impl Checkpoint {
             now.errors.pending = 0;
         }
         let mut wanted = self.clone();
+        if let (Some(row), Some(_)) = (option::find("SO_INCOMING_CPU"), self.endpoint.peer) {
+            // Every datagram of the peer overwrites it (`sk_incoming_cpu_update`).
+            wanted.options.set(row, now.options.get(row.name).cloned());
+        }
         wanted.report = now.report.clone();
         wanted.unknown.clear();
         if kernel::reader().is_err() {

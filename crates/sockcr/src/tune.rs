@@ -1,15 +1,16 @@
 //! Changing live sockets, all or nothing, while their owner runs on.
 //!
-//! Everything that can be known before is: names, values, devices, memberships; and the options are
-//! written to a fresh socket of the same kind and place first, which tells what this process may not
-//! do. Then a process that outlives us watches over each socket ([`Guard`]), so that it has all of
-//! the new values in the end or all of the old ones, whenever this one is killed. Left groups are
-//! joined again in that case, as the last ones. What cannot be taken back is written last.
+//! Everything that can be known before is: names, values, devices, memberships. What is to be written is
+//! written to a fresh socket of the same kind and place first, there and back: that tells what this
+//! process may not do, and what could not be put back. Then a process that outlives us watches over the
+//! sockets ([`Guard`]), so that all of them have all of the new values in the end or all of the old
+//! ones, whenever this one is killed. Left groups are joined again in that case, as the last ones. What
+//! cannot be taken back is written last of all, when everything else is done and seen.
 
 use crate::error::{Error, ErrorKind};
 use crate::kernel::{self, Hidden};
 use crate::netns;
-use crate::option::{self, Access, Field, Row, Stage, Value};
+use crate::option::{self, Access, Field, Kind, Row, Value};
 use crate::protocol::{self, Protocol};
 use crate::state::interfaces::Interfaces;
 use crate::state::membership;
@@ -96,46 +97,59 @@ pub fn set(sockets: &[BorrowedFd<'_>], changes: &[Change]) -> Result<Vec<Vec<Cha
             return Err(Error::new(ErrorKind::BadInput, what, "is there twice"));
         }
     }
-    let plans: Result<Vec<Plan<'_>>, Error> =
-        sockets.iter().map(|fd| Plan::new(*fd, changes)).collect();
-    let plans = plans?;
-    let watched = sockets.iter().zip(&plans);
-    let guards: io::Result<Vec<Guard<'_>>> = watched
-        .map(|(fd, plan)| Guard::new(*fd, plan.undo.clone()))
+    // One option of one socket is set or not: only more needs a way back.
+    let single = sockets.len() == 1 && matches!(changes, [Change::Option(..)]);
+    let plans: Result<Vec<Plan<'_>>, Error> = sockets
+        .iter()
+        .map(|fd| Plan::new(*fd, changes, single))
         .collect();
-    let guards = guards.map_err(|error| Error::system("watch over the socket", error))?;
-    if let Some(error) = plans.iter().find_map(|plan| plan.carry_out().err()) {
-        return Err(undo(guards, &plans, error));
+    let plans = plans?;
+    let undo = plans.iter().flat_map(|plan| {
+        let steps = plan.undo.iter().cloned();
+        steps.map(|step| (plan.fd, step))
+    });
+    let guard = Guard::new(undo.collect())
+        .map_err(|error| Error::system("watch over the sockets", error))?;
+    let mut stay = Vec::new();
+    if let Err(error) = carry_out(&plans, &mut stay) {
+        return Err(undone(guard, &plans, &stay, error));
     }
-    for guard in guards {
-        guard
-            .keep()
-            .map_err(|error| Error::system("stop watching over the socket", error))?;
-    }
+    guard
+        .keep()
+        .map_err(|error| Error::system("stop watching over the sockets", error))?;
     plans.into_iter().map(Plan::told).collect()
 }
 
-/// Puts all back, and says when that failed too.
-fn undo(guards: Vec<Guard<'_>>, plans: &[Plan<'_>], error: Error) -> Error {
-    let settings = plans.iter().flat_map(|plan| &plan.settings);
-    let stay: BTreeSet<&str> = settings
-        .filter(|setting| stays(setting.row))
-        .map(|setting| setting.row.name)
-        .collect();
-    let stay: Vec<&str> = stay.into_iter().collect();
-    let back = guards.into_iter().map(Guard::put_back);
-    match back.fold(Ok(()), io::Result::and) {
-        Ok(()) if stay.is_empty() => error.help("nothing was changed"),
-        Ok(()) => {
-            let names = stay.join(", ");
-            error.help(format!(
-                "all is as it was, but perhaps {names}, which stays"
-            ))
+/// Changes all sockets; what cannot be taken back is the last, and named in `stay` when it is done.
+fn carry_out(plans: &[Plan<'_>], stay: &mut Vec<&'static str>) -> Result<(), Error> {
+    for plan in plans {
+        plan.write_options(plan.fd, false)?;
+        plan.change_groups()?;
+        plan.check(false)?;
+    }
+    for plan in plans {
+        for setting in plan.settings.iter().filter(|setting| setting.last) {
+            setting.write(plan.fd)?;
+            stay.push(setting.row.name);
         }
-        Err(why) => {
-            let why = crate::error::reason(&why);
+        plan.check(true)?;
+    }
+    Ok(())
+}
+
+/// Puts all back, and says what is not as it was.
+fn undone(guard: Guard<'_>, plans: &[Plan<'_>], stay: &[&'static str], error: Error) -> Error {
+    let back = guard.put_back();
+    let other = plans.iter().flat_map(Plan::otherwise);
+    let other: BTreeSet<&str> = stay.iter().copied().chain(other).collect();
+    let names: Vec<&str> = other.into_iter().collect();
+    match (names.as_slice(), back) {
+        ([], _) => error.help("nothing was changed"),
+        (names, Ok(())) => error.help(format!("changed all the same: {}", names.join(", "))),
+        (names, Err(why)) => {
+            let (names, why) = (names.join(", "), crate::error::reason(&why));
             error.help(format!(
-                "and what was changed before is not as it was: {why}"
+                "changed all the same, and not to be put back: {names}: {why}"
             ))
         }
     }
@@ -163,12 +177,15 @@ struct Setting {
     /// None: what the socket has without one of its own.
     value: Option<Value>,
     steps: Vec<Step>,
+    /// It cannot be taken back.
+    last: bool,
 }
 
 /// An option as it was: changed, or one that the kernel changes with another.
 struct Before {
     row: &'static Row,
     value: Option<Value>,
+    last: bool,
 }
 
 /// What is to happen to one socket.
@@ -185,10 +202,13 @@ struct Plan<'a> {
 }
 
 impl<'a> Plan<'a> {
-    fn new(fd: BorrowedFd<'a>, changes: &[Change]) -> Result<Plan<'a>, Error> {
+    fn new(fd: BorrowedFd<'a>, changes: &[Change], single: bool) -> Result<Plan<'a>, Error> {
         let protocol = protocol::of(fd)?;
-        let stage = netns::within(fd, || crate::restore::new_socket(protocol))
-            .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))?;
+        let stage =
+            netns::within(fd, || crate::restore::new_socket(protocol)).map_err(|error| {
+                let error = Error::system(format!("open a {} socket", protocol.name), error);
+                error.help("in another network namespace it needs CAP_SYS_ADMIN")
+            })?;
         let mut plan = Plan {
             fd,
             stage,
@@ -208,26 +228,49 @@ impl<'a> Plan<'a> {
                 Change::Leave(group, device) => plan.leave(*group, device)?,
             }
         }
-        // In the order in which restore writes them; what cannot be taken back is the last of all.
-        plan.settings
-            .sort_by_key(|setting| (is_late(setting.row), place(setting.row)));
-        plan.rehearse()?;
-        plan.undo = plan.way_back()?;
+        // In the order in which restore writes them.
+        plan.settings.sort_by_key(|setting| place(setting.row));
+        plan.before.sort_by_key(Before::order);
+        match single {
+            true => plan.undo = plan.way_back().unwrap_or_default(),
+            false => {
+                plan.see_all(hidden.as_ref())?;
+                plan.undo = plan.way_back()?;
+            }
+        }
+        plan.rehearse(single)?;
+        plan.undo.extend(plan.groups_back.drain(..).rev());
+        plan.locks_back()?;
         Ok(plan)
     }
 
-    /// The options in the order in which restore writes them, the groups, and the locks that sizes
-    /// set.
-    fn way_back(&mut self) -> Result<Vec<Step>, Error> {
-        let failed = |error| Error::system("see what the socket has", error);
-        self.before.sort_by_key(|before| place(before.row));
-        let mut undo = Vec::new();
-        for before in self.before.iter().filter(|before| !stays(before.row)) {
-            undo.extend(self.steps_back(before)?);
+    /// What nobody sees cannot be put back.
+    fn see_all(&self, hidden: Option<&Hidden>) -> Result<(), Error> {
+        let unseen = self
+            .before
+            .iter()
+            .find(|before| before.row.hidden.is_some());
+        match unseen.filter(|before| hidden.is_none() && !before.last) {
+            None => Ok(()),
+            Some(before) => {
+                let why =
+                    "cannot be set together with others: only BPF sees what it is, to put it back";
+                Err(Error::new(ErrorKind::Refused, before.row.name, why))
+            }
         }
-        undo.extend(self.groups_back.drain(..).rev());
-        if self.before.iter().any(|before| before.row.force.is_some()) {
-            undo.push(Step::now(self.fd, SOL_SOCKET, SO_BUF_LOCK).map_err(failed)?);
+    }
+
+    /// What makes the options as they were, in the order in which restore writes them. A device that
+    /// is named restricts others, and so goes first; a time stamp that is off switches others off, and
+    /// so comes before those that are on.
+    fn way_back(&self) -> Result<Vec<Step>, Error> {
+        let mut undo = Vec::new();
+        let before = self.before.iter().filter(|before| !before.last);
+        if let Some(device) = before.clone().find(|b| b.row.name == "SO_BINDTODEVICE") {
+            undo.extend(steps(device.row, None).unwrap_or_default());
+        }
+        for before in before {
+            undo.extend(self.steps_back(before)?);
         }
         Ok(undo)
     }
@@ -246,6 +289,16 @@ impl<'a> Plan<'a> {
             }
         }
         Ok(back)
+    }
+
+    /// Setting a size sets its lock, so the locks follow.
+    fn locks_back(&mut self) -> Result<(), Error> {
+        if self.before.iter().any(|before| before.row.force.is_some()) {
+            let locks = Step::now(self.fd, SOL_SOCKET, SO_BUF_LOCK);
+            self.undo
+                .push(locks.map_err(|error| Error::system("SO_BUF_LOCK", error))?);
+        }
+        Ok(())
     }
 
     fn add_option(
@@ -272,19 +325,41 @@ impl<'a> Plan<'a> {
         // SO_TXTIME with its first clock reads as off, and is on.
         let says = |value: &Value| row.hidden == Some(Field::Txtime) || !row.says_nothing(value);
         let value = value.filter(says);
-        value
-            .as_ref()
-            .map_or(Ok(()), |value| row.kind.check(value))
-            .map_err(bad)?;
+        if let Some(value) = &value {
+            row.kind.check(value).map_err(bad)?;
+        }
         let steps = steps(row, value.as_ref()).map_err(bad)?;
-        self.settings.push(Setting { row, value, steps });
-        let disturbed = option::rows().filter(|other| other.disturbed_by == Some(row.name));
-        for row in disturbed.chain([row]).filter(|row| row.carried()) {
-            if !self.before.iter().any(|before| before.row == row) {
-                let value = option::read_whole(row, self.fd, hidden).map_err(failed)?;
-                self.before.push(Before { row, value });
+        let old = option::read_whole(row, self.fd, hidden).map_err(failed)?;
+        let last = is_final(row, value.as_ref(), old.as_ref());
+        self.settings.push(Setting {
+            row,
+            value,
+            steps,
+            last,
+        });
+        for other in option::rows().filter(|other| other.carried()) {
+            let disturbed =
+                other.disturbed_by == Some(row.name) || is_stamp(row) && is_stamp(other);
+            if other == row || disturbed {
+                self.remember(other, last && other == row, hidden)
+                    .map_err(failed)?;
             }
         }
+        Ok(())
+    }
+
+    fn remember(
+        &mut self,
+        row: &'static Row,
+        last: bool,
+        hidden: Option<&Hidden>,
+    ) -> io::Result<()> {
+        if let Some(known) = self.before.iter_mut().find(|before| before.row == row) {
+            known.last |= last;
+            return Ok(());
+        }
+        let value = option::read_whole(row, self.fd, hidden)?;
+        self.before.push(Before { row, value, last });
         Ok(())
     }
 
@@ -334,34 +409,83 @@ impl<'a> Plan<'a> {
         Ok(())
     }
 
-    fn rehearse(&self) -> Result<(), Error> {
-        self.write_options(self.stage.as_fd())
+    /// Writes all to the stage: as it is, as it is to be, and back.
+    fn rehearse(&self, single: bool) -> Result<(), Error> {
+        let stage = self.stage.as_fd();
+        if !single {
+            self.step_back(stage)?;
+        }
+        self.write_options(stage, false)?;
+        if !single {
+            self.step_back(stage)?;
+            if let Some(name) = self.otherwise_on(stage).first() {
+                let why = "cannot be set together with others: it could not be put back";
+                return Err(Error::new(ErrorKind::Refused, *name, why));
+            }
+        }
+        self.write_options(stage, true)
     }
 
-    fn write_options(&self, fd: BorrowedFd<'_>) -> Result<(), Error> {
-        self.settings
-            .iter()
-            .try_for_each(|setting| setting.write(fd))
+    fn step_back(&self, stage: BorrowedFd<'_>) -> Result<(), Error> {
+        self.undo.iter().try_for_each(|step| {
+            sockcr_sys::sockopt::set(stage, step.level, step.name, &step.value).map_err(|error| {
+                let same = |row: &Row| {
+                    let numbers = [Some(row.number), row.force].map(|n| n.map(i32::from));
+                    row.level.number() == step.level && numbers.contains(&Some(step.name))
+                };
+                let row = self.before.iter().find(|before| same(before.row));
+                let name = row.map_or("option", |before| before.row.name);
+                let error = Error::system(format!("{name}: see whether it can be put back"), error);
+                error.help("set it alone")
+            })
+        })
     }
 
-    /// Changes the socket, and sees that it is so.
-    fn carry_out(&self) -> Result<(), Error> {
-        self.write_options(self.fd)?;
-        for (step, told) in &self.groups {
+    fn write_options(&self, fd: BorrowedFd<'_>, last: bool) -> Result<(), Error> {
+        let settings = self.settings.iter();
+        let mut now = settings.filter(|setting| setting.last == last);
+        now.try_for_each(|setting| setting.write(fd))
+    }
+
+    fn change_groups(&self) -> Result<(), Error> {
+        self.groups.iter().try_for_each(|(step, told)| {
             sockcr_sys::sockopt::set(self.fd, step.level, step.name, &step.value)
                 .map_err(membership::limits)
-                .map_err(|error| Error::system(&*told.name, error))?;
-        }
+                .map_err(|error| Error::system(&*told.name, error))
+        })
+    }
+
+    /// Sees that the options are as asked.
+    fn check(&self, last: bool) -> Result<(), Error> {
         let hidden = hidden(self.fd);
-        let check = |setting: &Setting| setting.check(self.fd, hidden.as_ref());
-        self.settings.iter().try_for_each(check)
+        let settings = self.settings.iter();
+        let mut done = settings.filter(|setting| setting.last == last);
+        done.try_for_each(|setting| setting.check(self.fd, hidden.as_ref()))
+    }
+
+    /// What is not as it was, of what can be taken back.
+    fn otherwise(&self) -> Vec<&'static str> {
+        self.otherwise_on(self.fd)
+    }
+
+    fn otherwise_on(&self, fd: BorrowedFd<'_>) -> Vec<&'static str> {
+        let hidden = hidden(fd);
+        let is_otherwise = |before: &&Before| {
+            let now = option::read_whole(before.row, fd, hidden.as_ref());
+            !overwritten(before.row) && now.ok().as_ref() != Some(&before.value)
+        };
+        let before = self.before.iter().filter(|before| !before.last);
+        before
+            .filter(is_otherwise)
+            .map(|before| before.row.name)
+            .collect()
     }
 
     /// What is otherwise now, in the order of the rows; what was asked for is told in any case.
     fn told(self) -> Result<Vec<Changed>, Error> {
         let hidden = hidden(self.fd);
         let mut all = Vec::new();
-        for Before { row, value } in &self.before {
+        for Before { row, value, .. } in &self.before {
             let now = option::read_whole(row, self.fd, hidden.as_ref())
                 .map_err(|error| Error::system(row.name, error))?;
             let asked = self.settings.iter().any(|setting| setting.row == *row);
@@ -417,7 +541,13 @@ impl Setting {
             .map_err(|error| Error::system(self.what(fd), error))?;
         // Only BPF tells whether the socket has one of its own; a time is rounded to the clock.
         let unseen = hidden.is_none() && self.row.hidden.is_some();
-        if now == self.value || unseen || self.row.kind.may_change() {
+        // The kernel adds the device of an address.
+        let device = match (self.row.kind, &self.value, &now) {
+            (Kind::MulticastInterface, Some(Value::Pair(a, 0)), Some(Value::Pair(b, _))) => a == b,
+            _ => false,
+        };
+        let changes = self.row.kind.may_change() || overwritten(self.row);
+        if now == self.value || unseen || device || changes {
             return Ok(());
         }
         let why = format!(
@@ -448,16 +578,36 @@ fn words(fd: BorrowedFd<'_>, row: &Row, value: Option<&Value>) -> String {
     row.kind.show(value, &interfaces)
 }
 
-/// Whether it is written when all else is done: what stays, and IP_RECVERR, whose end throws away what
-/// waits (`do_ip_setsockopt`).
-fn is_late(row: &Row) -> bool {
-    stays(row) || row.name == "IP_RECVERR"
+impl Before {
+    /// In the order in which restore writes them, time stamps that are on after those that are off.
+    fn order(&self) -> (bool, Option<usize>) {
+        let on = self.value.as_ref().is_some_and(|value| !value.is_empty());
+        (is_stamp(self.row) && on, place(self.row))
+    }
 }
 
-/// Whether it stays once it is written.
-fn stays(row: &Row) -> bool {
-    matches!(row.access, Access::Carried(Stage::AfterQueue | Stage::Last))
-        || row.hidden == Some(Field::Txtime)
+/// Whether setting one of them changes the others (`sock_set_timestamp`, `sock_set_timestamping`).
+fn is_stamp(row: &Row) -> bool {
+    row.name.starts_with("SO_TIMESTAMP")
+}
+
+/// Every datagram of a connected socket changes it (`sk_incoming_cpu_update`).
+fn overwritten(row: &Row) -> bool {
+    row.name == "SO_INCOMING_CPU"
+}
+
+/// Whether this change cannot be taken back: a lock, what is sent or thrown away by it, a counter that
+/// begins anew.
+fn is_final(row: &Row, new: Option<&Value>, old: Option<&Value>) -> bool {
+    const OPT_ID: i64 = 1 << 7;
+    let on = |value: Option<&Value>| value.is_some_and(|value| !value.is_empty());
+    match (row.name, old) {
+        ("SO_TXTIME" | "UDP_ENCAP", _) => true,
+        ("SO_LOCK_FILTER", _) => on(new),
+        ("UDP_CORK" | "IP_RECVERR", old) => on(old) && !on(new),
+        (_, Some(Value::Pair(flags, _))) => is_stamp(row) && flags & OPT_ID != 0,
+        _ => false,
+    }
 }
 
 /// What writes a value, or takes it away.

@@ -342,10 +342,10 @@ fn dump_forever() -> Outcome {
 /// Stands still in the middle.
 fn look_forever() -> Outcome {
     let socket = std::io::stdin();
-    let _guard = Guard::new(
+    let _guard = Guard::new(vec![(
         socket.as_fd(),
-        vec![Step::now(socket.as_fd(), SOCKET, SO_PEEK_OFF)?],
-    )?;
+        Step::now(socket.as_fd(), SOCKET, SO_PEEK_OFF)?,
+    )])?;
     set_int(&socket, SOCKET, SO_PEEK_OFF, 3)?;
     println!("dumping");
     loop {

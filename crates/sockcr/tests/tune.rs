@@ -171,6 +171,95 @@ fn what_fails_in_the_middle_is_undone() -> Outcome {
     })
 }
 
+/// Joining one group too many fails when all options are set.
+fn undone(before: &[&str], changed: &[&str]) -> Outcome {
+    let socket = udp()?;
+    for text in before {
+        set(&socket, &[text])?;
+    }
+    let all = [changed, &["join=239.1.1.1@lo"]].concat();
+    let error = refused(&socket, &all, "igmp_max_memberships");
+    assert_eq!(
+        error.next_step(),
+        Some("nothing was changed"),
+        "{changed:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn options_that_change_each_other_are_undone() -> Outcome {
+    isolated(|| {
+        place::devices()?;
+        sysctl("net.ipv4.igmp_max_memberships", "0")?;
+        for (before, changed) in [
+            (&[][..], &["UDP_CORK=on"][..]),
+            (&["SO_TIMESTAMP=on"], &["SO_TIMESTAMPNS=on"]),
+            (
+                &["SO_TIMESTAMPNS=on"],
+                &["SO_TIMESTAMPNS=off", "SO_TIMESTAMP=on"],
+            ),
+            (&["SO_TIMESTAMPNS_NEW=on"], &["SO_TIMESTAMPNS=on"]),
+            (&["SO_TIMESTAMPING_OLD=0x18"], &["SO_TIMESTAMPING_NEW=0x10"]),
+            (&["IP_TOS=16", "SO_PRIORITY=3"], &["IP_TOS=8"]),
+            (
+                &["IP_MULTICAST_IF=m0"],
+                &["IP_MULTICAST_IF=lo", "SO_BINDTODEVICE=lo"],
+            ),
+            (
+                &["SO_BINDTODEVICE=m0", "IP_MULTICAST_IF=m0"],
+                &["SO_BINDTODEVICE=m1"],
+            ),
+            (&["SO_LINGER=7"], &["SO_LINGER=off"]),
+            (&["SO_SNDBUF=64K"], &["SO_SNDBUF=1M", "SO_RCVBUF=2M"]),
+            (&[], &["SO_LOCK_FILTER=on", "SO_MARK=4"]),
+            (&[], &["SO_TXTIME=CLOCK_TAI", "UDP_ENCAP=2"]),
+        ] {
+            undone(before, changed)?;
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn errors_that_wait_are_thrown_away_only_in_the_end() -> Outcome {
+    isolated(|| {
+        sysctl("net.ipv4.igmp_max_memberships", "0")?;
+        let socket = udp()?;
+        set(&socket, &["IP_RECVERR=on"])?;
+        socket::connect(&socket, (Ipv4Addr::LOCALHOST, 9))?;
+        rustix::net::send(&socket, b"?", rustix::net::SendFlags::empty())?;
+        socket::wait_for(&socket, rustix::event::PollFlags::ERR)?;
+        get_int(&socket, SOCKET, 4)?;
+        refused(
+            &socket,
+            &["IP_RECVERR=off", "join=239.1.1.1@lo"],
+            "igmp_max_memberships",
+        );
+        let flags = rustix::net::RecvFlags::ERRQUEUE;
+        let (length, _) = rustix::net::recv(&socket, &mut [0u8; 8][..], flags)?;
+        assert_eq!(length, 1, "the error waits still");
+        Ok(())
+    })
+}
+
+#[test]
+fn an_address_chooses_its_device() -> Outcome {
+    isolated(|| {
+        let socket = udp()?;
+        let told = set(&socket, &["IP_MULTICAST_IF=127.0.0.1"])?;
+        assert_eq!(told.len(), 1);
+        for text in [
+            "IP_MULTICAST_IF=by route",
+            "SO_TIMESTAMPING_NEW=off",
+            "IP_OPTIONS=none",
+        ] {
+            set(&socket, &[text])?;
+        }
+        Ok(())
+    })
+}
+
 #[test]
 fn several_sockets_all_or_none() -> Outcome {
     isolated(|| {

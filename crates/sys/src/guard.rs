@@ -2,9 +2,10 @@
 //! other case.
 //!
 //! The options of a socket outlive whoever changed them. So a child process that does nothing else
-//! holds the socket and one end of a connection to us: when we end, however that happens, it puts
-//! the options back. It is in a session of its own and blocks every signal, so that what is meant
-//! for us (Ctrl-C, a SIGKILL for the process group) does not end it; it holds no other descriptor.
+//! holds the sockets and one end of a connection to us: when we end, it puts the options back. It is in a
+//! session of its own and blocks every signal, so that what is meant for us (Ctrl-C, a SIGKILL for the
+//! process group) does not end it; it holds no other descriptor. Only who kills both prevents it: a
+//! control group that is killed, or a PID namespace whose first process is.
 
 use crate::check;
 use std::io;
@@ -55,16 +56,17 @@ pub struct Guard<'a> {
 
 #[derive(Debug)]
 struct Saved<'a> {
-    fd: BorrowedFd<'a>,
-    steps: Vec<Step>,
+    steps: Vec<(BorrowedFd<'a>, Step)>,
+    /// What the child keeps open, in order.
+    kept: Vec<RawFd>,
 }
 
 impl Saved<'_> {
     /// Takes every step; answers the first error.
     fn put_back(&self) -> io::Result<()> {
         let mut done = Ok(());
-        for step in &self.steps {
-            done = done.and(step.take(self.fd));
+        for (fd, step) in &self.steps {
+            done = done.and(step.take(*fd));
         }
         done
     }
@@ -72,11 +74,15 @@ impl Saved<'_> {
 
 impl<'a> Guard<'a> {
     /// From here on what these steps put back may be changed.
-    pub fn new(fd: BorrowedFd<'a>, steps: Vec<Step>) -> io::Result<Self> {
+    pub fn new(steps: Vec<(BorrowedFd<'a>, Step)>) -> io::Result<Self> {
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-        let saved = Saved { fd, steps };
         let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
         let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        let sockets = steps.iter().map(|(fd, _)| fd.as_raw_fd());
+        let mut kept: Vec<RawFd> = sockets.chain([far.as_raw_fd()]).collect();
+        kept.sort_unstable();
+        kept.dedup();
+        let saved = Saved { steps, kept };
         let child = start(&saved, &line, &far)?;
         drop(far);
         let guard = Self {
@@ -200,7 +206,7 @@ fn watch(saved: &Saved<'_>, line: RawFd, far: RawFd) -> ! {
     // SAFETY: the number is the other side's end, which this copy of the process does not use; open
     // here, it would hide the end of that side.
     unsafe { libc::close(line) };
-    close_others(saved.fd.as_raw_fd(), far);
+    close_others(&saved.kept);
     let mut byte = 1_u8;
     // SAFETY: one byte to be read, which outlives the call.
     unsafe { libc::write(far, (&raw const byte).cast(), 1) };
@@ -220,20 +226,23 @@ fn watch(saved: &Saved<'_>, line: RawFd, far: RawFd) -> ! {
     unsafe { libc::_exit(0) }
 }
 
-/// Closes every descriptor but two (`close_range`, since 5.9): held here, the files of others would
-/// outlive them.
-fn close_others(one: RawFd, other: RawFd) {
-    let (low, high) = (one.min(other) as u32, one.max(other) as u32);
-    for (first, last) in [
-        (0, low.wrapping_sub(1)),
-        (low + 1, high - 1),
-        (high + 1, u32::MAX),
-    ] {
-        if first <= last && !(first == 0 && low == 0) {
-            // SAFETY: closes descriptors of this copy of the process, which uses only the two left.
-            unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+/// Closes every descriptor but these, which are in order (`close_range`, since 5.9): held here, the
+/// files of others would outlive them.
+fn close_others(kept: &[RawFd]) {
+    let mut first = 0;
+    for fd in kept {
+        let fd = *fd as u32;
+        if fd > first {
+            close_range(first, fd - 1);
         }
+        first = fd + 1;
     }
+    close_range(first, u32::MAX);
+}
+
+fn close_range(first: u32, last: u32) {
+    // SAFETY: closes descriptors of this copy of the process, which uses only those that are kept.
+    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 #[cfg(test)]
@@ -255,21 +264,22 @@ mod tests {
         crate::sockopt::set(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF, &value)
     }
 
-    fn saved(socket: &UdpSocket) -> io::Result<Vec<Step>> {
-        Step::now(socket.as_fd(), libc::SOL_SOCKET, SO_PEEK_OFF).map(|step| vec![step])
+    fn saved(socket: &UdpSocket) -> io::Result<Vec<(BorrowedFd<'_>, Step)>> {
+        let fd = socket.as_fd();
+        Ok(vec![(fd, Step::now(fd, libc::SOL_SOCKET, SO_PEEK_OFF)?)])
     }
 
     #[test]
     fn the_option_is_put_back_and_then_left_alone() -> io::Result<()> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
         set(&socket, 5)?;
-        let guard = Guard::new(socket.as_fd(), saved(&socket)?)?;
+        let guard = Guard::new(saved(&socket)?)?;
         set(&socket, 0)?;
         guard.put_back()?;
         assert_eq!(position(&socket)?, 5);
-        drop(Guard::new(socket.as_fd(), saved(&socket)?)?);
+        drop(Guard::new(saved(&socket)?)?);
         assert_eq!(position(&socket)?, 5);
-        let guard = Guard::new(socket.as_fd(), saved(&socket)?)?;
+        let guard = Guard::new(saved(&socket)?)?;
         set(&socket, 7)?;
         guard.keep()?;
         assert_eq!(position(&socket)?, 7);
@@ -279,7 +289,7 @@ mod tests {
     #[test]
     fn no_child_is_left() -> io::Result<()> {
         let socket = UdpSocket::bind("127.0.0.1:0")?;
-        let guard = Guard::new(socket.as_fd(), saved(&socket)?)?;
+        let guard = Guard::new(saved(&socket)?)?;
         let child = guard.child;
         drop(guard);
         // SAFETY: no status is asked for, so that nothing is written.

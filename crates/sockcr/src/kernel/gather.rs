@@ -254,7 +254,11 @@ mod tests {
     fn in_order_and_no_fault_on_a_bad_address() {
         let reader = match crate::kernel::reader() {
             Ok(reader) => reader,
-            Err(why) => return println!("skipped: {why}"),
+            Err(why) => {
+                let strict = std::env::var("CI").is_ok_and(|ci| ci == "true");
+                assert!(!strict, "skipped where nothing may be: {why}");
+                return println!("skipped: {why}");
+            }
         };
         let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
         let sock = reader.sock(socket.as_fd()).unwrap();

@@ -30,6 +30,7 @@ impl Kind {
             Kind::Interface => Some(Value::Int(device(text, interfaces).into())),
             Kind::MulticastInterface => multicast_interface(text, interfaces),
             Kind::Device => Some(Value::Text(text.into())),
+            Kind::Bytes(_) if text == "none" => Some(Value::Bytes(Vec::new())),
             Kind::Bytes(_) | Kind::Opaque(_) => crate::hex::decode(text).map(Value::Bytes),
         };
         let value = value.ok_or_else(|| format!("{text:?} is not {}", self.describe()))?;
@@ -189,6 +190,9 @@ fn linger(text: &str) -> Option<Value> {
 }
 
 fn timestamping(text: &str, names: Names) -> Option<Value> {
+    if text == "off" {
+        return Some(Value::Pair(0, 0));
+    }
     let (bits, clock) = text.split_once(':').unwrap_or((text, "0"));
     let clock: i32 = clock.parse().ok()?;
     Some(Value::Pair(flags(bits, names)?.number()?, clock.into()))
@@ -203,7 +207,7 @@ fn txtime(text: &str) -> Option<Value> {
 }
 
 fn range(text: &str) -> Option<Value> {
-    if text == "0" {
+    if let "0" | "the system's" = text {
         return Some(Value::Pair(0, 0));
     }
     let (low, high) = text.split_once('-')?;
@@ -212,7 +216,7 @@ fn range(text: &str) -> Option<Value> {
 
 fn device(text: &str, interfaces: &mut Interfaces) -> u32 {
     match text {
-        "" | "any" | "none" | "0" => 0,
+        "" | "any" | "none" | "by route" | "0" => 0,
         name => interfaces.index_of(name),
     }
 }

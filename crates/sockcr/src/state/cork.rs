@@ -114,8 +114,16 @@ pub(crate) fn restore(
 /// What became other than it was is told: a connect(2) after the data gave it a destination and a
 /// source that no sendmsg(2) gives (`__ip4_datagram_connect`), or another route leads there now.
 fn check(fd: BorrowedFd<'_>, corked: &Corked, device: u32, report: &mut Report) {
-    let Some(Ok(Some(now))) = kernel::reader().ok().map(|reader| reader.cork(fd)) else {
-        return;
+    let read = kernel::reader()
+        .map_err(io::Error::other)
+        .and_then(|reader| reader.cork(fd));
+    let now = match read {
+        Ok(Some(now)) => now,
+        Ok(None) => return report.lose("corked data", "are not there"),
+        Err(why) => {
+            let why = crate::error::reason(&why);
+            return report.assume("corked data put back as they were", why);
+        }
     };
     let wanted = Corked {
         device,

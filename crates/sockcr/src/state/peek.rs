@@ -12,6 +12,7 @@
 //! - A look takes a pending error away (`sock_error`): where poll(2) tells of one, we do not look.
 //!   One that comes while many are looked at by one recvmmsg(2) is left with the socket
 //!   (`do_recvmmsg`).
+//! - A look sets the time that SIOCGSTAMP tells (`sock_recv_timestamp`).
 //!
 //! The kernel goes from the head of the queue to the position at each look
 //! (`__skb_try_recv_from_queue`), so that the cost grows with the square of the depth. It passes
@@ -141,7 +142,7 @@ fn sweep(fd: BorrowedFd<'_>) -> io::Result<Sweep> {
     let Some(first) = look(fd, &mut one)?.pop() else {
         return Ok(Sweep::Whole(Vec::new()));
     };
-    let guard = Guard::new(fd, vec![Step::now(fd, SOL_SOCKET, SO_PEEK_OFF)?])?;
+    let guard = Guard::new(vec![(fd, Step::now(fd, SOL_SOCKET, SO_PEEK_OFF)?)])?;
     let all = behind(fd, &mut many);
     guard.put_back()?;
     let (mut all, moved) = all?;
