@@ -64,7 +64,7 @@ impl Checkpoint {
     /// Makes a socket that is what the checkpoint says.
     ///
     /// Refused, naming each, when something cannot be restored exactly, unless `lossy` is set.
-    /// Needs the privileges of what it writes: each row of [`option`](crate::option) names its own.
+    /// Needs the privileges of what it writes: each row of [`option`] names its own.
     pub fn restore(&self, options: &RestoreOptions) -> Result<Restored, Error> {
         let mapped = crate::map::apply(std::slice::from_ref(self), &options.map)?;
         let mapped = mapped.first().unwrap_or(self);
