@@ -52,6 +52,9 @@ impl Error {
             _ => ErrorKind::System,
         };
         let mut error = Error::new(kind, what, reason(&source));
+        if rustix::io::Errno::from_io_error(&source) == Some(rustix::io::Errno::MFILE) {
+            error = error.help("each socket takes some descriptors: `ulimit -n` raises the limit");
+        }
         error.source = Some(source);
         error
     }
