@@ -74,11 +74,15 @@ impl Checkpoint {
         mapped.restore_mapped(options, &mut Lazy::default())
     }
 
+    /// Whether it may be bound where others are.
+    fn shares(&self) -> bool {
+        self.options.has("SO_REUSEADDR") || self.options.has("SO_REUSEPORT")
+    }
+
     /// Whether nobody has its address; anything else that may be wrong is seen later.
     fn is_alone(&self, options: &RestoreOptions) -> Result<(), Error> {
         let local = self.endpoint.local;
-        let shares = self.options.has("SO_REUSEADDR") || self.options.has("SO_REUSEPORT");
-        if local.port() == 0 || !shares {
+        if local.port() == 0 || !self.shares() {
             return Ok(());
         }
         let probe = || {
@@ -115,7 +119,7 @@ impl Checkpoint {
             return Err(self.refused(&report));
         }
         let fd = self.build_or_lock(options, injector, &mut report)?;
-        if options.verify && (options.lossy || report.is_exact()) {
+        if options.verify && (options.lossy || report.is_exact() || !self.shares()) {
             self.verify(fd.as_fd(), &mut report)?;
         }
         if !report.is_exact() && !options.lossy {
@@ -205,7 +209,7 @@ impl Checkpoint {
         self.cork_at(CorkAt::AfterErrors, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterQueue, report);
         // What is refused anyway takes no datagrams from those who share its address.
-        if !options.lossy && !report.is_exact() {
+        if self.shares() && !options.lossy && !report.is_exact() {
             return Ok(socket);
         }
         self.take_place(fd, report)?;
