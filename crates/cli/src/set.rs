@@ -2,8 +2,8 @@
 
 use crate::{Outcome, output, source};
 use serde_json::json;
-use sockcr::Target;
 use sockcr::tune::{self, Change, Changed};
+use sockcr::{Target, find};
 use std::os::fd::{AsFd, BorrowedFd};
 
 /// Change live sockets of any process: options by name, join=GROUP@DEVICE, leave=GROUP@DEVICE
@@ -27,7 +27,8 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let found = source::carried(&arguments.target)?;
+    let all = find::find(&arguments.target)?;
+    let found = source::carried(&all)?;
     let sockets: Vec<BorrowedFd<'_>> = found.iter().map(|f| f.socket.as_fd()).collect();
     let changed = tune::set(&sockets, &arguments.changes)?;
     if arguments.json {

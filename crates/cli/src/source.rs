@@ -37,24 +37,34 @@ pub fn target(target: &Target) -> anyhow::Result<Vec<Checkpoint>> {
 
 /// Dumps these sockets.
 pub fn dump(found: &[find::Found]) -> anyhow::Result<Vec<Checkpoint>> {
-    let mut checkpoints = Vec::new();
-    let mut left_out = None;
+    let carried = carried(found)?.into_iter();
+    carried
+        .map(|socket| socket.dump().with_context(|| name(socket)))
+        .collect()
+}
+
+/// Those of a kind that is carried; the others are told and left out.
+pub fn carried(found: &[find::Found]) -> anyhow::Result<Vec<&find::Found>> {
+    let (mut carried, mut left_out) = (Vec::new(), None);
     for socket in found {
-        let holder = socket.holder;
-        let name = format!("process {}, descriptor {}", holder.pid, holder.fd);
-        match socket.dump() {
-            Ok(checkpoint) => checkpoints.push(checkpoint),
-            Err(error) if error.kind() == sockcr::ErrorKind::NotSupported && found.len() > 1 => {
-                crate::output::remark(format_args!("{name}: left out: {error}"));
+        match sockcr::protocol::of(socket.socket.as_fd()) {
+            Ok(_) => carried.push(socket),
+            Err(error) if error.kind() == ErrorKind::NotSupported && found.len() > 1 => {
+                crate::output::remark(format_args!("{}: left out: {error}", name(socket)));
                 left_out = Some(error);
             }
-            Err(error) => return Err(error).context(name),
+            Err(error) => return Err(error).with_context(|| name(socket)),
         }
     }
-    match left_out.filter(|_| checkpoints.is_empty()) {
+    match left_out.filter(|_| carried.is_empty()) {
         Some(error) => Err(error.into()),
-        None => Ok(checkpoints),
+        None => Ok(carried),
     }
+}
+
+fn name(socket: &find::Found) -> String {
+    let holder = socket.holder;
+    format!("process {}, descriptor {}", holder.pid, holder.fd)
 }
 
 /// A target if it reads as one and no file is called so, else an image.
@@ -62,29 +72,6 @@ pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
     match live(name)? {
         Some(named) => target(&named),
         None => image(name),
-    }
-}
-
-/// The sockets that the target names; those of a kind that is not carried are told and left out.
-pub fn carried(target: &Target) -> anyhow::Result<Vec<find::Found>> {
-    let all = find::find(target)?;
-    let several = all.len() > 1;
-    let (mut found, mut left_out) = (Vec::new(), None);
-    for socket in all {
-        match sockcr::protocol::of(socket.socket.as_fd()) {
-            Ok(_) => found.push(socket),
-            Err(error) if error.kind() == ErrorKind::NotSupported && several => {
-                let holder = socket.holder;
-                let name = format!("process {}, descriptor {}", holder.pid, holder.fd);
-                crate::output::remark(format_args!("{name}: left out: {error}"));
-                left_out = Some(error);
-            }
-            Err(error) => return Err(error.into()),
-        }
-    }
-    match left_out.filter(|_| found.is_empty()) {
-        Some(error) => Err(error.into()),
-        None => Ok(found),
     }
 }
 

@@ -141,13 +141,18 @@ fn carry_out(plans: &[Plan<'_>], stay: &mut Vec<&'static str>) -> Result<(), Err
 fn undone(guard: Guard<'_>, plans: &[Plan<'_>], stay: &[&'static str], error: Error) -> Error {
     let back = guard.put_back();
     let other = plans.iter().flat_map(Plan::otherwise);
-    let other: BTreeSet<&str> = stay.iter().copied().chain(other).collect();
-    let names: Vec<&str> = other.into_iter().collect();
-    match (names.as_slice(), back) {
-        ([], _) => error.help("nothing was changed"),
-        (names, Ok(())) => error.help(format!("changed all the same: {}", names.join(", "))),
-        (names, Err(why)) => {
-            let (names, why) = (names.join(", "), crate::error::reason(&why));
+    let other: BTreeSet<String> = stay
+        .iter()
+        .map(|name| name.to_string())
+        .chain(other)
+        .collect();
+    let names = Vec::from_iter(other).join(", ");
+    // What was not written yet may refuse to be put back: what is there counts.
+    match (names.is_empty(), back) {
+        (true, _) => error.help("nothing was changed"),
+        (false, Ok(())) => error.help(format!("changed all the same: {names}")),
+        (false, Err(why)) => {
+            let why = crate::error::reason(&why);
             error.help(format!(
                 "changed all the same, and not to be put back: {names}: {why}"
             ))
@@ -188,6 +193,32 @@ struct Before {
     last: bool,
 }
 
+/// A group that is joined or left.
+struct Membering {
+    group: Ipv4Addr,
+    device: String,
+    index: u32,
+    joins: bool,
+}
+
+impl Membering {
+    fn name(&self) -> String {
+        format!("{}@{}", self.group, self.device)
+    }
+
+    fn told(&self) -> Changed {
+        let (old, new) = match self.joins {
+            true => ("not joined", "joined"),
+            false => ("joined", "left"),
+        };
+        Changed {
+            name: self.name(),
+            old: old.into(),
+            new: new.into(),
+        }
+    }
+}
+
 /// What is to happen to one socket.
 struct Plan<'a> {
     fd: BorrowedFd<'a>,
@@ -196,7 +227,7 @@ struct Plan<'a> {
     settings: Vec<Setting>,
     before: Vec<Before>,
     /// Joining and leaving, and the way back in the reverse order.
-    groups: Vec<(Step, Changed)>,
+    groups: Vec<Membering>,
     groups_back: Vec<Step>,
     undo: Vec<Step>,
 }
@@ -379,9 +410,12 @@ impl<'a> Plan<'a> {
             let what = format!("join={group}@{device}");
             return Err(Error::new(ErrorKind::BadInput, what, "is a member already"));
         }
-        let told = changed(group, device, "not joined", "joined");
-        self.groups
-            .push((request(IP_ADD_MEMBERSHIP, group, index), told));
+        self.groups.push(Membering {
+            group,
+            device: device.into(),
+            index,
+            joins: true,
+        });
         self.groups_back
             .push(request(IP_DROP_MEMBERSHIP, group, index));
         Ok(())
@@ -393,9 +427,12 @@ impl<'a> Plan<'a> {
             let what = format!("leave={group}@{device}");
             return Err(Error::new(ErrorKind::BadInput, what, "is no member"));
         };
-        let told = changed(group, device, "joined", "left");
-        self.groups
-            .push((request(IP_DROP_MEMBERSHIP, group, index), told));
+        self.groups.push(Membering {
+            group,
+            device: device.into(),
+            index,
+            joins: false,
+        });
         if member.include || !member.sources.is_empty() {
             self.groups_back.push(Step {
                 level: IPPROTO_IP,
@@ -448,10 +485,15 @@ impl<'a> Plan<'a> {
     }
 
     fn change_groups(&self) -> Result<(), Error> {
-        self.groups.iter().try_for_each(|(step, told)| {
+        self.groups.iter().try_for_each(|membering| {
+            let name = match membering.joins {
+                true => IP_ADD_MEMBERSHIP,
+                false => IP_DROP_MEMBERSHIP,
+            };
+            let step = request(name, membering.group, membering.index);
             sockcr_sys::sockopt::set(self.fd, step.level, step.name, &step.value)
                 .map_err(membership::limits)
-                .map_err(|error| Error::system(&*told.name, error))
+                .map_err(|error| Error::system(membering.name(), error))
         })
     }
 
@@ -464,8 +506,14 @@ impl<'a> Plan<'a> {
     }
 
     /// What is not as it was, of what can be taken back.
-    fn otherwise(&self) -> Vec<&'static str> {
-        self.otherwise_on(self.fd)
+    fn otherwise(&self) -> Vec<String> {
+        let options = self.otherwise_on(self.fd).into_iter().map(String::from);
+        let is_otherwise = |one: &&Membering| {
+            let member = self.member(one.group, one.index);
+            !member.is_ok_and(|member| member.is_none() == one.joins)
+        };
+        let groups = self.groups.iter().filter(is_otherwise);
+        options.chain(groups.map(Membering::name)).collect()
     }
 
     fn otherwise_on(&self, fd: BorrowedFd<'_>) -> Vec<&'static str> {
@@ -497,7 +545,7 @@ impl<'a> Plan<'a> {
                 });
             }
         }
-        all.extend(self.groups.into_iter().map(|(_, told)| told));
+        all.extend(self.groups.iter().map(Membering::told));
         Ok(all)
     }
 }
@@ -555,14 +603,6 @@ impl Setting {
             words(fd, self.row, now.as_ref())
         );
         Err(Error::new(ErrorKind::Refused, self.what(fd), why))
-    }
-}
-
-fn changed(group: Ipv4Addr, device: &str, old: &str, new: &str) -> Changed {
-    Changed {
-        name: format!("{group}@{device}"),
-        old: old.into(),
-        new: new.into(),
     }
 }
 

@@ -17,7 +17,7 @@ use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
-use sockcr::kernel::inject::{Datagram, Inexact, Injected, inject};
+use sockcr::kernel::inject::{Datagram, Inexact, Injected};
 use support::inject::*;
 use support::place::{Device, sysctl};
 use support::socket::{self, IP, SOCKET, UDP, set, set_int};

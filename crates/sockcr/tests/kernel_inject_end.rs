@@ -10,7 +10,7 @@ mod support;
 use std::os::fd::AsFd;
 use std::thread;
 
-use sockcr::kernel::inject::{Datagram, Injected, Injector, inject};
+use sockcr::kernel::inject::{Datagram, Injected, Injector};
 use sockcr_sys::bpf::ingress_count;
 use support::Outcome;
 use support::inject::*;

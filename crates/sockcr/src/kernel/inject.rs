@@ -114,17 +114,6 @@ pub struct Injected {
     pub inexact: Vec<(usize, Inexact)>,
 }
 
-/// Puts datagrams into exactly this unbound socket and no other, in order, behind those it has.
-///
-/// For several sockets make one [`Injector`]: coming and going, a program waits for all processors
-/// (`tcx_entry_sync`), some 15 ms.
-pub fn inject(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> Result<Injected, io::Error> {
-    match datagrams {
-        [] => Ok(Injected::default()),
-        _ => Injector::new()?.inject(socket, datagrams),
-    }
-}
-
 /// An [`Injector`] that is made when it is first needed.
 #[derive(Debug, Default)]
 pub struct Lazy(Option<Injector>);
@@ -139,7 +128,8 @@ impl Lazy {
     }
 }
 
-/// What puts datagrams into sockets of one network namespace. While it lives, the program is at
+/// What puts datagrams into sockets of one network namespace; several sockets share one: coming and
+/// going, a program waits for all processors (`tcx_entry_sync`), some 15 ms. While it lives, the program is at
 /// the loopback device, where it lets everything pass that is not its own.
 ///
 /// Needs Linux 6.6, CAP_BPF, CAP_PERFMON, CAP_NET_ADMIN and CAP_NET_RAW, and the loopback device

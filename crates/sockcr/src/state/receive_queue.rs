@@ -51,6 +51,41 @@ pub struct Datagram {
     pub payload: Vec<u8>,
 }
 
+/// Something of a datagram that only its arrival gives it: a loss for those who want to know it.
+struct Loss {
+    what: &'static str,
+    options: &'static [&'static str],
+    has: fn(&Queued) -> bool,
+    why: &'static str,
+}
+
+const LOSSES: [Loss; 4] = [
+    Loss {
+        what: "IP_RECVFRAGSIZE",
+        options: &["IP_RECVFRAGSIZE"],
+        has: |queued| queued.fragment_size > 0,
+        why: "came in fragments, and would not again",
+    },
+    Loss {
+        what: "IP_CHECKSUM",
+        options: &["IP_CHECKSUM"],
+        has: |queued| queued.summed,
+        why: "the device summed them up, and would not again",
+    },
+    Loss {
+        what: "SO_TIMESTAMPING",
+        options: &["SO_TIMESTAMPING_OLD", "SO_TIMESTAMPING_NEW"],
+        has: |queued| queued.hardware_time,
+        why: "the hardware gave them a time, and would not again",
+    },
+    Loss {
+        what: "IP_PASSSEC",
+        options: &["IP_PASSSEC"],
+        has: |queued| queued.security_mark,
+        why: "a firewall gave them a security mark, and would not again",
+    },
+];
+
 /// Reads the queue; what of it a restore could not put back is reported.
 pub(crate) fn dump(
     fd: BorrowedFd<'_>,
@@ -76,37 +111,11 @@ pub(crate) fn dump(
             return Vec::new();
         }
     };
-    for (option, has, why) in [
-        (
-            "IP_RECVFRAGSIZE",
-            (|queued| queued.fragment_size > 0) as fn(&Queued) -> bool,
-            "came in fragments, and would not again",
-        ),
-        (
-            "IP_CHECKSUM",
-            |queued| queued.summed,
-            "the device summed them up, and would not again",
-        ),
-        (
-            "SO_TIMESTAMPING",
-            |queued| queued.hardware_time,
-            "the hardware gave them a time, and would not again",
-        ),
-        (
-            "IP_PASSSEC",
-            |queued| queued.security_mark,
-            "a firewall gave them a security mark, and would not again",
-        ),
-    ] {
-        if !queue.iter().any(has) {
-            continue;
-        }
-        let what = format!("receive queue: {option}");
-        // SO_TIMESTAMPING has two names.
-        let wanted = options.has(option) || options.has(&format!("{option}_OLD"));
-        match wanted || options.has(&format!("{option}_NEW")) {
-            true => report.lose(what, why),
-            false => report.assume(what + " never wanted", why),
+    for loss in LOSSES.iter().filter(|loss| queue.iter().any(loss.has)) {
+        let what = format!("receive queue: {}", loss.what);
+        match loss.options.iter().any(|option| options.has(option)) {
+            true => report.lose(what, loss.why),
+            false => report.assume(what + " never wanted", loss.why),
         }
     }
     queue.into_iter().map(Datagram::from).collect()

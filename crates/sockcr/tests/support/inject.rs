@@ -3,10 +3,10 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use sockcr::kernel::inject::Datagram;
+use sockcr::kernel::inject::{Datagram, Injected, Injector};
 
 use super::place::{Device, devices, isolated, sysctl};
 use super::socket::{self, IP, SOCKET, UDP, set, set_int};
@@ -87,6 +87,11 @@ pub fn talkative() -> io::Result<OwnedFd> {
         set_int(&socket, level, name, 1)?;
     }
     Ok(socket)
+}
+
+/// Puts datagrams into a socket by an injector of its own.
+pub fn inject(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<Injected> {
+    Injector::new()?.inject(socket, datagrams)
 }
 
 pub fn join(socket: &impl AsFd, device: u32) -> io::Result<()> {
