@@ -65,12 +65,31 @@ pub fn isolated(test: impl FnOnce(&'static Reader) -> Outcome + Send) -> Outcome
             // Whoever has the reader may have a network namespace of its own.
             sockcr_sys::netns::unshare(libc::CLONE_NEWNET)?;
             ip("link set lo up")?;
+            let _stays = stamped(reader)?;
             test(reader)
         });
         thread
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
+}
+
+/// While this socket lives, whatever arrives has its time: the kernel begins with it some time after
+/// the first socket of the machine has asked (`net_enable_timestamp` leaves it to `netstamp_work`).
+fn stamped(reader: &Reader) -> Fallible<UdpSocket> {
+    let socket = UdpSocket::bind((LOCALHOST, 0))?;
+    set(&socket, SOL_SOCKET, SO_TIMESTAMPNS, 1)?;
+    let end = Instant::now() + PATIENCE;
+    while Instant::now() < end {
+        socket.send_to(b"when?", local(&socket)?)?;
+        arrived(reader, &socket, 1)?;
+        let queued = reader.receive_queue(socket.as_fd())?;
+        receive(&socket, 0)?;
+        if queued.iter().all(|datagram| datagram.received_at != 0) {
+            return Ok(socket);
+        }
+    }
+    Err("what arrives has no time".into())
 }
 
 /// ip(8) in the namespace of this thread.
