@@ -142,20 +142,21 @@ numbers! {
     REASON = 76,
     /// u8: bit 0 shut down for receiving, bit 1 for sending.
     SHUTDOWN = 77,
-    /// 4 bytes: the source address of a connected socket where it is not the bound one.
+    /// 4 or 16 bytes: the source address of a connected socket where it is not the bound one.
     SOURCE = 78,
 
-    /// In QUEUE, struct sockaddr_in: where a queued datagram came from; port and address may be 0.
+    /// In QUEUE, struct sockaddr_in, or sockaddr_in6 with scope 0 for what came by IPv6: where a queued
+    /// datagram came from; port and address may be 0.
     DATAGRAM_SOURCE = 79,
-    /// In QUEUE, struct sockaddr_in: where it went to.
+    /// In QUEUE, as [`DATAGRAM_SOURCE`]: where it went to.
     DATAGRAM_DESTINATION = 80,
-    /// In QUEUE, u8: its TTL.
+    /// In QUEUE, u8: its TTL or hop limit.
     DATAGRAM_TTL = 81,
-    /// In QUEUE, u8: its TOS.
+    /// In QUEUE, u8: its TOS or traffic class.
     DATAGRAM_TOS = 82,
-    /// In QUEUE, u32: the interface index that IP_PKTINFO tells; 0: it tells nothing.
+    /// In QUEUE, u32: the interface index that IP_PKTINFO or IPV6_PKTINFO tells; 0: it tells nothing.
     DATAGRAM_INTERFACE = 83,
-    /// In QUEUE, 4 bytes: the local address that IP_PKTINFO tells.
+    /// In QUEUE, 4 or 16 bytes: the local address that IP_PKTINFO or IPV6_PKTINFO tells.
     DATAGRAM_SPEC_DST = 84,
     /// In QUEUE, i64: when it arrived, in nanoseconds since the epoch; 0: it was not stamped.
     DATAGRAM_TIME = 85,
@@ -163,7 +164,8 @@ numbers! {
     DATAGRAM_MARK = 86,
     /// In QUEUE, u32: the bytes of a segment, when UDP_GRO put several together; else 0.
     DATAGRAM_SEGMENT = 87,
-    /// In QUEUE, the options of its IP header.
+    /// In QUEUE, the options of its IP header; of IPv6: one byte, the kind of the first extension header,
+    /// and the extension headers, or nothing where there are none.
     DATAGRAM_OPTIONS = 88,
     /// In QUEUE, its data.
     DATAGRAM_PAYLOAD = 89,
@@ -189,6 +191,18 @@ numbers! {
     REUSEPORT_FILTER = 98,
     /// The eBPF program of the SO_REUSEPORT group, as [`FILTER_PROGRAM`].
     REUSEPORT_PROGRAM = 99,
+    /// struct sockaddr_in6, with scope 0: the local address and port of an AF_INET6 socket, in place of
+    /// [`UDP_BIND`].
+    BIND6 = 100,
+    /// struct sockaddr_in6, with scope 0: the address, port and flow label of the peer of an AF_INET6
+    /// socket, in place of [`UDP_PEER`].
+    PEER6 = 101,
+    /// In [`IPOPT_MEMBERSHIP`], in place of [`IPOPT_MREQ`]: 16 bytes group, u32 interface index, u32 0
+    /// for a group and 1 for an anycast address. A [`MEMBERSHIP_FILTER`] behind it has 16 bytes for
+    /// each source.
+    MREQ6 = 102,
+    /// In QUEUE, u32: the flow label of a datagram of IPv6; absent: 0.
+    DATAGRAM_FLOW_LABEL = 103,
 
     /// Nested, once for each thing that was inferred rather than read: [`WHAT`] and [`REASON`].
     ASSUMED = 0x2001,

@@ -7,7 +7,7 @@ use crate::state::membership::Membership;
 use crate::state::receive_queue::Datagram;
 use serde::Serialize;
 use std::collections::HashMap;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 /// One difference.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -212,7 +212,7 @@ fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
 }
 
 fn error(checkpoint: &Checkpoint, entry: &ErrorEntry) -> String {
-    let address = |address: Option<SocketAddrV4>| address.map_or("-".into(), |a| a.to_string());
+    let address = |address: Option<SocketAddr>| address.map_or("-".into(), |a| a.to_string());
     format!(
         "errno {}, origin {}, type {}, code {}, info {}, data {}, from {} to {}, about {}, ttl {}, \
          tos {}, by {}, at {}, rest {}: {}",

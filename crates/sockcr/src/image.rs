@@ -21,7 +21,7 @@ use sockcr_image::Error as ImageError;
 use sockcr_image::attribute::{Attribute, Attributes, Writer, attributes};
 use sockcr_image::file::{self, Command, Message};
 use sockcr_image::number;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 pub use sockcr_image::looks_like_image;
 
@@ -169,7 +169,7 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
     pieces.word(number::SOCK_TYPE, protocol.socket_type);
     pieces.word(number::FAMILY, protocol.family);
     pieces.word(number::PROTOCOL, protocol.number);
-    put_endpoint(&mut pieces, &checkpoint.endpoint);
+    put_endpoint(&mut pieces, checkpoint);
     pieces.flag(number::SOCKOPT_SNDBUF_ULOCK, checkpoint.buffer_locks.send);
     pieces.flag(
         number::SOCKOPT_RCVBUF_ULOCK,
@@ -237,22 +237,27 @@ fn program_bytes(program: &Program) -> Vec<u8> {
     bytes
 }
 
-fn put_endpoint(pieces: &mut Pieces, endpoint: &Endpoint) {
+fn put_endpoint(pieces: &mut Pieces, checkpoint: &Checkpoint) {
+    let endpoint = &checkpoint.endpoint;
+    let (bind, peer_number) = match checkpoint.protocol.is_ipv6() {
+        true => (number::BIND6, number::PEER6),
+        false => (number::UDP_BIND, number::UDP_PEER),
+    };
     let state = match endpoint.peer {
         Some(_) => SS_CONNECTED,
         None => SS_UNCONNECTED,
     };
     pieces.word(number::SOCK_STATE, state);
-    if endpoint.local != Endpoint::default().local {
-        pieces.plain(number::UDP_BIND, sockaddr(endpoint.local));
+    if endpoint.local != Endpoint::unbound(checkpoint.protocol).local {
+        pieces.plain(bind, sockaddr(endpoint.local));
     }
     pieces.flag(number::UDP_BIND_ADDR_ULOCK, endpoint.address_locked);
     pieces.flag(number::UDP_BIND_PORT_ULOCK, endpoint.port_locked);
     if let Some(peer) = endpoint.peer {
-        pieces.plain(number::UDP_PEER, sockaddr(peer));
+        pieces.plain(peer_number, sockaddr(peer));
     }
     if let Some(source) = endpoint.source {
-        pieces.plain(number::SOURCE, source.octets());
+        pieces.plain(number::SOURCE, octets(source));
     }
 }
 
@@ -273,15 +278,21 @@ fn put_memberships(pieces: &mut Pieces, memberships: &[Membership]) -> Result<()
     }
     let mut inner = Writer::new();
     for membership in memberships {
-        let mreqn = [
-            membership.group.octets(),
-            membership.address.octets(),
-            membership.interface.to_ne_bytes(),
-        ];
-        inner.put(number::IPOPT_MREQ, &mreqn.concat())?;
+        let interface = membership.interface.to_ne_bytes();
+        match membership.group {
+            IpAddr::V4(group) => {
+                let mreqn = [group.octets(), membership.address.octets(), interface];
+                inner.put(number::IPOPT_MREQ, &mreqn.concat())?;
+            }
+            IpAddr::V6(group) => {
+                let anycast = u32::from(membership.anycast).to_ne_bytes();
+                let mreq = [&group.octets()[..], &interface, &anycast];
+                inner.put(number::MREQ6, &mreq.concat())?;
+            }
+        }
         if membership.include || !membership.sources.is_empty() {
             let mut filter = u32::from(membership.include).to_ne_bytes().to_vec();
-            filter.extend(membership.sources.iter().flat_map(Ipv4Addr::octets));
+            filter.extend(membership.sources.iter().flat_map(|source| octets(*source)));
             inner.put(number::MEMBERSHIP_FILTER, &filter)?;
         }
     }
@@ -319,12 +330,30 @@ fn put_notes(pieces: &mut Pieces, number: u16, notes: &[Note]) -> Result<(), Ima
     Ok(())
 }
 
-fn sockaddr(address: SocketAddrV4) -> Vec<u8> {
-    let mut bytes = 2u16.to_ne_bytes().to_vec();
+/// `struct sockaddr_in` or `sockaddr_in6`.
+fn sockaddr(address: SocketAddr) -> Vec<u8> {
+    let family: u16 = if address.is_ipv6() { 10 } else { 2 };
+    let mut bytes = family.to_ne_bytes().to_vec();
     bytes.extend(address.port().to_be_bytes());
-    bytes.extend(address.ip().octets());
-    bytes.extend([0; 8]);
+    match address {
+        SocketAddr::V4(address) => {
+            bytes.extend(address.ip().octets());
+            bytes.extend([0; 8]);
+        }
+        SocketAddr::V6(address) => {
+            bytes.extend(address.flowinfo().to_be_bytes());
+            bytes.extend(address.ip().octets());
+            bytes.extend([0; 4]);
+        }
+    }
     bytes
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().into(),
+        IpAddr::V6(address) => address.octets().into(),
+    }
 }
 
 /// Reads the attributes of a message.
@@ -368,7 +397,11 @@ struct Reading {
     values: Vec<(&'static Row, Value)>,
     multicast_index: u32,
     locks: BufferLocks,
-    endpoint: Endpoint,
+    local: Option<SocketAddr>,
+    peer: Option<SocketAddr>,
+    source: Option<IpAddr>,
+    address_locked: bool,
+    port_locked: bool,
     memberships: Vec<Membership>,
     filter: Option<Filter>,
     reuseport_program: Option<Filter>,
@@ -393,17 +426,17 @@ impl Reading {
             number::SOCK_TYPE => self.socket_type = Some(attribute.as_u32()?),
             number::FAMILY => self.family = Some(attribute.as_u32()?),
             number::PROTOCOL => self.protocol = Some(attribute.as_u32()?),
-            number::UDP_BIND => self.endpoint.local = address(attribute)?,
-            number::UDP_PEER => self.endpoint.peer = Some(address(attribute)?),
+            number::UDP_BIND | number::BIND6 => self.local = Some(address(attribute)?),
+            number::UDP_PEER | number::PEER6 => self.peer = Some(address(attribute)?),
             number::UDP_BIND_ADDR_ULOCK => {
                 attribute.as_flag()?;
-                self.endpoint.address_locked = true;
+                self.address_locked = true;
             }
             number::UDP_BIND_PORT_ULOCK => {
                 attribute.as_flag()?;
-                self.endpoint.port_locked = true;
+                self.port_locked = true;
             }
-            number::SOURCE => self.endpoint.source = Some(attribute.as_array::<4>()?.into()),
+            number::SOURCE => self.source = Some(ip(attribute)?),
             number::SOCKOPT_SNDBUF_ULOCK => {
                 attribute.as_flag()?;
                 self.locks.send = true;
@@ -458,7 +491,7 @@ impl Reading {
             protocol,
             options: self.options(protocol),
             buffer_locks: self.locks,
-            endpoint: self.endpoint,
+            endpoint: self.endpoint(protocol)?,
             memberships: self.memberships,
             filter: self.filter,
             reuseport_program: self.reuseport_program,
@@ -476,6 +509,23 @@ impl Reading {
             drops: self.drops,
             report: self.report,
             unknown: self.unknown,
+        })
+    }
+
+    /// Every address is of the family of the socket.
+    fn endpoint(&self, protocol: &Protocol) -> Result<Endpoint, String> {
+        let ips = [self.local, self.peer].into_iter().flatten();
+        let mut ips = ips.map(|address| address.ip()).chain(self.source);
+        if !ips.all(|ip| ip.is_ipv6() == protocol.is_ipv6()) {
+            return Err("has an address of another family than the socket".into());
+        }
+        let unbound = Endpoint::unbound(protocol);
+        Ok(Endpoint {
+            local: self.local.unwrap_or(unbound.local),
+            peer: self.peer,
+            address_locked: self.address_locked,
+            port_locked: self.port_locked,
+            source: self.source,
         })
     }
 
@@ -517,14 +567,29 @@ impl Reading {
     }
 }
 
-fn address(attribute: &Attribute<'_>) -> Result<SocketAddrV4, ImageError> {
-    let bytes = attribute.as_array::<16>()?;
-    let [_, _, p0, p1, a, b, c, d, ..] = bytes;
-    let port = u16::from_be_bytes([p0, p1]);
-    let address = SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), port);
-    match sockaddr(address) == bytes {
-        true => Ok(address),
-        false => Err(attribute.invalid("is no IPv4 address and port")),
+fn address(attribute: &Attribute<'_>) -> Result<SocketAddr, ImageError> {
+    let read = || match *attribute.payload {
+        [_, _, p0, p1, a, b, c, d, _, _, _, _, _, _, _, _] => {
+            let port = u16::from_be_bytes([p0, p1]);
+            Some(SocketAddr::new(Ipv4Addr::new(a, b, c, d).into(), port))
+        }
+        [_, _, p0, p1, f0, f1, f2, f3, ref rest @ ..] => {
+            let (ip, scope) = rest.split_first_chunk::<16>()?;
+            let flow = u32::from_be_bytes([f0, f1, f2, f3]);
+            let (ip, port) = (Ipv6Addr::from(*ip), u16::from_be_bytes([p0, p1]));
+            (scope.len() == 4).then(|| SocketAddrV6::new(ip, port, flow, 0).into())
+        }
+        _ => None,
+    };
+    read()
+        .filter(|address| sockaddr(*address) == attribute.payload)
+        .ok_or_else(|| attribute.invalid("is no IP address and port"))
+}
+
+fn ip(attribute: &Attribute<'_>) -> Result<IpAddr, ImageError> {
+    match attribute.payload.len() {
+        4 => Ok(attribute.as_array::<4>()?.into()),
+        _ => Ok(attribute.as_array::<16>()?.into()),
     }
 }
 
@@ -541,6 +606,7 @@ fn memberships(attribute: &Attribute<'_>) -> Result<Vec<Membership>, ImageError>
         let inner = inner?;
         match (inner.number, memberships.last_mut()) {
             (number::IPOPT_MREQ, _) => memberships.push(membership(&inner)?),
+            (number::MREQ6, _) => memberships.push(membership6(&inner)?),
             (number::MEMBERSHIP_FILTER, Some(last)) => sources(last, &inner)?,
             _ => return Err(inner.invalid("has no place among memberships")),
         }
@@ -551,27 +617,54 @@ fn memberships(attribute: &Attribute<'_>) -> Result<Vec<Membership>, ImageError>
 fn membership(attribute: &Attribute<'_>) -> Result<Membership, ImageError> {
     let bytes = attribute.as_array::<12>()?;
     let [a, b, c, d, e, f, g, h, i, j, k, l] = bytes;
+    let interface = u32::from_ne_bytes([i, j, k, l]);
     Ok(Membership {
-        group: [a, b, c, d].into(),
         address: [e, f, g, h].into(),
-        interface: u32::from_ne_bytes([i, j, k, l]),
-        include: false,
-        sources: Vec::new(),
+        ..Membership::of(interface, IpAddr::from([a, b, c, d]))
     })
 }
 
+fn membership6(attribute: &Attribute<'_>) -> Result<Membership, ImageError> {
+    let bytes = attribute.as_array::<24>()?;
+    let (group, rest) = bytes.split_first_chunk::<16>().unwrap_or((&[0; 16], &[]));
+    let words = rest
+        .as_chunks::<4>()
+        .0
+        .iter()
+        .map(|word| u32::from_ne_bytes(*word));
+    match words.collect::<Vec<_>>()[..] {
+        [interface, anycast @ (0 | 1)] => Ok(Membership {
+            anycast: anycast == 1,
+            ..Membership::of(interface, IpAddr::from(*group))
+        }),
+        _ => Err(attribute.invalid("is no membership")),
+    }
+}
+
 fn sources(membership: &mut Membership, attribute: &Attribute<'_>) -> Result<(), ImageError> {
-    let mut words = attribute.payload.chunks(4).map(<[u8; 4]>::try_from);
-    let mode = words.next().and_then(Result::ok).map(u32::from_ne_bytes);
-    let sources: Option<Vec<Ipv4Addr>> = words.map(|word| word.ok().map(Into::into)).collect();
-    match (mode, sources) {
-        (Some(mode @ (0 | 1)), Some(sources)) => {
+    let wrong = || attribute.invalid("is no mode and addresses");
+    let (mode, rest) = attribute.payload.split_first_chunk().ok_or_else(wrong)?;
+    let sources: Option<Vec<IpAddr>> = match membership.group {
+        IpAddr::V4(_) => addresses::<4>(rest),
+        IpAddr::V6(_) => addresses::<16>(rest),
+    };
+    match (u32::from_ne_bytes(*mode), sources, membership.anycast) {
+        (mode @ (0 | 1), Some(sources), false) => {
             membership.include = mode == 1;
             membership.sources = sources;
             Ok(())
         }
-        _ => Err(attribute.invalid("is no mode and addresses")),
+        _ => Err(wrong()),
     }
+}
+
+fn addresses<const N: usize>(bytes: &[u8]) -> Option<Vec<IpAddr>>
+where
+    IpAddr: From<[u8; N]>,
+{
+    let (addresses, rest) = bytes.as_chunks::<N>();
+    rest.is_empty()
+        .then(|| addresses.iter().map(|address| (*address).into()).collect())
 }
 
 fn interfaces(attribute: &Attribute<'_>) -> Result<Interfaces, ImageError> {

@@ -21,7 +21,7 @@ use crate::state::membership::Membership;
 use crate::state::shutdown::Shutdown;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -75,12 +75,14 @@ struct Socket {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EndpointJson {
-    local: SocketAddrV4,
-    peer: Option<SocketAddrV4>,
+    local: SocketAddr,
+    peer: Option<SocketAddr>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    peer_flow: u32,
     address_locked: bool,
     port_locked: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    source: Option<Ipv4Addr>,
+    source: Option<IpAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -93,11 +95,11 @@ struct LocksJson {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct MembershipJson {
-    group: Ipv4Addr,
+    group: IpAddr,
     interface: Json,
     address: Ipv4Addr,
     mode: String,
-    sources: Vec<Ipv4Addr>,
+    sources: Vec<IpAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -199,6 +201,7 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
         endpoint: EndpointJson {
             local: endpoint.local,
             peer: endpoint.peer,
+            peer_flow: flow(endpoint.peer),
             address_locked: endpoint.address_locked,
             port_locked: endpoint.port_locked,
             source: endpoint.source,
@@ -261,10 +264,10 @@ fn to_membership(membership: &Membership, interfaces: &Interfaces) -> Membership
         group: membership.group,
         interface: interfaces.to_json(membership.interface),
         address: membership.address,
-        mode: if membership.include {
-            "include"
-        } else {
-            "exclude"
+        mode: match (membership.anycast, membership.include) {
+            (true, _) => "anycast",
+            (false, true) => "include",
+            (false, false) => "exclude",
         }
         .into(),
         sources: membership.sources.clone(),
@@ -304,7 +307,7 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
     let interfaces = from_interfaces(&socket.interfaces)?;
     let endpoint = Endpoint {
         local: socket.endpoint.local,
-        peer: socket.endpoint.peer,
+        peer: with_flow(socket.endpoint.peer, socket.endpoint.peer_flow),
         address_locked: socket.endpoint.address_locked,
         port_locked: socket.endpoint.port_locked,
         source: socket.endpoint.source,
@@ -357,6 +360,21 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
             assumed: socket.assumed,
         },
         unknown: unknown.map(from_unknown).collect::<Result<_, _>>()?,
+    })
+}
+
+/// The flow label and traffic class of a connected socket, which no text of an address has.
+fn flow(address: Option<SocketAddr>) -> u32 {
+    match address {
+        Some(SocketAddr::V6(address)) => address.flowinfo(),
+        _ => 0,
+    }
+}
+
+fn with_flow(address: Option<SocketAddr>, flow: u32) -> Option<SocketAddr> {
+    address.map(|address| match address {
+        SocketAddr::V6(v6) => SocketAddrV6::new(*v6.ip(), v6.port(), flow, v6.scope_id()).into(),
+        v4 => v4,
     })
 }
 
@@ -418,12 +436,13 @@ fn from_membership(json: &MembershipJson, interfaces: &Interfaces) -> Result<Mem
             ))
         })?,
         address: json.address,
+        anycast: json.mode == "anycast",
         include: match &*json.mode {
             "include" => true,
-            "exclude" => false,
+            "exclude" | "anycast" => false,
             mode => {
                 return Err(wrong(&format!(
-                    "mode {mode:?} is neither include nor exclude"
+                    "mode {mode:?} is none of include, exclude, anycast"
                 )));
             }
         },

@@ -4,14 +4,14 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::option::{self, Value};
 use std::borrow::Cow;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
 
-/// `OLD=NEW`: one address, or one device, for another.
+/// `OLD=NEW`: one address, one network, or one device, for another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mapping {
-    /// An address.
-    Address(Ipv4Addr, Ipv4Addr),
+    /// An address, or all of one network, whose first bits are exchanged: how many.
+    Network(IpAddr, IpAddr, u32),
     /// A device by name.
     Device(String, String),
 }
@@ -22,15 +22,63 @@ impl FromStr for Mapping {
     fn from_str(text: &str) -> Result<Mapping, Error> {
         let bad = |why: &str| Error::new(ErrorKind::BadInput, format!("--map {text}"), why);
         let (old, new) = text.split_once('=').ok_or_else(|| bad("is not OLD=NEW"))?;
-        match (old.parse(), new.parse()) {
-            (Ok(old), Ok(new)) => Ok(Mapping::Address(old, new)),
-            (Err(_), Err(_)) if !old.is_empty() && (1..16).contains(&new.len()) => {
+        match (network(old), network(new)) {
+            (Some((old, size)), Some((new, same))) => {
+                if old.is_ipv6() != new.is_ipv6() || size != same {
+                    return Err(bad(
+                        "takes two addresses or networks of one family and size",
+                    ));
+                }
+                Ok(Mapping::Network(old, new, size))
+            }
+            (None, None) if !old.is_empty() && (1..16).contains(&new.len()) => {
                 Ok(Mapping::Device(old.into(), new.into()))
             }
             _ => Err(bad(
-                "takes two IPv4 addresses, or two device names of at most 15 bytes",
+                "takes two addresses, two networks (ADDR/BITS) or two device names of at most 15 bytes",
             )),
         }
+    }
+}
+
+/// An address, or a network and the number of its bits.
+fn network(text: &str) -> Option<(IpAddr, u32)> {
+    let (address, bits) = match text.split_once('/') {
+        Some((address, bits)) => (address, Some(bits.parse().ok()?)),
+        None => (text, None),
+    };
+    let address: IpAddr = address.parse().ok()?;
+    let most = if address.is_ipv6() { 128 } else { 32 };
+    let bits = bits.unwrap_or(most);
+    (bits <= most).then_some((address, bits))
+}
+
+/// The address with the first `bits` of the new network, if it is in the old one.
+fn moved(address: IpAddr, old: IpAddr, new: IpAddr, bits: u32) -> Option<IpAddr> {
+    let mix = |address: u128, old: u128, new: u128, width: u32| {
+        let host = 1_u128
+            .checked_shl(width - bits)
+            .map_or(u128::MAX, |one| one - 1);
+        ((address ^ old) & !host == 0).then_some(new & !host | address & host)
+    };
+    match (address, old, new) {
+        (IpAddr::V4(address), IpAddr::V4(old), IpAddr::V4(new)) => {
+            let word = |address: Ipv4Addr| u128::from(u32::from(address));
+            let mixed = mix(word(address), word(old), word(new), 32)?;
+            Some(Ipv4Addr::from(u32::try_from(mixed & u128::from(u32::MAX)).ok()?).into())
+        }
+        (IpAddr::V6(address), IpAddr::V6(old), IpAddr::V6(new)) => {
+            let mixed = mix(address.into(), old.into(), new.into(), 128)?;
+            Some(Ipv6Addr::from(mixed).into())
+        }
+        // What an IPv6 socket has of IPv4.
+        (IpAddr::V6(address), IpAddr::V4(_), IpAddr::V4(_)) => {
+            match moved(address.to_ipv4_mapped()?.into(), old, new, bits)? {
+                IpAddr::V4(address) => Some(address.to_ipv6_mapped().into()),
+                IpAddr::V6(_) => None,
+            }
+        }
+        _ => None,
     }
 }
 
@@ -50,7 +98,12 @@ pub(crate) fn apply<'a>(
     }
     if let Some((mapping, _)) = map.iter().zip(used).find(|(_, used)| !used) {
         let old = match mapping {
-            Mapping::Address(old, _) => old.to_string(),
+            Mapping::Network(old, _, bits)
+                if matches!((old, bits), (IpAddr::V4(_), 32) | (IpAddr::V6(_), 128)) =>
+            {
+                old.to_string()
+            }
+            Mapping::Network(old, _, bits) => format!("{old}/{bits}"),
             Mapping::Device(old, _) => old.clone(),
         };
         let why = format!("the checkpoint has nothing called {old}");
@@ -61,38 +114,40 @@ pub(crate) fn apply<'a>(
 
 /// What an address is called here: each is looked up once, so that two can change places.
 fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]) {
-    let mut change = |address: &mut Ipv4Addr| {
+    let mut change = |address: &mut IpAddr| {
         let known = map
             .iter()
             .zip(used.iter_mut())
-            .find_map(|(m, used)| match m {
-                Mapping::Address(old, new) if old == address => Some((new, used)),
-                _ => None,
+            .find_map(|(mapping, used)| match mapping {
+                Mapping::Network(old, new, bits) => {
+                    Some((moved(*address, *old, *new, *bits)?, used))
+                }
+                Mapping::Device(..) => None,
             });
         if let Some((new, used)) = known {
-            *address = *new;
+            *address = new;
             *used = true;
         }
     };
     let endpoint = &mut checkpoint.endpoint;
-    let mut local = *endpoint.local.ip();
+    let mut local = endpoint.local.ip();
     change(&mut local);
     endpoint.move_to(local);
     // Elsewhere 0.0.0.0 is not an address that could be called otherwise, but none at all.
-    let mut change = |address: &mut Ipv4Addr| {
+    let mut change = |address: &mut IpAddr| {
         if !address.is_unspecified() {
             change(address);
         }
     };
     if let Some(peer) = &mut endpoint.peer {
-        let mut ip = *peer.ip();
+        let mut ip = peer.ip();
         change(&mut ip);
         peer.set_ip(ip);
     }
     endpoint.source.iter_mut().for_each(&mut change);
     for membership in &mut checkpoint.memberships {
         change(&mut membership.group);
-        change(&mut membership.address);
+        change_ipv4(&mut membership.address, &mut change);
         membership.sources.iter_mut().for_each(&mut change);
     }
     // Where something came from, and what an error is about, are facts of the past.
@@ -100,7 +155,7 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
     let received = received.map(|datagram| &mut datagram.destination);
     let corked = checkpoint.cork.iter_mut().map(|c| &mut c.destination);
     for place in received.chain(corked) {
-        let mut ip = *place.ip();
+        let mut ip = place.ip();
         change(&mut ip);
         place.set_ip(ip);
     }
@@ -117,9 +172,17 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
     let value = checkpoint.options.get("IP_MULTICAST_IF").cloned();
     if let (Some(row), Some(Value::Pair(address, index))) = (row, value) {
         let mut ip = Ipv4Addr::from(address as u32);
-        change(&mut ip);
+        change_ipv4(&mut ip, &mut change);
         let value = Value::Pair(u32::from(ip).into(), index);
         checkpoint.options.set(row, Some(value));
+    }
+}
+
+fn change_ipv4(address: &mut Ipv4Addr, change: &mut impl FnMut(&mut IpAddr)) {
+    let mut ip = IpAddr::V4(*address);
+    change(&mut ip);
+    if let IpAddr::V4(new) = ip {
+        *address = new;
     }
 }
 

@@ -24,7 +24,7 @@ use rustix::io::Errno;
 use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
 use std::borrow::Cow;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// How to restore.
@@ -447,10 +447,10 @@ impl Checkpoint {
         }
     }
 
-    fn unavailable(&self, step: &str) -> Ipv4Addr {
-        let source = self.endpoint.source.unwrap_or(*self.endpoint.local.ip());
+    fn unavailable(&self, step: &str) -> IpAddr {
+        let source = self.endpoint.source.unwrap_or(self.endpoint.local.ip());
         if step.starts_with("bind") {
-            *self.endpoint.local.ip()
+            self.endpoint.local.ip()
         } else {
             source
         }

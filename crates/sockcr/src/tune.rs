@@ -19,16 +19,17 @@ use serde::Serialize;
 use sockcr_sys::guard::{Guard, Step};
 use std::collections::BTreeSet;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::str::FromStr;
 
 const SOL_SOCKET: i32 = 1;
 const SO_BUF_LOCK: i32 = 72;
-const IPPROTO_IP: i32 = 0;
 const IP_TTL: i32 = 2;
 const IP_ADD_MEMBERSHIP: i32 = 35;
 const IP_DROP_MEMBERSHIP: i32 = 36;
+const IPV6_ADD_MEMBERSHIP: i32 = 20;
+const IPV6_DROP_MEMBERSHIP: i32 = 21;
 const MCAST_MSFILTER: i32 = 48;
 
 /// What is to be changed: `NAME=VALUE`, `join=GROUP@DEVICE` or `leave=GROUP@DEVICE`.
@@ -37,9 +38,9 @@ pub enum Change {
     /// An option, and its value as `sockcr options NAME` describes it.
     Option(&'static Row, String),
     /// A multicast group is joined on a device.
-    Join(Ipv4Addr, String),
+    Join(IpAddr, String),
     /// A multicast group is left on a device.
-    Leave(Ipv4Addr, String),
+    Leave(IpAddr, String),
 }
 
 /// What was changed, in words.
@@ -63,7 +64,7 @@ impl FromStr for Change {
             .ok_or_else(|| bad("is not NAME=VALUE"))?;
         if let "join" | "leave" = name {
             let place = value.split_once('@').and_then(|(group, device)| {
-                let group: Ipv4Addr = group.parse().ok()?;
+                let group: IpAddr = group.parse().ok()?;
                 let fits = group.is_multicast() && (1..16).contains(&device.len());
                 fits.then(|| (group, device.to_owned()))
             });
@@ -195,7 +196,7 @@ struct Before {
 
 /// A group that is joined or left.
 struct Membering {
-    group: Ipv4Addr,
+    group: IpAddr,
     device: String,
     index: u32,
     joins: bool,
@@ -399,12 +400,12 @@ impl<'a> Plan<'a> {
             .map_err(|error| Error::system(format!("device {device}"), error))
     }
 
-    fn member(&self, group: Ipv4Addr, index: u32) -> Result<Option<membership::Membership>, Error> {
+    fn member(&self, group: IpAddr, index: u32) -> Result<Option<membership::Membership>, Error> {
         membership::read(self.fd, index, group)
             .map_err(|error| Error::system(format!("membership of {group}"), error))
     }
 
-    fn join(&mut self, group: Ipv4Addr, device: &str) -> Result<(), Error> {
+    fn join(&mut self, group: IpAddr, device: &str) -> Result<(), Error> {
         let index = self.device(device)?;
         if self.member(group, index)?.is_some() {
             let what = format!("join={group}@{device}");
@@ -416,12 +417,11 @@ impl<'a> Plan<'a> {
             index,
             joins: true,
         });
-        self.groups_back
-            .push(request(IP_DROP_MEMBERSHIP, group, index));
+        self.groups_back.push(request(false, group, index));
         Ok(())
     }
 
-    fn leave(&mut self, group: Ipv4Addr, device: &str) -> Result<(), Error> {
+    fn leave(&mut self, group: IpAddr, device: &str) -> Result<(), Error> {
         let index = self.device(device)?;
         let Some(member) = self.member(group, index)? else {
             let what = format!("leave={group}@{device}");
@@ -435,14 +435,13 @@ impl<'a> Plan<'a> {
         });
         if member.include || !member.sources.is_empty() {
             self.groups_back.push(Step {
-                level: IPPROTO_IP,
+                level: membership::level(group),
                 name: MCAST_MSFILTER,
                 value: membership::group_filter(index, group, member.include, &member.sources),
                 already: None,
             });
         }
-        self.groups_back
-            .push(request(IP_ADD_MEMBERSHIP, group, index));
+        self.groups_back.push(request(true, group, index));
         Ok(())
     }
 
@@ -486,11 +485,7 @@ impl<'a> Plan<'a> {
 
     fn change_groups(&self) -> Result<(), Error> {
         self.groups.iter().try_for_each(|membering| {
-            let name = match membering.joins {
-                true => IP_ADD_MEMBERSHIP,
-                false => IP_DROP_MEMBERSHIP,
-            };
-            let step = request(name, membering.group, membering.index);
+            let step = request(membering.joins, membering.group, membering.index);
             sockcr_sys::sockopt::set(self.fd, step.level, step.name, &step.value)
                 .map_err(membership::limits)
                 .map_err(|error| Error::system(membering.name(), error))
@@ -672,15 +667,27 @@ fn steps(row: &Row, value: Option<&Value>) -> Result<Vec<Step>, String> {
 }
 
 /// A `struct ip_mreqn`. Who is a member cannot join, and who is none cannot leave.
-fn request(name: i32, group: Ipv4Addr, index: u32) -> Step {
-    let already = match name {
-        IP_ADD_MEMBERSHIP => Errno::ADDRINUSE,
-        _ => Errno::ADDRNOTAVAIL,
+fn request(joins: bool, group: IpAddr, index: u32) -> Step {
+    let already = match joins {
+        true => Errno::ADDRINUSE,
+        false => Errno::ADDRNOTAVAIL,
+    };
+    let (name, value) = match group {
+        IpAddr::V4(group) => {
+            let names = [IP_DROP_MEMBERSHIP, IP_ADD_MEMBERSHIP];
+            let value = [group.octets(), [0; 4], index.to_ne_bytes()].concat();
+            (names[usize::from(joins)], value)
+        }
+        IpAddr::V6(group) => {
+            let names = [IPV6_DROP_MEMBERSHIP, IPV6_ADD_MEMBERSHIP];
+            let value = [&group.octets()[..], &index.to_ne_bytes()].concat();
+            (names[usize::from(joins)], value)
+        }
     };
     Step {
         already: Some(already.raw_os_error()),
-        level: IPPROTO_IP,
+        level: membership::level(group),
         name,
-        value: [group.octets(), [0; 4], index.to_ne_bytes()].concat(),
+        value,
     }
 }

@@ -1,12 +1,74 @@
 //! Datagrams with their control messages: recvmsg(2), recvmmsg(2) and sendmmsg(2).
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 /// The `struct cmsghdr` before each payload: a length of a machine word, a level and a kind.
 const HEAD: usize = size_of::<libc::cmsghdr>();
 const WORD: usize = size_of::<usize>();
+
+/// A `struct sockaddr_in` or `sockaddr_in6`, as it lies in memory.
+#[derive(Clone, Copy, Debug, Default)]
+#[repr(C, align(4))]
+struct Name([u8; SOCKADDR_IN6]);
+
+const SOCKADDR_IN: usize = size_of::<libc::sockaddr_in>();
+const SOCKADDR_IN6: usize = size_of::<libc::sockaddr_in6>();
+
+impl Name {
+    fn of(address: SocketAddr) -> Self {
+        let family = if address.is_ipv6() {
+            libc::AF_INET6
+        } else {
+            libc::AF_INET
+        };
+        let mut bytes = (family as libc::sa_family_t).to_ne_bytes().to_vec();
+        bytes.extend(address.port().to_be_bytes());
+        match address {
+            SocketAddr::V4(address) => bytes.extend(address.ip().octets()),
+            SocketAddr::V6(address) => {
+                bytes.extend(address.flowinfo().to_be_bytes());
+                bytes.extend(address.ip().octets());
+                bytes.extend(address.scope_id().to_ne_bytes());
+            }
+        }
+        let mut name = Self::default();
+        for (to, from) in name.0.iter_mut().zip(bytes) {
+            *to = from;
+        }
+        name
+    }
+
+    fn size(address: SocketAddr) -> libc::socklen_t {
+        let size = if address.is_ipv6() {
+            SOCKADDR_IN6
+        } else {
+            SOCKADDR_IN
+        };
+        size as libc::socklen_t
+    }
+
+    /// The address of which the kernel wrote so many bytes.
+    fn address(&self, length: libc::socklen_t) -> Option<SocketAddr> {
+        let [f0, f1, p0, p1, rest @ ..] = self.0;
+        let family = i32::from(libc::sa_family_t::from_ne_bytes([f0, f1]));
+        let port = u16::from_be_bytes([p0, p1]);
+        let (head, rest) = rest.split_first_chunk::<4>()?;
+        let (address, scope) = rest.split_first_chunk::<16>()?;
+        match length as usize {
+            SOCKADDR_IN.. if family == libc::AF_INET => {
+                Some(SocketAddr::new(Ipv4Addr::from(*head).into(), port))
+            }
+            SOCKADDR_IN6.. if family == libc::AF_INET6 => {
+                let scope = u32::from_ne_bytes(*scope.first_chunk()?);
+                let flow = u32::from_be_bytes(*head);
+                Some(SocketAddrV6::new(Ipv6Addr::from(*address), port, flow, scope).into())
+            }
+            _ => None,
+        }
+    }
+}
 
 /// What [`receive`] says of a datagram.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,8 +79,8 @@ pub struct Received {
     pub control_length: usize,
     /// `MSG_TRUNC`, `MSG_CTRUNC` and the like.
     pub flags: i32,
-    /// Who sent it, if that has an IPv4 address.
-    pub source: Option<SocketAddrV4>,
+    /// Who sent it, if that has an IP address.
+    pub source: Option<SocketAddr>,
 }
 
 /// Receives one datagram and the control messages that came with it.
@@ -30,8 +92,7 @@ pub fn receive(
     control: &mut [u8],
     flags: i32,
 ) -> io::Result<Received> {
-    // SAFETY: sockaddr_in is plain data for which all zeroes is a value.
-    let mut from: libc::sockaddr_in = unsafe { std::mem::zeroed() };
+    let mut from = Name::default();
     let mut part = libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
         iov_len: buffer.len(),
@@ -53,15 +114,8 @@ pub fn receive(
         length,
         control_length: (header.msg_controllen as usize).min(control.len()),
         flags: header.msg_flags,
-        source: source(header.msg_namelen, &from),
+        source: from.address(header.msg_namelen),
     })
-}
-
-fn source(length: libc::socklen_t, from: &libc::sockaddr_in) -> Option<SocketAddrV4> {
-    let is_ipv4 =
-        length as usize >= size_of_val(from) && i32::from(from.sin_family) == libc::AF_INET;
-    let address = Ipv4Addr::from(from.sin_addr.s_addr.to_ne_bytes());
-    is_ipv4.then(|| SocketAddrV4::new(address, u16::from_be(from.sin_port)))
 }
 
 /// The parts a datagram is gathered from.
@@ -71,7 +125,7 @@ pub const PARTS: usize = 2;
 #[derive(Clone, Copy, Debug)]
 pub struct Outgoing<'a> {
     /// Where to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// Control messages, each appended by [`add_control`].
     pub control: &'a [u8],
     /// The bytes, gathered.
@@ -95,7 +149,7 @@ pub fn send_many(
     datagrams: &[Outgoing<'_>],
     flags: i32,
 ) -> io::Result<usize> {
-    let names: Vec<libc::sockaddr_in> = datagrams.iter().map(|one| name(one.to)).collect();
+    let names: Vec<Name> = datagrams.iter().map(|one| Name::of(one.to)).collect();
     let parts: Vec<[libc::iovec; PARTS]> =
         datagrams.iter().map(|one| one.parts.map(vector)).collect();
     let together = datagrams.iter().zip(&names).zip(&parts);
@@ -119,17 +173,6 @@ pub fn send_many(
     }
 }
 
-fn name(address: SocketAddrV4) -> libc::sockaddr_in {
-    libc::sockaddr_in {
-        sin_family: libc::AF_INET as libc::sa_family_t,
-        sin_port: address.port().to_be(),
-        sin_addr: libc::in_addr {
-            s_addr: u32::from_ne_bytes(address.ip().octets()),
-        },
-        sin_zero: [0; 8],
-    }
-}
-
 fn vector(bytes: &[u8]) -> libc::iovec {
     libc::iovec {
         iov_base: bytes.as_ptr().cast_mut().cast(),
@@ -138,15 +181,11 @@ fn vector(bytes: &[u8]) -> libc::iovec {
 }
 
 /// A header that only holds addresses: using it is what needs them to be alive.
-fn header(
-    datagram: &Outgoing<'_>,
-    name: &libc::sockaddr_in,
-    parts: &[libc::iovec; PARTS],
-) -> libc::mmsghdr {
+fn header(datagram: &Outgoing<'_>, name: &Name, parts: &[libc::iovec; PARTS]) -> libc::mmsghdr {
     // SAFETY: mmsghdr is plain data for which all zeroes is a value.
     let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
     header.msg_hdr.msg_name = std::ptr::from_ref(name).cast_mut().cast();
-    header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+    header.msg_hdr.msg_namelen = Name::size(datagram.to);
     header.msg_hdr.msg_iov = parts.as_ptr().cast_mut();
     header.msg_hdr.msg_iovlen = PARTS as _;
     header.msg_hdr.msg_control = datagram.control.as_ptr().cast_mut().cast();
@@ -163,8 +202,8 @@ pub struct Message<'a> {
     pub control: &'a [u8],
     /// `MSG_TRUNC`, `MSG_CTRUNC` and the like.
     pub flags: i32,
-    /// Who sent it, if that has an IPv4 address.
-    pub source: Option<SocketAddrV4>,
+    /// Who sent it, if that has an IP address.
+    pub source: Option<SocketAddr>,
 }
 
 /// What is filled of the room at this place.
@@ -180,7 +219,7 @@ pub struct Batch {
     control: Vec<u8>,
     /// The bytes of data and of control messages that each may have.
     room: (usize, usize),
-    names: Vec<libc::sockaddr_in>,
+    names: Vec<Name>,
     parts: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
 }
@@ -192,13 +231,11 @@ impl Batch {
     /// Room for `count` datagrams of at most `size` bytes, with `control` bytes of control messages.
     #[must_use]
     pub fn new(count: usize, size: usize, control: usize) -> Self {
-        // SAFETY: sockaddr_in is plain data for which all zeroes is a value.
-        let name: libc::sockaddr_in = unsafe { std::mem::zeroed() };
         Self {
             data: vec![0; count * size],
             control: vec![0; count * control],
             room: (size, control),
-            names: vec![name; count],
+            names: vec![Name::default(); count],
             parts: Vec::with_capacity(count),
             headers: Vec::with_capacity(count),
         }
@@ -235,7 +272,7 @@ impl Batch {
                 data: filled(&self.data, at, size, header.msg_len as usize),
                 control: filled(&self.control, at, control, told),
                 flags: header.msg_hdr.msg_flags,
-                source: source(header.msg_hdr.msg_namelen, name),
+                source: name.address(header.msg_hdr.msg_namelen),
             }
         })
     }
@@ -255,7 +292,7 @@ impl Batch {
             // SAFETY: mmsghdr is plain data for which all zeroes is a value.
             let mut header: libc::mmsghdr = unsafe { std::mem::zeroed() };
             header.msg_hdr.msg_name = std::ptr::from_mut(name).cast();
-            header.msg_hdr.msg_namelen = size_of::<libc::sockaddr_in>() as libc::socklen_t;
+            header.msg_hdr.msg_namelen = SOCKADDR_IN6 as libc::socklen_t;
             header.msg_hdr.msg_iov = part;
             header.msg_hdr.msg_iovlen = 1;
             header.msg_hdr.msg_control = controls.wrapping_add(at * control).cast();
@@ -316,7 +353,7 @@ mod tests {
         let received = receive(socket.as_fd(), &mut buffer, &mut control, 0)?;
         assert_eq!((received.length, &buffer), (4, b"hell"));
         assert_ne!(received.flags & libc::MSG_TRUNC, 0);
-        assert_eq!(received.source.map(Into::into), Some(sender.local_addr()?));
+        assert_eq!(received.source, Some(sender.local_addr()?));
         let messages: Vec<_> = control_messages(&control[..received.control_length]).collect();
         let ttl = ControlMessage {
             level: 0,

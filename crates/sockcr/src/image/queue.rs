@@ -1,19 +1,23 @@
 //! What waits in a socket as QUEUE messages, and back.
 
-use super::{address, sockaddr};
+use super::{address, ip, octets, sockaddr};
 use crate::kernel::{Corked, ErrorEntry};
 use crate::state::errors;
 use crate::state::receive_queue::Datagram;
 use sockcr_image::Error as ImageError;
 use sockcr_image::attribute::{Attribute, Writer, attributes};
 use sockcr_image::number;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
-/// The most that fits into one UDP datagram over IPv4.
+/// The most that fits into one UDP datagram over IPv4, and over IPv6.
 const MOST_PAYLOAD: usize = 65_507;
+const MOST_PAYLOAD6: usize = 65_527;
 /// The most that an ICMP message can quote: its own headers and those of the datagram are before it.
 const MOST_QUOTED: usize = 65_535 - 56;
 const MOST_OPTIONS: usize = 40;
+/// The kind of the first extension header, and the headers.
+const MOST_EXTENSIONS: usize = 1 + 2048;
+const MOST_FLOW_LABEL: u32 = 0xf_ffff;
 /// In [`number::CORK`]: by a gateway.
 const GATEWAY: u32 = 1;
 
@@ -60,13 +64,23 @@ impl Waiting {
 fn can_be(waiting: &Waiting) -> bool {
     match waiting {
         Waiting::Received(datagram) => {
-            datagram.options.len() <= MOST_OPTIONS
-                && datagram.payload.len() <= MOST_PAYLOAD
+            let ips = [datagram.source.ip(), datagram.destination.ip()];
+            let ipv6 = datagram.local.is_ipv6();
+            let (options, payload) = match ipv6 {
+                true => (MOST_EXTENSIONS, MOST_PAYLOAD6),
+                false => (MOST_OPTIONS, MOST_PAYLOAD),
+            };
+            ips.iter().all(|ip| ip.is_ipv6() == ipv6)
+                && datagram.options.len() <= options
+                && datagram.payload.len() <= payload
+                && datagram.flow_label <= if ipv6 { MOST_FLOW_LABEL } else { 0 }
                 && datagram.segment <= u16::MAX.into()
                 && (!datagram.peeked || datagram.payload.is_empty())
         }
         Waiting::Corked(corked) => {
-            corked.ip_options.len() <= MOST_OPTIONS && corked.payload.len() <= MOST_PAYLOAD
+            corked.source.is_ipv6() == corked.destination.is_ipv6()
+                && corked.ip_options.len() <= MOST_OPTIONS
+                && corked.payload.len() <= MOST_PAYLOAD
         }
         Waiting::Error(entry) => errors::can_be_made(entry) && entry.payload.len() <= MOST_QUOTED,
     }
@@ -83,7 +97,7 @@ pub(super) fn from_datagram(datagram: &Datagram) -> Result<Vec<u8>, ImageError> 
     writer.u8(number::DATAGRAM_TTL, datagram.ttl)?;
     writer.u8(number::DATAGRAM_TOS, datagram.tos)?;
     writer.u32(number::DATAGRAM_INTERFACE, datagram.interface)?;
-    writer.put(number::DATAGRAM_SPEC_DST, &datagram.local.octets())?;
+    writer.put(number::DATAGRAM_SPEC_DST, &octets(datagram.local))?;
     writer.put(number::DATAGRAM_TIME, &datagram.received_at.to_ne_bytes())?;
     writer.u32(number::DATAGRAM_MARK, datagram.mark)?;
     writer.u32(number::DATAGRAM_SEGMENT, datagram.segment)?;
@@ -92,6 +106,9 @@ pub(super) fn from_datagram(datagram: &Datagram) -> Result<Vec<u8>, ImageError> 
     put_priority(&mut writer, datagram.priority)?;
     if datagram.peeked {
         writer.put(number::DATAGRAM_PEEKED, &[])?;
+    }
+    if datagram.flow_label != 0 {
+        writer.u32(number::DATAGRAM_FLOW_LABEL, datagram.flow_label)?;
     }
     Ok(writer.finish())
 }
@@ -107,7 +124,7 @@ fn put_priority(writer: &mut Writer, priority: u32) -> Result<(), ImageError> {
 /// The attributes of the corked datagram.
 pub(super) fn from_cork(corked: &Corked) -> Result<Vec<u8>, ImageError> {
     let mut writer = Writer::new();
-    let source = SocketAddrV4::new(corked.source, 0);
+    let source = SocketAddr::new(corked.source, 0);
     writer.put(number::DATAGRAM_SOURCE, &sockaddr(source))?;
     writer.put(number::DATAGRAM_DESTINATION, &sockaddr(corked.destination))?;
     if let Some(ttl) = corked.ttl {
@@ -141,7 +158,7 @@ pub(super) fn from_error(entry: &ErrorEntry) -> Result<Vec<u8>, ImageError> {
     writer.u8(number::DATAGRAM_TTL, entry.ttl)?;
     writer.u8(number::DATAGRAM_TOS, entry.tos)?;
     writer.u32(number::DATAGRAM_INTERFACE, entry.interface)?;
-    writer.put(number::DATAGRAM_SPEC_DST, &entry.local.octets())?;
+    writer.put(number::DATAGRAM_SPEC_DST, &octets(entry.local))?;
     writer.put(number::DATAGRAM_TIME, &entry.received_at.to_ne_bytes())?;
     writer.put(number::DATAGRAM_PAYLOAD, &entry.payload)?;
     writer.put(number::EXTENDED_ERROR, &extended_error(entry))?;
@@ -191,17 +208,18 @@ impl<'a> Fields<'a> {
         Ok(self.find(number)?.payload.to_vec())
     }
 
-    fn address(&self, number: u16) -> Result<SocketAddrV4, String> {
+    fn address(&self, number: u16) -> Result<SocketAddr, String> {
         address(self.find(number)?).map_err(text)
     }
 
-    fn ip(&self, number: u16) -> Result<Ipv4Addr, String> {
-        Ok(self.array::<4>(number)?.into())
+    fn ip(&self, number: u16) -> Result<IpAddr, String> {
+        ip(self.find(number)?).map_err(text)
     }
 
-    fn priority(&self) -> Result<u32, String> {
-        match self.optional(number::DATAGRAM_PRIORITY) {
-            Some(priority) => priority.as_u32().map_err(text),
+    /// A number whose absence means 0.
+    fn u32_or_0(&self, number: u16) -> Result<u32, String> {
+        match self.optional(number) {
+            Some(found) => found.as_u32().map_err(text),
             None => Ok(0),
         }
     }
@@ -212,11 +230,12 @@ impl<'a> Fields<'a> {
             destination: self.address(number::DATAGRAM_DESTINATION)?,
             ttl: self.u8(number::DATAGRAM_TTL)?,
             tos: self.u8(number::DATAGRAM_TOS)?,
+            flow_label: self.u32_or_0(number::DATAGRAM_FLOW_LABEL)?,
             interface: self.u32(number::DATAGRAM_INTERFACE)?,
             local: self.ip(number::DATAGRAM_SPEC_DST)?,
             received_at: i64::from_ne_bytes(self.array(number::DATAGRAM_TIME)?),
             mark: self.u32(number::DATAGRAM_MARK)?,
-            priority: self.priority()?,
+            priority: self.u32_or_0(number::DATAGRAM_PRIORITY)?,
             segment: self.u32(number::DATAGRAM_SEGMENT)?,
             options: self.bytes(number::DATAGRAM_OPTIONS)?,
             peeked: self.optional(number::DATAGRAM_PEEKED).is_some(),
@@ -232,14 +251,14 @@ impl<'a> Fields<'a> {
         let segment = self.u32(number::DATAGRAM_SEGMENT)?;
         Ok(Corked {
             destination: self.address(number::DATAGRAM_DESTINATION)?,
-            source: *self.address(number::DATAGRAM_SOURCE)?.ip(),
+            source: self.address(number::DATAGRAM_SOURCE)?.ip(),
             tos: byte(number::DATAGRAM_TOS)?,
             ttl: byte(number::DATAGRAM_TTL)?,
             segment_size: u16::try_from(segment).map_err(|error| error.to_string())?,
             device: self.u32(number::DATAGRAM_INTERFACE)?,
             gateway: self.u32(number::CORK)? & GATEWAY != 0,
             mark: self.u32(number::DATAGRAM_MARK)?,
-            priority: self.priority()?,
+            priority: self.u32_or_0(number::DATAGRAM_PRIORITY)?,
             transmit_time: u64::from_ne_bytes(self.array(number::CORK_TRANSMIT_TIME)?),
             stamped: false,
             ip_options: self.bytes(number::DATAGRAM_OPTIONS)?,

@@ -6,7 +6,7 @@ use crate::state::interfaces::Interfaces;
 use crate::state::receive_queue::Datagram;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 
 /// In nanoseconds.
 const SECOND: i64 = 1_000_000_000;
@@ -14,12 +14,14 @@ const SECOND: i64 = 1_000_000_000;
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct DatagramJson {
-    from: SocketAddrV4,
-    to: SocketAddrV4,
+    from: SocketAddr,
+    to: SocketAddr,
     ttl: u8,
     tos: u8,
+    #[serde(default, skip_serializing_if = "is_default")]
+    flow_label: u32,
     interface: Json,
-    local: Ipv4Addr,
+    local: IpAddr,
     received_at: String,
     mark: u32,
     #[serde(default, skip_serializing_if = "is_default")]
@@ -34,8 +36,8 @@ pub(super) struct DatagramJson {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct CorkJson {
-    from: Ipv4Addr,
-    to: SocketAddrV4,
+    from: IpAddr,
+    to: SocketAddr,
     tos: Option<u8>,
     ttl: Option<u8>,
     interface: Json,
@@ -58,12 +60,12 @@ pub(super) struct ErrorJson {
     code: u8,
     info: u32,
     data: u32,
-    offender: Option<SocketAddrV4>,
-    to: Option<SocketAddrV4>,
+    offender: Option<SocketAddr>,
+    to: Option<SocketAddr>,
     received_at: String,
     ttl: u8,
     tos: u8,
-    local: Ipv4Addr,
+    local: IpAddr,
     rest: String,
     interface: Json,
     payload: String,
@@ -117,6 +119,7 @@ pub(super) fn to_datagram(datagram: &Datagram, interfaces: &Interfaces) -> Datag
         to: datagram.destination,
         ttl: datagram.ttl,
         tos: datagram.tos,
+        flow_label: datagram.flow_label,
         interface: interfaces.to_json(datagram.interface),
         local: datagram.local,
         received_at: time(datagram.received_at),
@@ -142,6 +145,7 @@ pub(super) fn from_datagram(
         destination: json.to,
         ttl: json.ttl,
         tos: json.tos,
+        flow_label: json.flow_label,
         interface: parts.interface(&json.interface)?,
         local: json.local,
         received_at: parts.time(&json.received_at)?,

@@ -100,6 +100,8 @@ impl Condition {
 pub enum Helper {
     /// `bpf_map_lookup_elem(map, key)`: the place of an element, or null.
     MapLookup = 1,
+    /// `bpf_set_hash(skb, hash)`: says what the packet's hash is.
+    SetHash = 48,
     /// `bpf_skb_store_bytes(skb, offset, from, size, flags)`: writes into a packet.
     SkbStoreBytes = 9,
     /// `bpf_skb_load_bytes(skb, offset, to, size)`: fails on a packet too short.

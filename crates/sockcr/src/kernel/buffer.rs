@@ -83,6 +83,9 @@ pub struct Control {
     pub interface: Field,
     pub address: Field,
     pub fragment_size: Option<Field>,
+    /// Of a datagram that came by IPv6 (`IP6CB`).
+    pub interface6: Option<Field>,
+    pub fragment_size6: Option<Field>,
     pub drops: Option<Field>,
     pub checked: Option<Field>,
 }
@@ -296,6 +299,8 @@ impl Control {
             interface: field("in_pktinfo", "ipi_ifindex")?,
             address: field("in_pktinfo", "ipi_spec_dst")?,
             fragment_size: field("inet_skb_parm", "frag_max_size").ok(),
+            interface6: field("inet6_skb_parm", "iif").ok(),
+            fragment_size6: field("inet6_skb_parm", "frag_max_size").ok(),
             drops: drops.ok(),
             checked: checked.ok().map(|field| inside(scratch, field)),
         })

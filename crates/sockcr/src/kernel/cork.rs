@@ -1,7 +1,7 @@
 //! A datagram that is being put together, by UDP_CORK or MSG_MORE.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use super::btf::Field;
@@ -14,14 +14,15 @@ const UDP_HEADER: usize = 8;
 /// `IPCORK_OPT`: the cork has IP options of its own.
 const CORK_OPTIONS: u64 = 1;
 const AF_INET: u64 = rustix::net::AddressFamily::INET.as_raw() as u64;
+const AF_INET6: u64 = rustix::net::AddressFamily::INET6.as_raw() as u64;
 
 /// The pending datagram of a socket, with what its first sendmsg(2) fixed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Corked {
     /// Where it goes, at the end of a source route where there is one.
-    pub destination: SocketAddrV4,
+    pub destination: SocketAddr,
     /// The source address that its route chose.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// The TOS it will have. None (-1 in the kernel): that of the socket when it is sent. Newer
     /// kernels (6.18 does) fix the socket's own with the first data, which cannot be told from
     /// one that was given with them.
@@ -62,6 +63,7 @@ impl Reader {
         match self.layout.udp.pending.value(&sock.raw) {
             Some(0) => return Ok(Some(None)),
             Some(AF_INET) => {}
+            Some(AF_INET6) => return Err(unsupported("data for IPv6 are not read yet")),
             _ => return Err(damaged()),
         }
         let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
@@ -170,6 +172,10 @@ impl Reader {
     }
 }
 
+fn unsupported(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::Unsupported, why)
+}
+
 /// The bytes in front of the data: `ip_append_data` leaves room for the headers of IP, and in the
 /// first buffer for those of UDP.
 fn headers(buffer: &Buffer<'_>, is_first: bool) -> io::Result<usize> {
@@ -199,8 +205,8 @@ fn corked(
     };
     let destination = address(get(place)? as u32);
     Ok(Corked {
-        destination: SocketAddrV4::new(destination, port),
-        source: address(get(cork.source)? as u32),
+        destination: SocketAddr::new(destination.into(), port),
+        source: address(get(cork.source)? as u32).into(),
         tos: u8::try_from(get(cork.tos)? as i16).ok(),
         ttl: u8::try_from(get(cork.ttl)?).ok().filter(|ttl| *ttl != 0),
         segment_size: get(cork.segment_size)? as u16,

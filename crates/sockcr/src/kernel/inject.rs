@@ -14,6 +14,7 @@
 //! raw sockets of UDP, which the kernel serves first (`raw_local_deliver`).
 
 mod filling;
+mod members;
 mod notices;
 mod program;
 mod record;
@@ -23,13 +24,14 @@ mod target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use sockcr_sys::bpf::{self, Content, Map};
 
 use self::filling::Filling;
+use self::members::Members;
 use self::program::Plan;
 use self::record::RECORDS;
 use self::sender::{Sender, Way};
@@ -45,18 +47,20 @@ const BASE_RETURNED: i32 = 0;
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
     /// Where it came from: any address, any port.
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// Where it went to: any address, also one that this host has no more.
-    pub destination: SocketAddrV4,
-    /// TTL.
+    pub destination: SocketAddr,
+    /// TTL or hop limit.
     pub ttl: u8,
-    /// TOS.
+    /// TOS or traffic class.
     pub tos: u8,
+    /// The flow label of IPv6.
+    pub flow_label: u32,
     /// The index here of the device that IP_PKTINFO tells; 0: IP_PKTINFO tells nothing, because it
     /// was off when the datagram came.
     pub interface: u32,
     /// The local address that IP_PKTINFO tells; None: nothing.
-    pub local: Option<Ipv4Addr>,
+    pub local: Option<IpAddr>,
     /// The receive time in ns; 0: none was taken.
     pub received_at: i64,
     /// The mark.
@@ -65,7 +69,8 @@ pub struct Datagram<'a> {
     pub priority: u32,
     /// What UDP_GRO tells; 0 for a single datagram.
     pub segment_size: u16,
-    /// The IP options, as in the header.
+    /// The IP options, as in the header; of IPv6 the kind of the first extension header, and the
+    /// headers.
     pub ip_options: &'a [u8],
     /// The payload.
     pub payload: &'a [u8],
@@ -75,9 +80,11 @@ pub struct Datagram<'a> {
 #[derive(Clone, Copy, Debug)]
 pub struct Notice<'a> {
     /// Who sent it.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Whom it was sent to.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
+    /// The index here of the device that it comes by; 0: the loopback device. IPv4 knows no other.
+    pub device: u32,
     /// TTL.
     pub ttl: u8,
     /// TOS.
@@ -91,7 +98,7 @@ pub struct Notice<'a> {
     /// The receive time in ns; 0: none was taken.
     pub received_at: i64,
     /// Where the datagram was going.
-    pub destination: SocketAddrV4,
+    pub destination: SocketAddr,
     /// What the message quotes of its data.
     pub payload: &'a [u8],
 }
@@ -138,46 +145,79 @@ impl Lazy {
 pub struct Injector {
     reader: &'static Reader,
     secret: i32,
-    sender: Sender,
     records: Map,
     target: Map,
-    /// Detached when closed.
-    _loopback: OwnedFd,
+    /// For IPv4 and for IPv6, each when it is first needed.
+    channels: [Option<Channel>; 2],
     /// The program at other devices, where groups are heard on them, and its links.
     returned: Option<OwnedFd>,
     devices: BTreeMap<u32, OwnedFd>,
+    /// A member of IPv6 groups on the loopback device, where datagrams for them come in.
+    members: Option<Members>,
+}
+
+/// What sends, and the program that hears it.
+#[derive(Debug)]
+struct Channel {
+    sender: Sender,
+    /// Detached when closed.
+    _loopback: OwnedFd,
 }
 
 impl Injector {
     /// Prepares the network namespace of this thread.
     pub fn new() -> io::Result<Self> {
         let reader = super::reader().map_err(Unavailable::io)?;
-        let secret = secret();
-        let sender = Sender::open(secret).map_err(step("open the sockets that send a queue"))?;
         let size = u32::try_from(record::SIZE * RECORDS).map_err(io::Error::other)?;
         let records = Map::new(Content::Bytes(size), "sockcr_queue")
             .map_err(step("make a BPF map of datagrams"))?;
         let target = Map::new(Content::Socket, "sockcr_target")
             .map_err(step("make a BPF map of a socket"))?;
-        let program = load(Plan {
-            base: BASE_LOOPBACK,
-            secret,
-            port: sender.port(),
-            records: records.as_fd(),
-            target: target.as_fd(),
-        })?;
-        let link = bpf::link_ingress(program.as_fd(), LOOPBACK);
-        let attach = step("put a BPF program before the loopback device (TCX, Linux 6.6)");
         Ok(Self {
             reader,
-            secret,
-            sender,
+            secret: secret(),
             records,
             target,
-            _loopback: link.map_err(attach)?,
+            channels: [None, None],
             returned: None,
             devices: BTreeMap::new(),
+            members: None,
         })
+    }
+
+    /// Makes the channel of one of the protocols, if it is not there.
+    fn channel(&mut self, ipv6: bool) -> io::Result<()> {
+        if self.channels[usize::from(ipv6)].is_some() {
+            return Ok(());
+        }
+        let sender =
+            Sender::open(ipv6, self.secret).map_err(step("open the sockets that send a queue"))?;
+        let program = load(self.plan(BASE_LOOPBACK, ipv6, sender.port()))?;
+        let link = bpf::link_ingress(program.as_fd(), LOOPBACK);
+        let attach = step("put a BPF program before the loopback device (TCX, Linux 6.6)");
+        self.channels[usize::from(ipv6)] = Some(Channel {
+            sender,
+            _loopback: link.map_err(attach)?,
+        });
+        Ok(())
+    }
+
+    fn sender(&self, ipv6: bool) -> io::Result<&Sender> {
+        let channel = self.channels[usize::from(ipv6)].as_ref();
+        channel
+            .map(|channel| &channel.sender)
+            .ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn plan(&self, base: i32, ipv6: bool, port: u16) -> Plan<'_> {
+        Plan {
+            ipv6,
+            base,
+            secret: self.secret,
+            port,
+            records: self.records.as_fd(),
+            target: self.target.as_fd(),
+        }
     }
 
     /// Puts datagrams into exactly this unbound socket and no other, in order, behind those it has.
@@ -200,7 +240,11 @@ impl Injector {
         }
         let mut injected = Injected::default();
         let mut ways = ways(datagrams, &mut injected);
+        for way in &ways {
+            self.channel(way.ipv6)?;
+        }
         self.link(&mut ways, &mut injected)?;
+        self.join(datagrams)?;
         let mut filling = Filling::new(self, socket, ways)?;
         let sent = filling.all(datagrams, &mut injected);
         let left = filling.finish();
@@ -232,7 +276,7 @@ impl Injector {
         }
         let program = match self.returned.take() {
             Some(program) => program,
-            None => load(self.plan_returned())?,
+            None => load(self.plan(BASE_RETURNED, false, self.sender(false)?.port()))?,
         };
         let program = self.returned.insert(program);
         let link = bpf::link_ingress(program.as_fd(), device)?;
@@ -253,14 +297,20 @@ impl Injector {
         seen.filter(|record| record::was_seen(record)).count()
     }
 
-    fn plan_returned(&self) -> Plan<'_> {
-        Plan {
-            base: BASE_RETURNED,
-            secret: self.secret,
-            port: self.sender.port(),
-            records: self.records.as_fd(),
-            target: self.target.as_fd(),
+    /// Joins the IPv6 groups that datagrams came to: `ip6_protocol_deliver_rcu` asks the device.
+    fn join(&mut self, datagrams: &[Datagram<'_>]) -> io::Result<()> {
+        for datagram in datagrams {
+            if let IpAddr::V6(group) = datagram.destination.ip()
+                && group.is_multicast()
+            {
+                let members = match &mut self.members {
+                    Some(members) => members,
+                    empty => empty.insert(Members::new()?),
+                };
+                members.join(group)?;
+            }
         }
+        Ok(())
     }
 }
 
@@ -272,7 +322,7 @@ fn ways(datagrams: &[Datagram<'_>], injected: &mut Injected) -> Vec<Way> {
         if datagram.segment_size != 0 && !way.segments {
             injected.inexact.push((at, Inexact::SegmentSize));
         }
-        if record::changes_on_arrival(datagram.ip_options) {
+        if !way.ipv6 && record::changes_on_arrival(datagram.ip_options) {
             injected.inexact.push((at, Inexact::Options));
         }
         ways.push(way);

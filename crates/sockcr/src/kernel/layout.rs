@@ -6,6 +6,7 @@ use sockcr_sys::bpf::{KERNEL_TYPES, KernelTypes};
 
 use super::btf::{Btf, BtfError, Field, Kind};
 use super::buffer::Buffers;
+use super::inet6::Inet6;
 use super::{Reason, Unavailable, permitted};
 
 /// Every structure, function and enumeration that is asked for below.
@@ -23,6 +24,12 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "sock"),
     (Kind::Structure, "inet_sock"),
     (Kind::Structure, "udp_sock"),
+    (Kind::Structure, "udp6_sock"),
+    (Kind::Structure, "raw_sock"),
+    (Kind::Structure, "raw6_sock"),
+    (Kind::Structure, "ipv6_pinfo"),
+    (Kind::Structure, "ipv6_mc_socklist"),
+    (Kind::Structure, "ipv6_ac_socklist"),
     (Kind::Structure, "numa_drop_counters"),
     (Kind::Structure, "sock_reuseport"),
     (Kind::Structure, "ip_mc_socklist"),
@@ -34,6 +41,7 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "bio_vec"),
     (Kind::Structure, "in_pktinfo"),
     (Kind::Structure, "inet_skb_parm"),
+    (Kind::Structure, "inet6_skb_parm"),
     (Kind::Structure, "sock_skb_cb"),
     (Kind::Structure, "udp_dev_scratch"),
     (Kind::Structure, "sock_exterr_skb"),
@@ -64,6 +72,10 @@ pub struct Layout {
     pub sock: Sock,
     pub inet: Inet,
     pub udp: Udp,
+    /// The bytes of a `struct raw_sock`.
+    pub raw_size: usize,
+    /// Where the kernel has IPv6.
+    pub inet6: Option<Inet6>,
     /// Since 6.18.
     pub drop_counters: Option<DropCounters>,
     pub reuseport: Reuseport,
@@ -251,6 +263,8 @@ impl Layout {
             sock: Sock::of(btf)?,
             inet: Inet::of(btf)?,
             udp: Udp::of(btf)?,
+            raw_size: btf.size("raw_sock")?,
+            inet6: Inet6::of(btf).ok(),
             drop_counters: DropCounters::of(btf).ok(),
             reuseport: Reuseport::of(btf)?,
             membership: Membership::of(btf)?,

@@ -13,6 +13,7 @@ mod buffer;
 mod copier;
 mod cork;
 mod gather;
+mod inet6;
 pub mod inject;
 mod iterator;
 mod layout;

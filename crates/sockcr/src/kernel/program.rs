@@ -56,6 +56,7 @@ pub const MEMBERSHIP_SIZE: usize = 12;
 const INET: i32 = rustix::net::AddressFamily::INET.as_raw() as i32;
 const INET6: i32 = rustix::net::AddressFamily::INET6.as_raw() as i32;
 const DATAGRAM: i32 = rustix::net::SocketType::DGRAM.as_raw() as i32;
+const RAW: i32 = rustix::net::SocketType::RAW.as_raw() as i32;
 /// `IPPROTO_UDP`.
 const UDP: i32 = 17;
 /// `IPPROTO_UDPLITE`.
@@ -72,11 +73,11 @@ pub fn program(
 
 /// The window needed by the structures of this kernel, in whole pieces.
 pub fn window(layout: &Layout) -> Result<usize, Unavailable> {
-    let window = layout
-        .udp
-        .size
-        .max(layout.inet.size)
-        .next_multiple_of(PIECE);
+    let sizes = [layout.udp.size, layout.raw_size, layout.inet.size];
+    let inet6 = layout.inet6.as_ref();
+    let inet6 = inet6.map_or([0; 2], |inet6| [inet6.udp_size, inet6.raw_size]);
+    let window = sizes.into_iter().chain(inet6).max().unwrap_or(0);
+    let window = window.next_multiple_of(PIECE);
     if window > WINDOW_LIMIT || layout.membership.extent() > PIECE {
         return Err(Reason::Other("the kernel's sockets are too big".to_owned()).into());
     }
@@ -204,28 +205,53 @@ impl<'a> Writer<'a> {
 
     /// The size of the sock in R7, by its family, type and protocol, into R8.
     fn choose_size(&mut self) {
-        let (inet, udp, chosen) = (self.code.label(), self.code.label(), self.code.label());
-        let sock = &self.layout.sock;
+        let (inet, inet6, chosen) = (self.code.label(), self.code.label(), self.code.label());
+        let (layout, sock) = (self.layout, &self.layout.sock);
         self.set_size(sock.size);
         self.short(sock.family);
         self.code
             .jump_if(Register::R1, Condition::Equal, INET, inet);
         self.code
-            .jump_if(Register::R1, Condition::Different, INET6, chosen);
+            .jump_if(Register::R1, Condition::Equal, INET6, inet6);
+        self.code.jump(chosen);
         self.code.place(inet);
-        self.set_size(self.layout.inet.size);
-        self.short(sock.kind);
-        self.code
-            .jump_if(Register::R1, Condition::Different, DATAGRAM, chosen);
-        self.short(sock.protocol);
-        self.code.jump_if(Register::R1, Condition::Equal, UDP, udp);
-        self.code
-            .jump_if(Register::R1, Condition::Different, UDP_LITE, chosen);
-        self.code.place(udp);
-        self.set_size(self.layout.udp.size);
+        let (udp, raw, other) = (layout.udp.size, layout.raw_size, layout.inet.size);
+        self.choose_kind([udp, raw, other], chosen);
+        self.code.place(inet6);
+        if let Some(inet6) = &layout.inet6 {
+            self.choose_kind([inet6.udp_size, inet6.raw_size, inet6.raw_size], chosen);
+        } else {
+            self.choose_kind([udp, raw, other], chosen);
+        }
         self.code.place(chosen);
         self.code
             .store(Width::Word, Register::R6, context::SIZE, Register::R8);
+    }
+
+    /// The size of a UDP socket, a raw one, or another one of datagrams; `struct inet_sock` for all
+    /// others.
+    fn choose_kind(&mut self, [udp, raw, datagram]: [usize; 3], chosen: Label) {
+        let (is_udp, datagrams) = (self.code.label(), self.code.label());
+        let sock = &self.layout.sock;
+        self.short(sock.kind);
+        self.set_size(raw);
+        self.code
+            .jump_if(Register::R1, Condition::Equal, RAW, chosen);
+        self.code
+            .jump_if(Register::R1, Condition::Equal, DATAGRAM, datagrams);
+        self.set_size(self.layout.inet.size);
+        self.code.jump(chosen);
+        self.code.place(datagrams);
+        self.short(sock.protocol);
+        self.code
+            .jump_if(Register::R1, Condition::Equal, UDP, is_udp);
+        self.code
+            .jump_if(Register::R1, Condition::Equal, UDP_LITE, is_udp);
+        self.set_size(datagram);
+        self.code.jump(chosen);
+        self.code.place(is_udp);
+        self.set_size(udp);
+        self.code.jump(chosen);
     }
 
     /// `window` has made sure that sizes are small.

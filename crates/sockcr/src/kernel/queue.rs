@@ -1,17 +1,19 @@
 //! What waits in a socket for its owner: datagrams and errors, read without taking anything.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use super::btf::Field;
 use super::buffer::{Buffer, Buffers};
 use super::copier::{Copier, Head, Sock, Tried, steady};
+use super::inet6;
 use super::reader::{Reader, address, damaged};
 use super::walk::View;
 
-/// The smallest IPv4 header, and a UDP header.
+/// The smallest IPv4 header, the IPv6 header, and a UDP header.
 const IP_HEADER: usize = 20;
+const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
 const IPPROTO_UDP: u64 = 17;
 /// `enum` of `skb->ip_summed`: somebody made sure of the checksum, or it is made on the way out.
@@ -25,20 +27,22 @@ const ORIGIN_ICMP: u8 = 2;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queued {
     /// Who sent it: address and port of its headers, also 0.0.0.0 and port 0.
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// Whom it was sent to (IP_ORIGDSTADDR), also a group or a broadcast address.
-    pub destination: SocketAddrV4,
-    /// IP_RECVTTL.
+    pub destination: SocketAddr,
+    /// IP_RECVTTL, IPV6_RECVHOPLIMIT.
     pub ttl: u8,
-    /// IP_RECVTOS.
+    /// IP_RECVTOS, IPV6_RECVTCLASS.
     pub tos: u8,
+    /// IPV6_FLOWINFO without the traffic class; 0 for IPv4.
+    pub flow_label: u32,
     /// The interface it arrived at (`skb->skb_iif`), whatever options were on.
     pub interface: u32,
     /// The interface that IP_PKTINFO tells (`PKTINFO_SKB_CB`): 0 when the option was off at
-    /// arrival.
+    /// arrival; for IPv6 always the one that IPV6_PKTINFO tells (`IP6CB(skb)->iif`).
     pub pktinfo_interface: u32,
-    /// `ipi_spec_dst` of IP_PKTINFO: 0.0.0.0 when the option was off at arrival.
-    pub pktinfo_address: Ipv4Addr,
+    /// `ipi_spec_dst` of IP_PKTINFO: 0.0.0.0 when the option was off at arrival; for IPv6 the destination.
+    pub pktinfo_address: IpAddr,
     /// When it arrived, in nanoseconds since the epoch (`skb->tstamp`). 0: nobody wanted to know
     /// then, and the first to ask will be told the time of asking.
     pub received_at: i64,
@@ -61,7 +65,8 @@ pub struct Queued {
     /// Somebody peeked at it, and it is empty: who peeks with SO_PEEK_OFF does not see it again
     /// (`skb->peeked`).
     pub peeked: bool,
-    /// IP_RECVOPTS: the options of its IP header, as they came.
+    /// IP_RECVOPTS: the options of its IP header, as they came; of IPv6 the extension headers, and before
+    /// them one byte, the kind of the first.
     pub ip_options: Vec<u8>,
     /// Its data.
     pub payload: Vec<u8>,
@@ -86,9 +91,9 @@ pub struct ErrorEntry {
     /// kernel does not set it (`ip_icmp_error`): a BPF program that the message has passed may have.
     pub statistics: bool,
     /// Who sent the ICMP message, with port 0; errors of another origin have none.
-    pub offender: Option<SocketAddrV4>,
+    pub offender: Option<SocketAddr>,
     /// Where the datagram was going that made the error (`msg_name`), when the kernel says so.
-    pub destination: Option<SocketAddrV4>,
+    pub destination: Option<SocketAddr>,
     /// When it came, as in [`Queued`]; of a time stamp entry the stamp.
     pub received_at: i64,
     /// IP_RECVTTL of the ICMP message; 0 for errors of another origin, as all below.
@@ -96,7 +101,7 @@ pub struct ErrorEntry {
     /// IP_RECVTOS of the ICMP message.
     pub tos: u8,
     /// Whom the ICMP message was sent to.
-    pub local: Ipv4Addr,
+    pub local: IpAddr,
     /// The second word of the ICMP header: an MTU, a pointer, the length of RFC 4884.
     pub rest: [u8; 4],
     /// The index of the device that the ICMP message came by (`IPCB(skb)->iif`).
@@ -106,7 +111,7 @@ pub struct ErrorEntry {
 }
 
 impl Reader {
-    /// The datagrams that wait in an IPv4 UDP socket, in the order they will be read:
+    /// The datagrams that wait in a UDP socket, in the order they will be read:
     /// `udp_sock.reader_queue`, then `sk_receive_queue`. One with a wrong checksum, which
     /// recvmsg(2) would throw away, is left out.
     ///
@@ -152,9 +157,9 @@ impl Reader {
             .collect()
     }
 
-    /// The sock of an IPv4 UDP socket.
+    /// The sock of a UDP socket.
     pub(super) fn udp(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {
-        let sock = self.ipv4(socket)?;
+        let sock = self.sock(socket)?;
         if sock.raw.len() < self.layout.udp.size {
             return Err(io::Error::new(
                 io::ErrorKind::Unsupported,
@@ -204,6 +209,8 @@ impl Reader {
 /// The IP header and what follows it, in the window of a buffer.
 struct Headers<'a> {
     bytes: &'a [u8],
+    /// It is IPv6.
+    ipv6: bool,
     /// Where the transport header begins.
     transport: usize,
 }
@@ -216,17 +223,19 @@ impl<'a> Headers<'a> {
         let transport = buffer.get(skb.transport_header)? as usize;
         let transport = transport.checked_sub(network).ok_or_else(damaged)?;
         let bytes = buffer.window;
-        let version = bytes.first().ok_or_else(damaged)? >> 4;
-        if version != 4 {
-            return Err(io::Error::new(
-                io::ErrorKind::Unsupported,
-                "a datagram of another protocol than IPv4",
-            ));
-        }
-        if transport < IP_HEADER || transport + UDP_HEADER > bytes.len() {
+        let (ipv6, header) = match bytes.first().ok_or_else(damaged)? >> 4 {
+            4 => (false, IP_HEADER),
+            6 => (true, IPV6_HEADER),
+            _ => return Err(damaged()),
+        };
+        if transport < header || transport + UDP_HEADER > bytes.len() {
             return Err(damaged());
         }
-        Ok(Self { bytes, transport })
+        Ok(Self {
+            bytes,
+            ipv6,
+            transport,
+        })
     }
 
     fn byte(&self, at: usize) -> io::Result<u8> {
@@ -237,17 +246,73 @@ impl<'a> Headers<'a> {
         Ok(u16::from_be_bytes([self.byte(at)?, self.byte(at + 1)?]))
     }
 
-    fn end_point(&self, address: usize, port: usize) -> io::Result<SocketAddrV4> {
-        Ok(SocketAddrV4::new(
-            ip(self.bytes, address)?,
-            self.port(self.transport + port)?,
-        ))
+    fn address(&self, ipv4: usize, ipv6: usize) -> io::Result<IpAddr> {
+        match self.ipv6 {
+            true => Ok(inet6::ipv6(self.bytes, ipv6)?.into()),
+            false => Ok(ip(self.bytes, ipv4)?.into()),
+        }
     }
 
-    fn options(&self) -> &'a [u8] {
-        self.bytes
-            .get(IP_HEADER..self.transport)
-            .unwrap_or_default()
+    fn source(&self) -> io::Result<SocketAddr> {
+        let port = self.port(self.transport)?;
+        Ok(SocketAddr::new(self.address(12, 8)?, port))
+    }
+
+    fn destination(&self) -> io::Result<SocketAddr> {
+        let port = self.port(self.transport + 2)?;
+        Ok(SocketAddr::new(self.address(16, 24)?, port))
+    }
+
+    /// TTL or hop limit.
+    fn ttl(&self) -> io::Result<u8> {
+        self.byte(if self.ipv6 { 7 } else { 8 })
+    }
+
+    /// TOS or traffic class, and the flow label.
+    fn tos(&self) -> io::Result<(u8, u32)> {
+        let word = [self.byte(0)?, self.byte(1)?, self.byte(2)?, self.byte(3)?];
+        let word = u32::from_be_bytes(word);
+        Ok(match self.ipv6 {
+            true => ((word >> 20) as u8, word & 0xf_ffff),
+            false => ((word >> 16) as u8, 0),
+        })
+    }
+
+    /// The options, or the kind of the first extension header and all of them.
+    fn options(&self) -> Vec<u8> {
+        let header = if self.ipv6 { IPV6_HEADER } else { IP_HEADER };
+        let options = self.bytes.get(header..self.transport).unwrap_or_default();
+        match self.ipv6 && !options.is_empty() {
+            true => [&[self.byte(6).unwrap_or(0)], options].concat(),
+            false => options.to_vec(),
+        }
+    }
+
+    /// What the IP header says it carries, behind the extension headers.
+    fn protocol(&self) -> io::Result<u64> {
+        if !self.ipv6 {
+            return Ok(self.byte(9)?.into());
+        }
+        let (mut kind, mut at) = (self.byte(6)?, IPV6_HEADER);
+        while at < self.transport {
+            const AUTHENTICATION: u8 = 51;
+            let length = usize::from(self.byte(at + 1)?);
+            let size = match kind {
+                AUTHENTICATION => (length + 2) * 4,
+                _ => (length + 1) * 8,
+            };
+            (kind, at) = (self.byte(at)?, at + size);
+        }
+        Ok(kind.into())
+    }
+
+    fn addresses(&self) -> io::Result<&'a [u8]> {
+        let range = if self.ipv6 {
+            8..IPV6_HEADER
+        } else {
+            12..IP_HEADER
+        };
+        self.bytes.get(range).ok_or_else(damaged)
     }
 }
 
@@ -266,19 +331,29 @@ fn datagram(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<Option<Queued>>
     if !checked(buffer)? && !is_intact(&headers, &payload)? {
         return Ok(None);
     }
+    let destination = headers.destination()?;
+    let (pktinfo, fragments) = match headers.ipv6 {
+        true => (control.interface6, control.fragment_size6),
+        false => (Some(control.interface), control.fragment_size),
+    };
+    let (tos, flow_label) = headers.tos()?;
     Ok(Some(Queued {
-        source: headers.end_point(12, 0)?,
-        destination: headers.end_point(16, 2)?,
-        ttl: headers.byte(8)?,
-        tos: headers.byte(1)?,
+        source: headers.source()?,
+        destination,
+        ttl: headers.ttl()?,
+        tos,
+        flow_label,
         interface: buffer.get(layout.skb.interface)? as u32,
-        pktinfo_interface: buffer.get(control.interface)? as u32,
-        pktinfo_address: address(buffer.get(control.address)? as u32),
+        pktinfo_interface: buffer.optional(pktinfo)? as u32,
+        pktinfo_address: match headers.ipv6 {
+            true => destination.ip(),
+            false => address(buffer.get(control.address)? as u32).into(),
+        },
         received_at: stamp(buffer, layout)?,
         mark: buffer.get(layout.skb.mark)? as u32,
         priority: buffer.get(layout.skb.priority)? as u32,
         segment_size: buffer.shared(layout.shared.segment_size)? as u16,
-        fragment_size: buffer.optional(control.fragment_size)? as u16,
+        fragment_size: buffer.optional(fragments)? as u16,
         summed: buffer.get(layout.skb.checksum_state)? == CHECKSUM_COMPLETE,
         hardware_time: match layout.shared.hardware_time {
             Some(time) => buffer.shared(time)? != 0,
@@ -287,7 +362,7 @@ fn datagram(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<Option<Queued>>
         security_mark: buffer.optional(layout.skb.security_mark)? != 0,
         drops: buffer.optional(control.drops)? as u32,
         peeked: payload.is_empty() && buffer.get(layout.skb.peeked)? != 0,
-        ip_options: headers.options().to_vec(),
+        ip_options: headers.options(),
         payload,
     }))
 }
@@ -318,11 +393,10 @@ fn is_intact(headers: &Headers<'_>, payload: &[u8]) -> io::Result<bool> {
     let header = header
         .and_then(|rest| rest.get(..UDP_HEADER))
         .ok_or_else(damaged)?;
-    let protocol = headers.byte(9)?;
-    if u64::from(protocol) != IPPROTO_UDP || header.ends_with(&[0, 0]) {
+    if headers.protocol()? != IPPROTO_UDP || header.ends_with(&[0, 0]) {
         return Ok(true);
     }
-    let addresses = headers.bytes.get(12..IP_HEADER).ok_or_else(damaged)?;
+    let addresses = headers.addresses()?;
     let length = (UDP_HEADER + payload.len()) as u64;
     let sum = [addresses, header, payload].into_iter().map(sum);
     let mut sum = sum.sum::<u64>() + IPPROTO_UDP + length;
@@ -349,7 +423,7 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
     let port = u16::from_be(buffer.get(ee.port)? as u16);
     let place = buffer.get(ee.address)? as usize;
     let named = matches!(origin, ORIGIN_LOCAL | ORIGIN_ICMP) || port != 0;
-    let destination = || Ok(SocketAddrV4::new(ip(buffer.window, place)?, port));
+    let destination = || Ok(SocketAddr::new(ip(buffer.window, place)?.into(), port));
     let notice = match origin == ORIGIN_ICMP {
         true => Notice::of(buffer)?,
         false => Notice::default(),
@@ -362,12 +436,14 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
         info: buffer.get(ee.info)? as u32,
         data: buffer.get(ee.data)? as u32,
         statistics: buffer.optional(ee.statistics)? != 0,
-        offender: notice.source.map(|source| SocketAddrV4::new(source, 0)),
+        offender: notice
+            .source
+            .map(|source| SocketAddr::new(source.into(), 0)),
         destination: when(named, destination)?,
         received_at: stamp(buffer, layout)?,
         ttl: notice.ttl,
         tos: notice.tos,
-        local: notice.destination.unwrap_or(Ipv4Addr::UNSPECIFIED),
+        local: notice.destination.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
         rest: notice.rest,
         interface: notice.interface,
         payload,

@@ -12,7 +12,7 @@
 
 use std::ffi::c_int;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
@@ -20,6 +20,7 @@ use sockcr_sys::bpf;
 
 use super::btf::Field;
 use super::gather::Gatherer;
+use super::inet6::Part as Ipv6Part;
 use super::layout::{Functions, Layout, layout};
 use super::program::{
     MEMBERSHIP_SIZE, MEMBERSHIPS, MODE_BYTES, MODE_SOCKET, context, list, program, window,
@@ -31,23 +32,31 @@ use super::{Unavailable, load};
 const LIST_ATTEMPTS: usize = 8;
 /// The bytes of a kernel pointer: BPF knows 64 bits only.
 const POINTER: usize = size_of::<u64>();
+const INET6: u64 = rustix::net::AddressFamily::INET6.as_raw() as u64;
+const DATAGRAM: u64 = rustix::net::SocketType::DGRAM.as_raw() as u64;
+/// `IPPROTO_UDP`
+const UDP: u64 = 17;
+/// `IPPROTO_UDPLITE`
+const UDP_LITE: u64 = 136;
 
 /// How much of [`Hidden`] the kind of socket has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Extent {
     /// `struct sock` alone: neither IPv4 nor IPv6. Addresses, ports and memberships are empty.
     Sock,
-    /// `struct inet_sock`: nothing corked by UDP, no encapsulation.
+    /// `struct inet_sock`, or one for raw sockets: nothing corked by UDP, no encapsulation.
     Inet,
     /// `struct udp_sock`: everything.
     Udp,
 }
 
-/// A multicast membership as the socket asked for it (`struct ip_mreqn`).
+/// A membership as the socket asked for it (`struct ip_mreqn`, `struct ipv6_mreq`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Joined {
-    /// The group.
-    pub group: Ipv4Addr,
+    /// The group, or the anycast address.
+    pub group: IpAddr,
+    /// It is an anycast address (IPV6_JOIN_ANYCAST), not a group.
+    pub anycast: bool,
     /// The address given in place of an interface; 0.0.0.0 when none was.
     pub address: Ipv4Addr,
     /// The interface's index, also of one that is gone.
@@ -73,14 +82,14 @@ pub struct Hidden {
     pub receive_buffer_locked: bool,
     /// The state as in `enum tcp_state`: 1 is connected, 7 is not (`sk_state`).
     pub state: u8,
-    /// The IPv4 peer, 0.0.0.0 when not connected (`inet_daddr`).
-    pub peer_address: Ipv4Addr,
+    /// The peer, 0.0.0.0 or :: when not connected (`inet_daddr`, `sk_v6_daddr`).
+    pub peer_address: IpAddr,
     /// The peer's port, 0 when not connected (`inet_dport`).
     pub peer_port: u16,
-    /// The IPv4 address datagrams are received for (`inet_rcv_saddr`).
-    pub bound_address: Ipv4Addr,
-    /// The IPv4 address datagrams are sent from (`inet_saddr`).
-    pub source_address: Ipv4Addr,
+    /// The address datagrams are received for (`inet_rcv_saddr`, `sk_v6_rcv_saddr`).
+    pub bound_address: IpAddr,
+    /// The address datagrams are sent from (`inet_saddr`, `ipv6_pinfo.saddr`).
+    pub source_address: IpAddr,
     /// The own port, 0 when there is none (`inet_num`). A raw socket has its protocol here.
     pub bound_port: u16,
     /// The TTL that was set; None: none was, the sysctl counts (`uc_ttl`).
@@ -89,7 +98,8 @@ pub struct Hidden {
     pub multicast_address: Ipv4Addr,
     /// The interface of multicast datagrams, of IP_MULTICAST_IF, 0 for none (`mc_index`).
     pub multicast_index: u32,
-    /// The IPv4 groups joined, oldest first (`mc_list`).
+    /// The groups joined, oldest first: of IPv4 (`mc_list`), of IPv6 (`ipv6_mc_list`), and the anycast
+    /// addresses (`ipv6_ac_list`).
     pub memberships: Vec<Joined>,
     /// SO_BUSY_POLL_BUDGET, in datagrams; 0: the default (`sk_busy_poll_budget`).
     pub busy_poll_budget: u16,
@@ -193,6 +203,12 @@ impl Reader {
         };
         let mut hidden = decoder.hidden()?;
         hidden.memberships = self.memberships(descriptor, &page)?;
+        if let Some(part) = decoder.ipv6()? {
+            part.fill(&mut hidden)?;
+            if part.has_memberships()? {
+                hidden.memberships.extend(self.ipv6_memberships(socket)?);
+            }
+        }
         self.drops(&decoder, &mut hidden)?;
         self.reuseport(&decoder, &mut hidden)?;
         Ok(hidden)
@@ -380,7 +396,8 @@ impl Page {
             .map(|index| {
                 let at = list(window) + index * MEMBERSHIP_SIZE;
                 Ok(Joined {
-                    group: address(self.word(at)?),
+                    group: address(self.word(at)?).into(),
+                    anycast: false,
                     address: address(self.word(at + 4)?),
                     interface: self.word(at + 8)?,
                 })
@@ -438,13 +455,25 @@ impl Decoder<'_> {
         Ok(address(self.sock(field)? as u32))
     }
 
-    fn extent(&self) -> Extent {
-        if self.raw.len() >= self.layout.udp.size {
-            Extent::Udp
-        } else if self.raw.len() >= self.layout.inet.size {
-            Extent::Inet
-        } else {
-            Extent::Sock
+    /// As the program has chosen the size.
+    fn extent(&self) -> io::Result<Extent> {
+        let sock = &self.layout.sock;
+        let is_udp = self.sock(sock.kind)? == DATAGRAM
+            && matches!(self.sock(sock.protocol)?, UDP | UDP_LITE);
+        Ok(match self.raw.len() >= self.layout.inet.size {
+            true if is_udp => Extent::Udp,
+            true => Extent::Inet,
+            false => Extent::Sock,
+        })
+    }
+
+    /// Where the IPv6 part of the socket lies in the copy, which has it behind all else.
+    fn ipv6(&self) -> io::Result<Option<Ipv6Part<'_>>> {
+        match &self.layout.inet6 {
+            Some(layout) if self.sock(self.layout.sock.family)? == INET6 => {
+                layout.part(self.raw, self.address)
+            }
+            _ => Ok(None),
         }
     }
 
@@ -453,7 +482,7 @@ impl Decoder<'_> {
         let locks = self.sock(sock.locks)?;
         let flags = self.sock(sock.flags)?;
         Ok(Hidden {
-            extent: self.extent(),
+            extent: self.extent()?,
             family: self.sock(sock.family)? as u16,
             protocol: self.sock(sock.protocol)? as u16,
             send_buffer_locked: locks & 1 != 0,
@@ -461,10 +490,10 @@ impl Decoder<'_> {
             address_locked: locks & 4 != 0,
             port_locked: locks & 8 != 0,
             state: self.sock(sock.state)? as u8,
-            peer_address: Ipv4Addr::UNSPECIFIED,
+            peer_address: Ipv4Addr::UNSPECIFIED.into(),
             peer_port: 0,
-            bound_address: Ipv4Addr::UNSPECIFIED,
-            source_address: Ipv4Addr::UNSPECIFIED,
+            bound_address: Ipv4Addr::UNSPECIFIED.into(),
+            source_address: Ipv4Addr::UNSPECIFIED.into(),
             bound_port: 0,
             unicast_ttl: None,
             multicast_address: Ipv4Addr::UNSPECIFIED,
@@ -491,10 +520,10 @@ impl Decoder<'_> {
 
     fn inet(&self, hidden: &mut Hidden) -> io::Result<()> {
         let (sock, inet) = (&self.layout.sock, &self.layout.inet);
-        hidden.peer_address = self.ip(sock.peer_address)?;
+        hidden.peer_address = self.ip(sock.peer_address)?.into();
         hidden.peer_port = u16::from_be(self.sock(sock.peer_port)? as u16);
-        hidden.bound_address = self.ip(sock.bound_address)?;
-        hidden.source_address = self.ip(inet.source_address)?;
+        hidden.bound_address = self.ip(sock.bound_address)?.into();
+        hidden.source_address = self.ip(inet.source_address)?.into();
         hidden.bound_port = self.sock(sock.port)? as u16;
         hidden.unicast_ttl = u8::try_from(self.sock(inet.unicast_ttl)? as i16).ok();
         hidden.multicast_address = self.ip(inet.multicast_address)?;

@@ -7,6 +7,7 @@ mod udp;
 use crate::error::{Error, ErrorKind};
 use crate::option::Row;
 use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
 /// A kind of socket.
@@ -27,6 +28,23 @@ pub struct Protocol {
     /// The option tables, in the order in which restore writes them.
     pub tables: &'static [&'static [Row]],
 }
+
+impl Protocol {
+    /// Whether its addresses are those of IPv6.
+    pub fn is_ipv6(&self) -> bool {
+        self.family == AF_INET6
+    }
+
+    /// The address of a socket that has none.
+    pub fn any(&self) -> IpAddr {
+        match self.is_ipv6() {
+            true => Ipv6Addr::UNSPECIFIED.into(),
+            false => Ipv4Addr::UNSPECIFIED.into(),
+        }
+    }
+}
+
+const AF_INET6: u32 = 10;
 
 /// All of them.
 pub static ALL: &[&Protocol] = &[&udp::IPV4];

@@ -10,6 +10,7 @@ use crate::report::Report;
 use rustix::io::Errno;
 use sockcr_sys::message::{Outgoing, add_control, send_many};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
@@ -240,7 +241,11 @@ fn send(fd: BorrowedFd<'_>, corked: &Corked, control: &[u8], route: i32) -> io::
 fn control(corked: &Corked, device: u32, options: &Options) -> Vec<u8> {
     let mut control = Vec::new();
     let mut add = |level, kind, data: &[u8]| add_control(&mut control, level, kind, data);
-    let from = [device.to_ne_bytes(), corked.source.octets(), [0; 4]];
+    let source = match corked.source.to_canonical() {
+        IpAddr::V4(source) => source.octets(),
+        IpAddr::V6(_) => [0; 4],
+    };
+    let from = [device.to_ne_bytes(), source, [0; 4]];
     add(IPPROTO_IP, IP_PKTINFO, from.as_flattened());
     if let Some(tos) = corked.tos {
         add(IPPROTO_IP, IP_TOS, &i32::from(tos).to_ne_bytes());

@@ -11,17 +11,20 @@
 //! | yes | no port | IP_BIND_ADDRESS_NO_PORT, bind(address, 0) |
 //! | no | no | IP_LOCAL_PORT_RANGE to just this port, a connect() that fails |
 //!
-//! and then connect(peer).
+//! and then connect(peer). The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
+//! no scope travels with it: the device of a link-local address is that of SO_BINDTODEVICE, which
+//! bind(2) and connect(2) to such an address set (`__inet6_bind`, `__ip6_datagram_connect`).
 
 use crate::kernel::Hidden;
 use crate::netns;
 use crate::option::{self, Options, Value};
+use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
 use rustix::io::Errno;
-use rustix::net::SocketAddrAny;
+use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddrV4, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 const IPPROTO_IP: i32 = 0;
@@ -29,40 +32,42 @@ const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_UNICAST_IF: i32 = 76;
 const LOOPBACK_INDEX: u32 = 1;
 const ESTABLISHED: u8 = 1;
 
 /// The addresses of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// As getsockname(2) tells it; 0.0.0.0:0 when unbound.
-    pub local: SocketAddrV4,
+    /// As getsockname(2) tells it; 0.0.0.0:0 or [::]:0 when unbound.
+    pub local: SocketAddr,
     /// As getpeername(2) tells it, if connected; its port can be 0.
-    pub peer: Option<SocketAddrV4>,
+    pub peer: Option<SocketAddr>,
     /// `SOCK_BINDADDR_LOCK`: disconnecting keeps the local address.
     pub address_locked: bool,
     /// `SOCK_BINDPORT_LOCK`: disconnecting keeps the local port.
     pub port_locked: bool,
     /// `inet_saddr`, where datagrams of a connected socket come from, when it is not `local`.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
 }
 
-impl Default for Endpoint {
-    fn default() -> Endpoint {
+impl Endpoint {
+    /// That of a new socket.
+    pub fn unbound(protocol: &Protocol) -> Endpoint {
         Endpoint {
-            local: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            local: SocketAddr::new(protocol.any(), 0),
             peer: None,
             address_locked: false,
             port_locked: false,
             source: None,
         }
     }
-}
 
-impl Endpoint {
     /// Reads the addresses, and the locks by BPF or by the likeliest guess.
     pub(crate) fn dump(
         fd: BorrowedFd<'_>,
+        protocol: &Protocol,
         hidden: Option<&Hidden>,
         report: &mut Report,
     ) -> io::Result<Endpoint> {
@@ -70,14 +75,14 @@ impl Endpoint {
             return Ok(Endpoint::from_kernel(hidden));
         }
         let peer = match rustix::net::getpeername(fd) {
-            Ok(peer) => peer.map(v4).transpose()?,
+            Ok(peer) => peer.map(plain).transpose()?,
             Err(Errno::NOTCONN) => None,
             Err(error) => return Err(error.into()),
         };
         let mut endpoint = Endpoint {
-            local: v4(rustix::net::getsockname(fd)?)?,
+            local: plain(rustix::net::getsockname(fd)?)?,
             peer,
-            ..Endpoint::default()
+            ..Endpoint::unbound(protocol)
         };
         endpoint.guess(fd, report);
         Ok(endpoint)
@@ -91,8 +96,8 @@ impl Endpoint {
             false => hidden.bound_address,
         };
         Endpoint {
-            local: SocketAddrV4::new(address, hidden.bound_port),
-            peer: connected.then(|| SocketAddrV4::new(hidden.peer_address, hidden.peer_port)),
+            local: SocketAddr::new(address, hidden.bound_port),
+            peer: connected.then(|| SocketAddr::new(hidden.peer_address, hidden.peer_port)),
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
@@ -121,8 +126,8 @@ impl Endpoint {
 
     /// Gives it another local address. Without a peer only bind(2) can have given it one, and locked
     /// it: nothing else can be restored.
-    pub(crate) fn move_to(&mut self, address: Ipv4Addr) {
-        if self.peer.is_none() && *self.local.ip() != address {
+    pub(crate) fn move_to(&mut self, address: IpAddr) {
+        if self.peer.is_none() && self.local.ip() != address {
             self.address_locked = !address.is_unspecified();
         }
         self.local.set_ip(address);
@@ -133,7 +138,7 @@ impl Endpoint {
         self.peer = None;
         self.source = None;
         if !self.address_locked {
-            self.local.set_ip(Ipv4Addr::UNSPECIFIED);
+            self.local.set_ip(any(self.local));
         }
     }
 
@@ -143,8 +148,14 @@ impl Endpoint {
         let address = match text {
             "none" => None,
             text => {
-                let wrong = |_| format!("{text:?} is neither ADDR:PORT nor none");
-                Some(text.parse::<SocketAddrV4>().map_err(wrong)?)
+                let form = match self.local.is_ipv6() {
+                    true => "[ADDR]:PORT",
+                    false => "ADDR:PORT",
+                };
+                let wrong = || format!("{text:?} is neither {form} nor none");
+                let address: SocketAddr = text.parse().map_err(|_| wrong())?;
+                let fits = address.is_ipv6() == self.local.is_ipv6();
+                Some(address).filter(|_| fits).ok_or_else(wrong).map(Some)?
             }
         };
         match (name, address) {
@@ -153,12 +164,15 @@ impl Endpoint {
             (_, None) if self.peer.is_some() => {
                 return Err("a connected socket has a local address: peer=none first".into());
             }
-            (_, None) => *self = Endpoint::default(),
+            (_, None) => {
+                self.local = SocketAddr::new(any(self.local), 0);
+                (self.address_locked, self.port_locked) = (false, false);
+            }
             (_, Some(local)) => {
                 if self.local.port() != local.port() {
                     self.port_locked = local.port() != 0;
                 }
-                self.move_to(*local.ip());
+                self.move_to(local.ip());
                 self.local.set_port(local.port());
             }
         }
@@ -180,6 +194,7 @@ impl Endpoint {
             };
         };
         let directions = Directions {
+            ipv6: peer.ip().to_canonical().is_ipv6(),
             fd,
             options,
             interfaces,
@@ -196,13 +211,13 @@ impl Endpoint {
     fn connect(
         &self,
         fd: BorrowedFd<'_>,
-        peer: SocketAddrV4,
+        peer: SocketAddr,
         directions: &Directions<'_>,
     ) -> Result<(), Failure> {
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
             directions
-                .multicast()
+                .put_multicast_back()
                 .map_err(|error| Failure::at("IP_MULTICAST_IF", error))?;
         }
         connect(fd, peer)
@@ -214,7 +229,7 @@ impl Endpoint {
     fn connect_undirected(
         &self,
         fd: BorrowedFd<'_>,
-        peer: SocketAddrV4,
+        peer: SocketAddr,
         directions: &Directions<'_>,
     ) -> Result<(), Failure> {
         let failed = |error: io::Error| Failure::at("connect without a device", error);
@@ -228,12 +243,12 @@ impl Endpoint {
 
     fn bind(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
         let address = match self.address_locked || self.peer.is_none() {
-            true => *self.local.ip(),
-            false => Ipv4Addr::UNSPECIFIED,
+            true => self.local.ip(),
+            false => any(self.local),
         };
         let port = self.local.port();
         let bind = |port: u16| {
-            let to = SocketAddrV4::new(address, port);
+            let to = SocketAddr::new(address, port);
             rustix::net::bind(fd, &to)
                 .map_err(|error| Failure::at(format!("bind to {}", self.local), error.into()))
         };
@@ -249,26 +264,24 @@ impl Endpoint {
     }
 
     /// Gives the connected socket its source address without locking it, whatever the route would
-    /// choose: to a multicast peer, `__ip4_datagram_connect` takes the source from
-    /// IP_MULTICAST_IF, and a second connect keeps it. Nothing can come in meanwhile, because no
-    /// datagram comes from a multicast address; 224.0.0.1 is not routed.
+    /// choose: a first connect takes it, and a second one keeps it.
     fn choose_source(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
-        let source = self.source.unwrap_or(*self.local.ip());
-        if source.is_unspecified() {
+        let source = self.source.unwrap_or(self.local.ip());
+        if source.to_canonical().is_unspecified() {
             return Ok(());
         }
-        // The loopback device takes any source address; when it is down, the device of the address.
-        let device = bound_device(fd).max(LOOPBACK_INDEX);
-        take_source(fd, source, device)
-            .or_else(|error| take_source(fd, source, 0).map_err(|_| error))
-            .map_err(|error| Failure::at(format!("take source address {source}"), error))
+        match (source, source.to_canonical()) {
+            (_, IpAddr::V4(address)) => take_ipv4(fd, address, source.is_ipv6()),
+            (_, IpAddr::V6(address)) => take_ipv6(fd, address),
+        }
+        .map_err(|error| Failure::at(format!("take source address {source}"), error))
     }
 
     /// The kernel chooses in silence when it cannot do as asked.
     fn check(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
         let got = rustix::net::getsockname(fd).map_err(io::Error::from);
         let got = got
-            .and_then(v4)
+            .and_then(plain)
             .map_err(|e| Failure::at("getsockname", e))?;
         if got == self.local {
             return Ok(());
@@ -286,18 +299,42 @@ impl Endpoint {
     }
 }
 
-fn take_source(fd: BorrowedFd<'_>, source: Ipv4Addr, device: u32) -> io::Result<()> {
-    let request = [
-        Ipv4Addr::UNSPECIFIED.octets(),
-        source.octets(),
-        device.to_ne_bytes(),
-    ];
-    let all_hosts = SocketAddrV4::new(Ipv4Addr::new(224, 0, 0, 1), 9);
-    sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())?;
-    Ok(rustix::net::connect(fd, &all_hosts)?)
+/// To a multicast peer, `__ip4_datagram_connect` takes the source from IP_MULTICAST_IF. Nothing can
+/// come in meanwhile, because no datagram comes from a multicast address; 224.0.0.1 is not routed. The
+/// loopback device takes any source address; when it is down, the device of the address.
+fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<()> {
+    let all_hosts = Ipv4Addr::new(224, 0, 0, 1);
+    let all_hosts = match mapped {
+        true => IpAddr::V6(all_hosts.to_ipv6_mapped()),
+        false => IpAddr::V4(all_hosts),
+    };
+    let take = |device: u32| {
+        let request = [
+            Ipv4Addr::UNSPECIFIED.octets(),
+            source.octets(),
+            device.to_ne_bytes(),
+        ];
+        sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())?;
+        Ok(rustix::net::connect(fd, &SocketAddr::new(all_hosts, 9))?)
+    };
+    take(bound_device(fd).max(LOOPBACK_INDEX))
+        .or_else(|error: io::Error| take(0).map_err(|_| error))
 }
 
-fn connect(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> Result<(), Failure> {
+/// To an address of this host, that address is the source that comes first
+/// (`IPV6_SADDR_RULE_LOCAL`, net/ipv6/addrconf.c). What it sends itself meanwhile is nothing, and the
+/// filter of a socket that is not connected yet lets nothing in (`restore.rs`).
+fn take_ipv6(fd: BorrowedFd<'_>, source: Ipv6Addr) -> io::Result<()> {
+    rustix::net::connect(fd, &SocketAddr::new(source.into(), 9))?;
+    let got = plain(rustix::net::getsockname(fd)?)?.ip();
+    // A group that it is bound to hides the source.
+    match got == source || got.is_multicast() {
+        true => Ok(()),
+        false => Err(Errno::ADDRNOTAVAIL.into()),
+    }
+}
+
+fn connect(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::at(format!("connect to {peer}"), error);
     match rustix::net::connect(fd, &peer) {
         // A broadcast peer, and SO_BROADCAST taken away after it was connected.
@@ -306,7 +343,7 @@ fn connect(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> Result<(), Failure> {
     }
 }
 
-fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> io::Result<()> {
+fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
     rustix::net::sockopt::set_socket_broadcast(fd, true)?;
     rustix::net::connect(fd, &peer)?;
     Ok(rustix::net::sockopt::set_socket_broadcast(fd, false)?)
@@ -314,6 +351,8 @@ fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddrV4) -> io::Result<()> {
 
 /// The options that say by which device to send.
 struct Directions<'a> {
+    /// The peer speaks IPv6.
+    ipv6: bool,
     fd: BorrowedFd<'a>,
     options: &'a Options,
     interfaces: &'a Interfaces,
@@ -321,7 +360,12 @@ struct Directions<'a> {
 
 impl Directions<'_> {
     fn any(&self) -> bool {
-        let names = ["SO_BINDTODEVICE", "IP_UNICAST_IF", "IP_MULTICAST_IF"];
+        let names = [
+            "SO_BINDTODEVICE",
+            "IP_UNICAST_IF",
+            "IP_MULTICAST_IF",
+            "IPV6_UNICAST_IF",
+        ];
         let mut values = names.iter().filter_map(|name| self.options.get(name));
         values.any(|value| !value.is_empty())
     }
@@ -335,14 +379,21 @@ impl Directions<'_> {
         self.put(name, self.options.get(name).unwrap_or(fresh))
     }
 
-    fn multicast(&self) -> io::Result<()> {
-        self.again("IP_MULTICAST_IF", &Value::Pair(0, 0))
+    /// What taking an IPv4 source has changed.
+    fn put_multicast_back(&self) -> io::Result<()> {
+        match self.ipv6 {
+            true => Ok(()),
+            false => self.again("IP_MULTICAST_IF", &Value::Pair(0, 0)),
+        }
     }
 
-    /// From whatever address to whatever peer: on the loopback device there is always a route.
+    /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
     fn to_loopback(&self) -> io::Result<()> {
         if bound_device(self.fd) != 0 {
             self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
+        }
+        if self.ipv6 {
+            return sockcr_sys::sockopt::set(self.fd, IPPROTO_IPV6, IPV6_UNICAST_IF, &[0; 4]);
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -352,8 +403,12 @@ impl Directions<'_> {
 
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
     fn put_back(&self) -> io::Result<()> {
-        self.multicast()?;
-        self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        self.put_multicast_back()?;
+        let unicast = match self.ipv6 {
+            true => "IPV6_UNICAST_IF",
+            false => "IP_UNICAST_IF",
+        };
+        self.again(unicast, &Value::Int(0))?;
         self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
     }
 }
@@ -372,8 +427,18 @@ impl Failure {
     }
 }
 
-fn v4(address: SocketAddrAny) -> io::Result<SocketAddrV4> {
-    Ok(SocketAddrV4::try_from(address)?)
+/// Without scope and flow label.
+pub(crate) fn plain(address: SocketAddrAny) -> io::Result<SocketAddr> {
+    let address = SocketAddr::try_from(address)?;
+    Ok(SocketAddr::new(address.ip(), address.port()))
+}
+
+/// No address of this family.
+fn any(address: SocketAddr) -> IpAddr {
+    match address.is_ipv6() {
+        true => Ipv6Addr::UNSPECIFIED.into(),
+        false => Ipv4Addr::UNSPECIFIED.into(),
+    }
 }
 
 fn only(port: u16) -> u32 {
@@ -411,7 +476,8 @@ fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
 /// (`inet_dgram_connect`). A send without a destination would too, and throw away corked data that
 /// may not be sent any more.
 pub(crate) fn bind_to_any(fd: BorrowedFd<'_>) -> io::Result<()> {
-    let other = SocketAddrV6::new(Ipv6Addr::UNSPECIFIED, 0, 0, 0);
+    // As long as a sockaddr_in6, which comes to be asked for first.
+    let other = SocketAddrUnix::new("an address of another family")?;
     match rustix::net::connect(fd, &other) {
         Ok(()) | Err(Errno::AFNOSUPPORT) => Ok(()),
         Err(error) => Err(error.into()),

@@ -9,6 +9,7 @@
 //! with one, which IP_RECVERR=0 then throws away; the error of the first entry, by taking another
 //! one from before it (`sock_dequeue_err_skb`).
 
+use super::endpoint::plain;
 use super::filter;
 use super::meanwhile::{self, Buffer, Meanwhile};
 use crate::kernel::inject::{Injector, Notice};
@@ -19,7 +20,7 @@ use rustix::io::Errno;
 use rustix::net::{SendFlags, send};
 use sockcr_sys::sockopt;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
@@ -321,17 +322,18 @@ impl<'a> Maker<'a> {
             report.lose("pending error", format!("{error}: no ICMP message says so"));
             return Ok(());
         };
-        let anywhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
         self.notify(&Notice {
-            source: Ipv4Addr::LOCALHOST,
-            local: Ipv4Addr::LOCALHOST,
+            source: here,
+            local: here,
+            device: 0,
             ttl: 64,
             tos: 0,
             kind,
             code,
             rest: [0; 4],
             received_at: 0,
-            destination: anywhere,
+            destination: SocketAddr::new(here, 9),
             payload: &[],
         })?;
         if !stays {
@@ -344,10 +346,11 @@ impl<'a> Maker<'a> {
     fn hear(&mut self, entry: &ErrorEntry) -> io::Result<()> {
         let extended = i32::from(entry.data != 0);
         meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR_RFC4884, extended)?;
-        let nowhere = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
         self.notify(&Notice {
-            source: entry.offender.map_or(Ipv4Addr::UNSPECIFIED, |by| *by.ip()),
+            source: entry.offender.map_or(nowhere.ip(), |by| by.ip()),
             local: entry.local,
+            device: 0,
             ttl: entry.ttl,
             tos: entry.tos,
             kind: entry.kind,
@@ -370,7 +373,7 @@ impl<'a> Maker<'a> {
     fn take_port(&mut self) -> io::Result<u16> {
         meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, LOOPBACK)?;
         super::endpoint::bind_to_any(self.fd)?;
-        let name = SocketAddrV4::try_from(rustix::net::getsockname(self.fd)?)?;
+        let name = plain(rustix::net::getsockname(self.fd)?)?;
         self.port = Some(name.port());
         Ok(name.port())
     }
@@ -416,7 +419,7 @@ impl<'a> Maker<'a> {
     /// the devices that the socket names, without those that it may have named since, or by any other
     /// one, as a bound address may have chosen it. Where no route has it, what becomes of the last one
     /// is told.
-    fn find_route(&self, to: SocketAddrV4, told: u32) -> io::Result<usize> {
+    fn find_route(&self, to: SocketAddr, told: u32) -> io::Result<usize> {
         let own = [(self.device, self.unicast), (self.device, 0)];
         let others = devices(self.fd)?.into_iter().map(|device| (device, 0));
         let mut error = None;

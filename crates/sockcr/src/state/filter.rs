@@ -114,6 +114,26 @@ pub(crate) fn block(fd: BorrowedFd<'_>) -> io::Result<()> {
     sockopt::attach_filter(fd, Place::Filter, &[NOTHING])
 }
 
+/// Lets in only packets with this hash (`skb->hash`).
+pub(crate) fn only_hash(fd: BorrowedFd<'_>, hash: i32) -> io::Result<()> {
+    const LOAD: u16 = 0x20;
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    const RETURN: u16 = 0x06;
+    // `SKF_AD_OFF + SKF_AD_RXHASH`
+    let place = -0x1000_i32 + 32;
+    let code = |code: u16, otherwise: u8, k: i32| {
+        let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), k.to_ne_bytes());
+        [c0, c1, 0, otherwise, k0, k1, k2, k3]
+    };
+    let program = [
+        code(LOAD, 0, place),
+        code(JUMP_IF_EQUAL, 1, hash),
+        code(RETURN, 0, -1),
+        code(RETURN, 0, 0),
+    ];
+    sockopt::attach_filter(fd, Place::Filter, &program)
+}
+
 /// Takes away the filter of [`block`].
 pub(crate) fn unblock(fd: BorrowedFd<'_>) -> io::Result<()> {
     sockopt::set(fd, SOL_SOCKET, SO_DETACH_FILTER, &[0; 4])

@@ -19,6 +19,7 @@
 //! over an empty datagram that was looked at once (`skb->peeked`), unless it is the first and
 //! SO_PEEK_OFF is off: what the queue takes of memory tells whether there may be such.
 
+use super::endpoint::plain;
 use super::meanwhile::{get, set};
 use super::receive_queue::Datagram;
 use super::shutdown::poll_now;
@@ -30,7 +31,7 @@ use sockcr_sys::guard::{Guard, Step};
 use sockcr_sys::message::{Batch, Message, control_messages};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 const SOL_SOCKET: i32 = 1;
@@ -192,7 +193,7 @@ pub(super) fn look(fd: BorrowedFd<'_>, room: &mut Batch) -> io::Result<Vec<Seen>
             "not empty, and there are errors: without CAP_BPF reading it would take a pending one",
         ));
     }
-    let local = local(fd)?;
+    let local = plain(rustix::net::getsockname(fd)?)?;
     let received = match room.receive(fd, MSG_PEEK) {
         Err(error) if Errno::from_io_error(&error) == Some(Errno::AGAIN) => return Ok(Vec::new()),
         Err(error) => {
@@ -208,23 +209,22 @@ pub(super) fn look(fd: BorrowedFd<'_>, room: &mut Batch) -> io::Result<Vec<Seen>
         .collect()
 }
 
-fn local(fd: BorrowedFd<'_>) -> io::Result<SocketAddrV4> {
-    Ok(SocketAddrV4::try_from(rustix::net::getsockname(fd)?)?)
-}
-
-fn seen_of(message: &Message<'_>, local: SocketAddrV4) -> io::Result<Seen> {
+fn seen_of(message: &Message<'_>, local: SocketAddr) -> io::Result<Seen> {
     if message.flags & (MSG_TRUNC | MSG_CTRUNC) != 0 {
         return Err(io::Error::other("one is longer than a datagram can be"));
     }
     let source = message.source;
+    let source = source.ok_or_else(|| io::Error::other("one has no source address"))?;
+    let mapped = source.ip().to_canonical();
     let mut seen = Seen {
         datagram: Datagram {
-            source: source.ok_or_else(|| io::Error::other("one has no source address"))?,
-            destination: local,
+            source: SocketAddr::new(mapped, source.port()),
+            destination: SocketAddr::new(as_it_came(local.ip(), mapped), local.port()),
             ttl: 0,
             tos: 0,
-            interface: 0,
-            local: Ipv4Addr::UNSPECIFIED,
+            flow_label: 0,
+            interface: scope_of(source),
+            local: as_it_came(Ipv6Addr::UNSPECIFIED.into(), mapped),
             received_at: 0,
             mark: 0,
             priority: 0,
@@ -242,6 +242,22 @@ fn seen_of(message: &Message<'_>, local: SocketAddrV4) -> io::Result<Seen> {
     Ok(seen)
 }
 
+/// An address of the socket in the family by which a datagram came from `source`.
+fn as_it_came(address: IpAddr, source: IpAddr) -> IpAddr {
+    match (address.to_canonical(), source) {
+        (IpAddr::V6(_), IpAddr::V4(_)) => Ipv4Addr::UNSPECIFIED.into(),
+        (address, _) => address,
+    }
+}
+
+/// The device that the scope of a link-local source names.
+fn scope_of(source: SocketAddr) -> u32 {
+    match source {
+        SocketAddr::V6(source) => source.scope_id(),
+        SocketAddr::V4(_) => 0,
+    }
+}
+
 impl Seen {
     fn learn(&mut self, level: i32, kind: i32, payload: &[u8]) {
         let datagram = &mut self.datagram;
@@ -256,13 +272,13 @@ impl Seen {
             (IPPROTO_IP, IP_RECVOPTS) => datagram.options = payload.to_vec(),
             (IPPROTO_IP, IP_PKTINFO) => {
                 datagram.interface = number;
-                datagram.local = word(4).into();
-                datagram.destination.set_ip(word(8).into());
+                datagram.local = IpAddr::from(word(4));
+                datagram.destination.set_ip(IpAddr::from(word(8)));
             }
             (IPPROTO_IP, IP_RECVORIGDSTADDR) => {
                 let [_, _, high, low] = word(0);
-                datagram.destination =
-                    SocketAddrV4::new(word(4).into(), u16::from_be_bytes([high, low]));
+                let port = u16::from_be_bytes([high, low]);
+                datagram.destination = SocketAddr::new(IpAddr::from(word(4)), port);
             }
             (IPPROTO_IP, IP_RECVFRAGSIZE) => self.fragment = number > 0,
             (SOL_SOCKET, SO_MARK) => datagram.mark = number,
@@ -324,7 +340,7 @@ fn tell(fd: BorrowedFd<'_>, seen: &[Seen], report: &mut Report) -> io::Result<()
         is_on(IPPROTO_IP, IP_PKTINFO)?,
         is_on(IPPROTO_IP, IP_RECVORIGDSTADDR)?,
     );
-    if !info && !original && local(fd)?.ip().is_unspecified() {
+    if !info && !original && plain(rustix::net::getsockname(fd)?)?.ip().is_unspecified() {
         report.lose(
             "receive queue: destination",
             "bound to every address, and IP_PKTINFO and IP_RECVORIGDSTADDR are off",

@@ -12,7 +12,7 @@
 //!
 //! A receive time cannot be given this way, and what came differs where the look says so.
 
-use super::endpoint::Failure;
+use super::endpoint::{Failure, plain};
 use super::filter;
 use super::interfaces::Interfaces;
 use super::meanwhile::{Buffer, Meanwhile, get, set};
@@ -27,7 +27,7 @@ use sockcr_sys::sockopt::{Instruction, Place, attach_filter};
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -109,7 +109,7 @@ pub(super) fn restore(
 /// Why packets for this socket could be somebody else's.
 fn obstacle(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     let shared = get(fd, SOL_SOCKET, SO_REUSEADDR)? != 0 || get(fd, SOL_SOCKET, SO_REUSEPORT)? != 0;
-    let name = SocketAddrV4::try_from(rustix::net::getsockname(fd)?)?;
+    let name = plain(rustix::net::getsockname(fd)?)?;
     Ok(if name.port() == 0 {
         Some("a queue can be put back only into a socket with a port")
     } else if shared {
@@ -136,8 +136,8 @@ struct Filling<'a> {
     fd: BorrowedFd<'a>,
     raw: OwnedFd,
     meanwhile: Meanwhile<'a>,
-    local: SocketAddrV4,
-    peer: Option<SocketAddrV4>,
+    local: SocketAddr,
+    peer: Option<SocketAddr>,
     /// The device it is bound to; 0: none.
     bound: u32,
     id: u16,
@@ -157,8 +157,8 @@ impl<'a> Filling<'a> {
             fd,
             raw,
             meanwhile: Meanwhile::new(fd),
-            local: SocketAddrV4::try_from(rustix::net::getsockname(fd)?)?,
-            peer: peer.and_then(|peer| SocketAddrV4::try_from(peer).ok()),
+            local: plain(rustix::net::getsockname(fd)?)?,
+            peer: peer.and_then(|peer| plain(peer).ok()),
             bound: get(fd, SOL_SOCKET, SO_BINDTOIFINDEX)? as u32,
             id: secret(),
             mark: 0,
@@ -240,11 +240,13 @@ impl<'a> Filling<'a> {
     /// place of the source 0.0.0.0.
     fn unsendable(&self, datagram: &Datagram) -> Option<&'static str> {
         let (to, bound) = (datagram.destination, self.local.ip());
-        let stranger = |peer: SocketAddrV4| {
+        let stranger = |peer: SocketAddr| {
             let other = peer.port() != 0 && peer.port() != datagram.source.port();
             other || peer.ip() != datagram.source.ip()
         };
-        if to.port() != self.local.port() || !(bound.is_unspecified() || bound == to.ip()) {
+        if to.is_ipv6() || self.local.is_ipv6() {
+            Some("what came to a socket of IPv6")
+        } else if to.port() != self.local.port() || !(bound.is_unspecified() || bound == to.ip()) {
             Some("what came to another address")
         } else if self.peer.is_some_and(stranger) {
             Some("what came from others before it was connected")
@@ -284,7 +286,7 @@ impl<'a> Filling<'a> {
             );
         }
         let one = Outgoing {
-            to: SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0),
+            to: SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
             control: &control,
             parts: [&header(datagram, self.id), &datagram.payload],
         };
@@ -374,7 +376,11 @@ fn header(datagram: &Datagram, id: u16) -> Vec<u8> {
     let [id0, id1] = id.to_be_bytes();
     let mut bytes = vec![VERSION_AND_LENGTH, datagram.tos, 0, 0, id0, id1, 0, 0];
     bytes.extend([datagram.ttl, UDP, 0, 0]);
-    bytes.extend([from.ip().octets(), to.ip().octets()].as_flattened());
+    for ip in [from.ip(), to.ip()] {
+        if let IpAddr::V4(ip) = ip {
+            bytes.extend(ip.octets());
+        }
+    }
     for word in [from.port(), to.port(), length, 0] {
         bytes.extend(word.to_be_bytes());
     }

@@ -12,7 +12,7 @@ use crate::report::Report;
 use rustix::net::{RecvFlags, recv};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 /// More empty datagrams that somebody has peeked at are not worth the time of the looks.
@@ -24,17 +24,19 @@ const SO_PEEK_OFF: i32 = 42;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Datagram {
     /// Where it came from; address and port may be 0.
-    pub source: SocketAddrV4,
+    pub source: SocketAddr,
     /// Where it went to.
-    pub destination: SocketAddrV4,
-    /// IP_RECVTTL.
+    pub destination: SocketAddr,
+    /// IP_RECVTTL, IPV6_RECVHOPLIMIT.
     pub ttl: u8,
-    /// IP_RECVTOS.
+    /// IP_RECVTOS, IPV6_RECVTCLASS.
     pub tos: u8,
-    /// The device that IP_PKTINFO tells, by index; 0: none, because it was off at arrival.
+    /// IPV6_FLOWINFO, without the traffic class; 0 for IPv4.
+    pub flow_label: u32,
+    /// The device that IP_PKTINFO or IPV6_PKTINFO tells, by index; 0: none, because it was off at arrival.
     pub interface: u32,
-    /// The local address that IP_PKTINFO tells.
-    pub local: Ipv4Addr,
+    /// The local address that IP_PKTINFO or IPV6_PKTINFO tells.
+    pub local: IpAddr,
     /// When it arrived, in nanoseconds since the epoch; 0: not stamped.
     pub received_at: i64,
     /// SO_RCVMARK.
@@ -43,7 +45,8 @@ pub struct Datagram {
     pub priority: u32,
     /// What UDP_GRO tells; 0 for a single datagram.
     pub segment: u32,
-    /// The options of its IP header.
+    /// The options of its IP header; of IPv6 the extension headers, and before them one byte, the kind of
+    /// the first.
     pub options: Vec<u8>,
     /// It is empty, and somebody has peeked at it: who peeks with SO_PEEK_OFF does not see it again.
     pub peeked: bool,
@@ -128,6 +131,7 @@ impl From<Queued> for Datagram {
             destination: queued.destination,
             ttl: queued.ttl,
             tos: queued.tos,
+            flow_label: queued.flow_label,
             interface: queued.pktinfo_interface,
             local: queued.pktinfo_address,
             received_at: queued.received_at,
@@ -155,6 +159,7 @@ pub(crate) fn restore(
         destination: datagram.destination,
         ttl: datagram.ttl,
         tos: datagram.tos,
+        flow_label: datagram.flow_label,
         interface: devices.get(&datagram.interface).copied().unwrap_or(0),
         local: (datagram.interface != 0).then_some(datagram.local),
         received_at: datagram.received_at,

@@ -1,7 +1,7 @@
 //! The queue of one socket being filled.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
 
@@ -32,7 +32,8 @@ pub struct Filling<'a> {
     ways: Vec<Way>,
     /// How long the queue is to be.
     queued: usize,
-    /// Whether the last packet went as to a group.
+    /// Whether a packet went by IPv4, and the last one as to a group.
+    any_ipv4: bool,
     last_group: bool,
 }
 
@@ -42,9 +43,10 @@ impl<'a> Filling<'a> {
         let queued = injector.reader.read(socket)?.receive_queue as usize;
         let filling = Self {
             injector,
-            target: Target::prepare(socket)?,
+            target: Target::prepare(socket, injector.secret)?,
             ways,
             queued,
+            any_ipv4: false,
             last_group: false,
         };
         filling.open()?;
@@ -96,11 +98,12 @@ impl<'a> Filling<'a> {
         };
         self.target.tell(first.tells)?;
         self.write(run)?;
-        let sent = match self.injector.sender.send(run, ways) {
+        let sent = match self.injector.sender(first.ipv6)?.send(run, ways) {
             Ok(sent) => sent,
             Err(error) => return Ok(Sent::None(error)),
         };
         let last = sent.checked_sub(1).and_then(|last| ways.get(last));
+        self.any_ipv4 |= !first.ipv6;
         self.last_group = last.map_or(self.last_group, |way| way.group);
         self.queued += sent;
         self.arrived(sent)?;
@@ -189,15 +192,16 @@ impl<'a> Filling<'a> {
     fn leave_route(&self) -> io::Result<()> {
         let before = self.injector.reader.read(self.target.socket)?;
         let group = !before.memberships.is_empty();
-        if group == self.last_group {
+        if !self.any_ipv4 || group == self.last_group {
             return Ok(());
         }
-        let nowhere = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 9);
+        let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9);
         let packet = Datagram {
             source: nowhere,
             destination: nowhere,
             ttl: 1,
             tos: 0,
+            flow_label: 0,
             interface: 0,
             local: None,
             received_at: 0,
@@ -213,7 +217,7 @@ impl<'a> Filling<'a> {
             device: if group { LOOPBACK } else { 0 },
             ..Way::of(&packet)
         };
-        self.injector.sender.send(&[packet], &[way])?;
+        self.injector.sender(false)?.send(&[packet], &[way])?;
         let end = Instant::now() + PATIENCE;
         while self.injector.reader.read(self.target.socket)?.drops == before.drops {
             if Instant::now() > end {

@@ -1,7 +1,7 @@
 //! ICMP messages about datagrams that a socket sent once.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 use std::time::Instant;
 
@@ -27,7 +27,9 @@ impl Injector {
         let before = self.reader.read(socket)?.error_queue;
         let body = quoted(port, notice).ok_or(io::ErrorKind::InvalidInput)?;
         self.write(record::encode_notice(notice, &body)?.to_vec())?;
-        self.sender.send_tagged(&body)?;
+        let ipv6 = notice.local.is_ipv6();
+        self.channel(ipv6)?;
+        self.sender(ipv6)?.send_tagged(notice.device, &body)?;
         let end = Instant::now() + PATIENCE;
         while self.reader.read(socket)?.error_queue == before {
             if Instant::now() > end {
@@ -54,16 +56,21 @@ impl Injector {
 /// The datagram as the message quotes it: its headers and the beginning of its data.
 fn quoted(port: u16, notice: &Notice<'_>) -> Option<Vec<u8>> {
     let size = record::UDP_HEADER_SIZE + notice.payload.len();
+    let here = match notice.destination.is_ipv6() {
+        true => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        false => IpAddr::V4(Ipv4Addr::LOCALHOST),
+    };
     let header = record::IpHeader {
-        source: Ipv4Addr::LOCALHOST,
-        destination: *notice.destination.ip(),
+        source: here,
+        destination: notice.destination.ip(),
         ttl: TTL,
         tos: 0,
+        flow_label: 0,
         protocol: UDP,
         options: &[],
         size,
     };
-    let source = SocketAddrV4::new(Ipv4Addr::LOCALHOST, port);
+    let source = SocketAddr::new(here, port);
     let udp = record::udp_header(source, notice.destination, u16::try_from(size).ok()?);
     Some([&header.bytes()?, &udp[..], notice.payload].concat())
 }

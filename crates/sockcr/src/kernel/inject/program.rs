@@ -6,7 +6,7 @@ use crate::kernel::assembler::{
     AssembleError, Assembler, Condition, Helper, Label, Register, Width,
 };
 
-use super::record::{self, HEADER, RECORDS};
+use super::record::{self, HEADER, HEADER6, RECORDS};
 
 /// What the IP header of a packet of ours says it carries ("for experimentation", RFC 3692): no
 /// UDP socket can ever get one that did not become a datagram again.
@@ -27,25 +27,51 @@ mod context {
     pub const TIME: usize = 152;
 }
 
-/// Members of `struct iphdr` and of the UDP header after one without options.
-mod packet {
-    pub const TOS: i32 = 1;
-    pub const PROTOCOL: i32 = 9;
-    pub const SOURCE_PORT: i32 = 20;
-    pub const DESTINATION_PORT: i32 = 22;
+/// What differs between the two protocols.
+struct Headers {
+    /// The first four bits.
+    version: i32,
+    /// The bytes of the header without options.
+    size: usize,
+    /// Where it says what it carries.
+    protocol: i32,
+    /// Where a packet that is sent in segments has the number of its record.
+    number: i32,
+    /// For the verifier: the bytes that options may take, never beyond the record.
+    options_mask: i32,
 }
+
+/// `struct iphdr`, whose number is in the TOS.
+const IPV4: Headers = Headers {
+    version: 0x40,
+    size: HEADER,
+    protocol: 9,
+    number: 1,
+    options_mask: 0x3c,
+};
+
+/// `struct ipv6hdr`, whose number is the hop limit.
+const IPV6: Headers = Headers {
+    version: 0x60,
+    size: HEADER6,
+    protocol: 6,
+    number: 7,
+    options_mask: 0xf8,
+};
 
 /// Places on the stack.
 const KEY: i32 = -4;
 /// The UDP header of a packet of ours: the number of its record, and the secret.
 const TAG: i32 = -16;
-const FRONT: i32 = -48;
-/// The bytes at `FRONT`: both headers, without options.
-const FRONT_SIZE: i32 = 28;
+const FRONT: i32 = -64;
+/// The bytes of a UDP header.
+const UDP_SIZE: usize = 8;
 
 /// What the program is made for.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
+    /// For packets of IPv6.
+    pub ipv6: bool,
     /// Where the IP header begins in packets at this device.
     pub base: i32,
     /// What nobody else knows, positive.
@@ -56,6 +82,12 @@ pub struct Plan<'a> {
     pub records: BorrowedFd<'a>,
     /// The socket.
     pub target: BorrowedFd<'a>,
+}
+
+impl Plan<'_> {
+    fn headers(&self) -> &'static Headers {
+        if self.ipv6 { &IPV6 } else { &IPV4 }
+    }
 }
 
 const SKB: Register = Register::R6;
@@ -94,14 +126,19 @@ pub fn program(plan: Plan<'_>) -> Result<Vec<u8>, AssembleError> {
 /// Finds the number of the record, or lets the packet go its way.
 fn recognise(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     let (tagged, found) = (code.label(), code.label());
+    let headers = plan.headers();
     code.set(Register::R2, plan.base);
-    load_bytes(code, FRONT, FRONT_SIZE, exits.next);
+    load_bytes(code, FRONT, (headers.size + UDP_SIZE) as i32, exits.next);
+    let first = Register::R1;
+    code.load_at(Width::Byte, first, Register::Frame, FRONT);
+    code.mask(first, 0xf0);
+    code.jump_if(first, Condition::Different, headers.version, exits.next);
     let protocol = Register::R1;
     code.load_at(
         Width::Byte,
         protocol,
         Register::Frame,
-        FRONT + packet::PROTOCOL,
+        FRONT + headers.protocol,
     );
     code.jump_if(
         protocol,
@@ -110,29 +147,36 @@ fn recognise(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
         tagged,
     );
     code.jump_if(protocol, Condition::Different, UDP, exits.next);
-    segmented(code, plan.port, exits);
+    segmented(code, plan, exits);
     code.jump(found);
     code.place(tagged);
     read_tag(code, plan, exits);
     code.place(found);
 }
 
-/// From our port to our port nobody else sends; the TOS byte is the number.
-fn segmented(code: &mut Assembler, port: u16, exits: &Exits) {
-    for place in [packet::SOURCE_PORT, packet::DESTINATION_PORT] {
-        let value = i32::from(u16::from_ne_bytes(port.to_be_bytes()));
-        code.load_at(Width::Half, Register::R1, Register::Frame, FRONT + place);
+/// From our port to our port nobody else sends.
+fn segmented(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
+    let headers = plan.headers();
+    for place in [headers.size, headers.size + 2] {
+        let value = i32::from(u16::from_ne_bytes(plan.port.to_be_bytes()));
+        let place = FRONT + place as i32;
+        code.load_at(Width::Half, Register::R1, Register::Frame, place);
         code.jump_if(Register::R1, Condition::Different, value, exits.next);
     }
-    code.load_at(Width::Byte, NUMBER, Register::Frame, FRONT + packet::TOS);
+    let number = FRONT + headers.number;
+    code.load_at(Width::Byte, NUMBER, Register::Frame, number);
 }
 
-/// The tag is where the UDP header will be, behind the options.
+/// The tag is where the UDP header will be, behind the options of IPv4; behind the header of IPv6.
 fn read_tag(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
-    code.load_at(Width::Byte, Register::R2, Register::Frame, FRONT);
-    code.mask(Register::R2, 0x0f);
-    code.multiply(Register::R2, size_of::<u32>());
-    code.add(Register::R2, plan.base);
+    if plan.ipv6 {
+        code.set(Register::R2, plan.base + HEADER6 as i32);
+    } else {
+        code.load_at(Width::Byte, Register::R2, Register::Frame, FRONT);
+        code.mask(Register::R2, 0x0f);
+        code.multiply(Register::R2, size_of::<u32>());
+        code.add(Register::R2, plan.base);
+    }
     load_bytes(code, TAG, 8, exits.next);
     code.load_at(Width::Word, Register::R1, Register::Frame, TAG + 4);
     code.jump_if(Register::R1, Condition::Different, plan.secret, exits.next);
@@ -163,10 +207,10 @@ fn find_record(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
 
 /// Gives the packet its true headers, receive time and mark. Its length does not change.
 fn rewrite(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
+    let headers = plan.headers();
     code.load(Width::Word, LENGTH, RECORD, record::OPTIONS_LENGTH);
-    // For the verifier: with the mask, never beyond the record.
-    code.mask(LENGTH, 0x3c);
-    code.advance(LENGTH, HEADER);
+    code.mask(LENGTH, headers.options_mask);
+    code.advance(LENGTH, headers.size);
     code.set(Register::R2, plan.base);
     store_bytes(code, record::IP_HEADER, LENGTH, exits);
     code.set(Register::R2, plan.base);
@@ -193,11 +237,15 @@ fn store_bytes(code: &mut Assembler, from: usize, length: Register, exits: &Exit
     code.jump_if(Register::R0, Condition::Different, 0, exits.drop);
 }
 
-/// `bpf_sk_assign`: no lookup by address will be made (`inet_steal_sock`).
+/// `bpf_sk_assign`: no lookup by address will be made (`inet_steal_sock`). The hash is what the filter
+/// of the socket knows our packets by ([`super::target`]).
 fn assign(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     let pass = code.label();
     code.load(Width::Word, Register::R1, RECORD, record::ASSIGNED);
     code.jump_if(Register::R1, Condition::Equal, 0, pass);
+    code.copy(Register::R1, SKB);
+    code.set(Register::R2, plan.secret);
+    code.call(Helper::SetHash);
     code.look_up(plan.target, KEY, exits.drop);
     code.copy(NUMBER, Register::R0);
     code.copy(Register::R1, SKB);

@@ -1,7 +1,7 @@
 //! What the program at the device knows of one datagram: its true headers, receive time, mark.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use super::{Datagram, Notice};
 
@@ -10,14 +10,19 @@ pub const RECORDS: usize = 256;
 
 /// `struct iphdr` without options.
 pub const HEADER: usize = 20;
+/// `struct ipv6hdr`
+pub const HEADER6: usize = 40;
 /// The most bytes of IP options.
 pub const OPTIONS_LIMIT: usize = 40;
+/// The most bytes of extension headers: what the reader's window shows of a datagram (`walk`).
+pub const EXTENSIONS_LIMIT: usize = 208;
 /// `struct udphdr`
 pub const UDP_HEADER_SIZE: usize = 8;
 
 /// The places in a record.
 pub const IP_HEADER: usize = 0;
-pub const UDP_HEADER: usize = IP_HEADER + HEADER + OPTIONS_LIMIT;
+/// With room for what a mask lets the program write (`Headers::options_mask`).
+pub const UDP_HEADER: usize = IP_HEADER + HEADER6 + 248;
 pub const OPTIONS_LENGTH: usize = UDP_HEADER + UDP_HEADER_SIZE;
 pub const MARK: usize = OPTIONS_LENGTH + 4;
 /// Written by the program: the packet came and was given to the socket.
@@ -29,7 +34,9 @@ pub const ASSIGNED: usize = PRIORITY + 4;
 pub const SIZE: usize = ASSIGNED + 4;
 
 const VERSION: u8 = 0x40;
+const VERSION6: u32 = 6 << 28;
 const ICMP: u8 = 1;
+const ICMPV6: u8 = 58;
 const UDP: u8 = 17;
 const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0];
 /// IPOPT_NOP, harmless wherever a packet passes on its way to the program.
@@ -58,10 +65,11 @@ pub fn encode(datagram: &Datagram<'_>) -> io::Result<[u8; SIZE]> {
     let udp_total = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
     fill(&Parts {
         header: IpHeader {
-            source: *datagram.source.ip(),
-            destination: *datagram.destination.ip(),
+            source: datagram.source.ip(),
+            destination: datagram.destination.ip(),
             ttl: datagram.ttl,
             tos: datagram.tos,
+            flow_label: datagram.flow_label,
             protocol: UDP,
             options: &options,
             size,
@@ -80,7 +88,8 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     let [kind, code, _, _, rest @ ..] = &mut head;
     (*kind, *code) = (notice.kind, notice.code);
     rest.copy_from_slice(&notice.rest);
-    let mut whole = [&head, body].concat();
+    let size = UDP_HEADER_SIZE + body.len();
+    let mut whole = [&pseudo_header(notice, size)[..], &head, body].concat();
     whole.resize(whole.len().next_multiple_of(2), 0);
     let sum = checksum(&whole).to_be_bytes();
     let [_, _, high, low, ..] = &mut head;
@@ -91,9 +100,13 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
             destination: notice.local,
             ttl: notice.ttl,
             tos: notice.tos,
-            protocol: ICMP,
+            flow_label: 0,
+            protocol: match notice.local {
+                IpAddr::V4(_) => ICMP,
+                IpAddr::V6(_) => ICMPV6,
+            },
             options: &[],
-            size: UDP_HEADER_SIZE + body.len(),
+            size,
         },
         head,
         mark: 0,
@@ -103,10 +116,21 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     })
 }
 
+/// What the checksum of ICMPv6 covers besides.
+fn pseudo_header(notice: &Notice<'_>, size: usize) -> Vec<u8> {
+    let (IpAddr::V6(from), IpAddr::V6(to)) = (notice.source, notice.local) else {
+        return Vec::new();
+    };
+    let mut bytes = [from.octets(), to.octets()].concat();
+    bytes.extend((size as u32).to_be_bytes());
+    bytes.extend(u32::from(ICMPV6).to_be_bytes());
+    bytes
+}
+
 fn fill(parts: &Parts<'_>) -> io::Result<[u8; SIZE]> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
     let header = parts.header.bytes().ok_or_else(invalid)?;
-    let length = parts.header.options.len() as u32;
+    let length = parts.header.options_size() as u32;
     let places: [(usize, &[u8]); 7] = [
         (IP_HEADER, &header),
         (UDP_HEADER, &parts.head),
@@ -130,28 +154,52 @@ pub fn was_seen(record: &[u8]) -> bool {
     seen.is_some_and(|seen| seen != [0; 4])
 }
 
-/// The options, to a multiple of four bytes; None: too many.
+/// The options, to a multiple of four bytes; of IPv6 the extension headers behind the kind of the
+/// first. None: too many, or no whole ones.
 pub fn padded_options(datagram: &Datagram<'_>) -> Option<Vec<u8>> {
-    let mut options = before_arrival(datagram.ip_options, *datagram.destination.ip());
+    let IpAddr::V4(here) = datagram.destination.ip() else {
+        let headers = datagram.ip_options.len().saturating_sub(1);
+        let whole = headers.is_multiple_of(8) && (headers != 0) != datagram.ip_options.is_empty();
+        return (whole && headers <= EXTENSIONS_LIMIT).then(|| datagram.ip_options.to_vec());
+    };
+    let mut options = before_arrival(datagram.ip_options, here);
     options.resize(options.len().next_multiple_of(4), 0);
     (options.len() <= OPTIONS_LIMIT).then_some(options)
 }
 
-/// `struct iphdr` of a packet.
+/// The IP header of a packet.
 pub struct IpHeader<'a> {
-    pub source: Ipv4Addr,
-    pub destination: Ipv4Addr,
+    pub source: IpAddr,
+    pub destination: IpAddr,
     pub ttl: u8,
     pub tos: u8,
+    pub flow_label: u32,
     pub protocol: u8,
+    /// As [`padded_options`] gives them.
     pub options: &'a [u8],
-    /// The bytes behind the header.
+    /// The bytes behind the header and its options.
     pub size: usize,
 }
 
 impl IpHeader<'_> {
-    /// None: the packet would be too long.
+    /// None: the packet would be too long, or its addresses are not of one family.
     pub fn bytes(&self) -> Option<Vec<u8>> {
+        match (self.source, self.destination) {
+            (IpAddr::V4(from), IpAddr::V4(to)) => self.ipv4(from, to),
+            (IpAddr::V6(from), IpAddr::V6(to)) => self.ipv6([from.octets(), to.octets()]),
+            _ => None,
+        }
+    }
+
+    /// The bytes that the options take.
+    fn options_size(&self) -> usize {
+        match self.destination {
+            IpAddr::V4(_) => self.options.len(),
+            IpAddr::V6(_) => self.options.len().saturating_sub(1),
+        }
+    }
+
+    fn ipv4(&self, from: Ipv4Addr, to: Ipv4Addr) -> Option<Vec<u8>> {
         let length = HEADER + self.options.len();
         let total = u16::try_from(length + self.size).ok()?;
         let mut header = vec![VERSION | (length / 4) as u8, self.tos];
@@ -159,17 +207,32 @@ impl IpHeader<'_> {
         header.extend([0, 0]);
         header.extend(DO_NOT_FRAGMENT);
         header.extend([self.ttl, self.protocol, 0, 0]);
-        header.extend(self.source.octets());
-        header.extend(self.destination.octets());
+        header.extend(from.octets());
+        header.extend(to.octets());
         header.extend(self.options);
         let sum = checksum(&header).to_be_bytes();
         header.get_mut(10..12)?.copy_from_slice(&sum);
         Some(header)
     }
+
+    fn ipv6(&self, addresses: [[u8; 16]; 2]) -> Option<Vec<u8>> {
+        let (next, extensions) = match self.options.split_first() {
+            Some((first, rest)) => (*first, rest),
+            None => (self.protocol, &[][..]),
+        };
+        let total = u16::try_from(extensions.len() + self.size).ok()?;
+        let word = VERSION6 | u32::from(self.tos) << 20 | self.flow_label & 0xf_ffff;
+        let mut header = word.to_be_bytes().to_vec();
+        header.extend(total.to_be_bytes());
+        header.extend([next, self.ttl]);
+        header.extend(addresses.as_flattened());
+        header.extend(extensions);
+        Some(header)
+    }
 }
 
 /// The checksum is 0: none was made, none will be verified.
-pub fn udp_header(from: SocketAddrV4, to: SocketAddrV4, total: u16) -> [u8; UDP_HEADER_SIZE] {
+pub fn udp_header(from: SocketAddr, to: SocketAddr, total: u16) -> [u8; UDP_HEADER_SIZE] {
     let [a, b] = from.port().to_be_bytes();
     let [c, d] = to.port().to_be_bytes();
     let [e, f] = total.to_be_bytes();
@@ -229,10 +292,11 @@ mod tests {
 
     fn datagram(payload: &[u8]) -> Datagram<'_> {
         Datagram {
-            source: SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 1), 53),
-            destination: SocketAddrV4::new(Ipv4Addr::new(192, 168, 0, 199), 5353),
+            source: SocketAddr::from(([192, 168, 0, 1], 53)),
+            destination: SocketAddr::from(([192, 168, 0, 199], 5353)),
             ttl: 64,
             tos: 0x10,
+            flow_label: 0,
             interface: 0,
             local: None,
             received_at: 7,

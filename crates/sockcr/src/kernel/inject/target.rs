@@ -1,12 +1,16 @@
-//! The new socket while datagrams are put into it: bound so that nobody reaches it, and with the
-//! options that delivery needs. Afterwards it is as before.
+//! The new socket while datagrams are put into it: bound to a port of its own, since an unbound one
+//! cannot be in a map, with a filter that knows our packets, and with the options that delivery needs.
+//! Afterwards it is as before. It is never connected: an AF_INET6 socket that was stays deaf to all
+//! others (`__udp_disconnect` leaves `sk_v6_daddr`).
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::BorrowedFd;
 
+use crate::state::endpoint::{bind_to_any, plain};
 use crate::state::filter;
 use crate::state::meanwhile::{self, Buffer, Meanwhile};
+
+use rustix::io::Errno;
 
 use super::step;
 
@@ -19,42 +23,46 @@ const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
+const UDP_NO_CHECK6_RX: i32 = 102;
 const UDP_GRO: i32 = 104;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_RECVPKTINFO: i32 = 49;
 
-const LOOPBACK: i32 = super::LOOPBACK as i32;
 /// Half of the largest receive buffer: the kernel doubles it.
 const ROOM: i32 = i32::MAX / 2;
 
 /// An option, and its value meanwhile. Sharing the port is off, or the kernel could choose one that
-/// somebody has, and `inet_steal_sock` could choose another member of the group.
+/// somebody has, and `inet_steal_sock` could choose another member of the group. Our datagrams have no
+/// checksum.
 const SETTINGS: [(i32, i32, i32); 5] = [
     (SOL_SOCKET, SO_REUSEADDR, 0),
     (SOL_SOCKET, SO_REUSEPORT, 0),
-    (SOL_SOCKET, SO_BINDTOIFINDEX, LOOPBACK),
     (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
     (SOL_UDP, UDP_GRO, 1),
+    (SOL_UDP, UDP_NO_CHECK6_RX, 1),
 ];
 
 /// The prepared socket; [`Target::finish`] makes it unbound again.
 #[derive(Debug)]
 pub struct Target<'a> {
     pub socket: BorrowedFd<'a>,
+    /// The hash of our packets.
+    secret: i32,
     meanwhile: Meanwhile<'a>,
     /// IP_PKTINFO as it is now.
     tells: bool,
 }
 
 impl<'a> Target<'a> {
-    /// Binds the socket to a port of its own and connects it to itself: only it could send there,
-    /// and a socket with a peer is never exchanged for another of its group (`inet_steal_sock`).
-    /// A filter lets nothing in until [`Target::open`].
-    pub fn prepare(socket: BorrowedFd<'a>) -> io::Result<Self> {
-        if SocketAddrV4::try_from(rustix::net::getsockname(socket)?)?.port() != 0 {
+    /// Binds the socket to a port of its own. A filter lets nothing in until [`Target::open`].
+    pub fn prepare(socket: BorrowedFd<'a>, secret: i32) -> io::Result<Self> {
+        if plain(rustix::net::getsockname(socket)?)?.port() != 0 {
             let why = "only an unbound socket can get a queue";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut target = Self {
             socket,
+            secret,
             meanwhile: Meanwhile::new(socket),
             tells: false,
         };
@@ -75,33 +83,27 @@ impl<'a> Target<'a> {
             .room(Buffer::Receive, ROOM)
             .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
-        self.connect_to_itself().map_err(step(
-            "bind meanwhile on the loopback device, which must be up",
-        ))
+        bind_to_any(self.socket).map_err(step("bind meanwhile to a port of its own"))
     }
 
     fn set_options(&mut self) -> io::Result<()> {
-        // Delivery changes it.
+        // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
+        self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
         self.tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO)? != 0;
         for (level, name, value) in SETTINGS {
             self.meanwhile.set(level, name, value)?;
         }
-        Ok(())
+        // On an AF_INET6 socket it makes what comes by IPv4 tell of itself too.
+        match self.meanwhile.set(IPPROTO_IPV6, IPV6_RECVPKTINFO, 0) {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOPROTOOPT) => Ok(()),
+            done => done,
+        }
     }
 
-    /// 0.0.0.0 is the own address, found without a route (`ip_route_output_key_hash_rcu`).
-    fn connect_to_itself(&self) -> io::Result<()> {
-        const ANY_PORT: u16 = 9;
-        let own = |port| SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port);
-        rustix::net::connect(self.socket, &own(ANY_PORT))?;
-        let name = SocketAddrV4::try_from(rustix::net::getsockname(self.socket)?)?;
-        Ok(rustix::net::connect(self.socket, &own(name.port()))?)
-    }
-
-    /// Lets datagrams in: only what is assigned to the socket can come.
+    /// Lets datagrams in that the program has assigned to the socket.
     pub fn open(&self) -> io::Result<()> {
-        filter::unblock(self.socket)
+        filter::only_hash(self.socket, self.secret)
     }
 
     /// Lets nothing in any more.
@@ -123,6 +125,6 @@ impl<'a> Target<'a> {
     pub fn finish(&self) -> io::Result<()> {
         let left = rustix::net::connect_unspec(self.socket).map_err(io::Error::from);
         let back = self.meanwhile.put_back();
-        left.and(back).and(self.open())
+        left.and(back).and(filter::unblock(self.socket))
     }
 }

@@ -1,0 +1,195 @@
+//! What an AF_INET6 socket has besides: `struct ipv6_pinfo`, which lies behind all else of the same
+//! socket, and the lists that hang on it.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::BorrowedFd;
+
+use super::btf::{Btf, BtfError, Field};
+use super::layout::offset;
+use super::reader::{Hidden, Joined, Reader, damaged};
+
+/// The entries of a list that are followed: more than any sysctl lets a socket have, and an end where
+/// the owner changes the list meanwhile.
+const ENTRIES_LIMIT: usize = 1 << 16;
+/// The tries to read a list while the owner joins and leaves.
+const ATTEMPTS: usize = 8;
+
+/// Where IPv6 sockets keep what.
+#[derive(Debug)]
+pub struct Inet6 {
+    /// The bytes of a `struct udp6_sock`.
+    pub udp_size: usize,
+    /// The bytes of a `struct raw6_sock`, which ping sockets have too.
+    pub raw_size: usize,
+    /// `sk_v6_rcv_saddr` and `sk_v6_daddr`.
+    bound_address: usize,
+    peer_address: usize,
+    /// `inet_sock.pinet6`
+    part: Field,
+    /// In `struct ipv6_pinfo`, as all below.
+    source_address: usize,
+    extent: usize,
+    groups: List,
+    anycasts: List,
+}
+
+/// A list of memberships, newest first.
+#[derive(Debug)]
+struct List {
+    /// In `struct ipv6_pinfo`.
+    first: Field,
+    /// In an entry.
+    next: Field,
+    address: usize,
+    interface: Field,
+    extent: usize,
+    anycast: bool,
+}
+
+impl Inet6 {
+    pub fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        Ok(Self {
+            udp_size: btf.size("udp6_sock")?,
+            raw_size: btf.size("raw6_sock")?,
+            bound_address: offset(btf, "sock", "__sk_common.skc_v6_rcv_saddr")?,
+            peer_address: offset(btf, "sock", "__sk_common.skc_v6_daddr")?,
+            part: btf.field("inet_sock", "pinet6")?,
+            source_address: offset(btf, "ipv6_pinfo", "saddr")?,
+            extent: btf.size("ipv6_pinfo")?,
+            groups: List::of(
+                btf,
+                "ipv6_mc_list",
+                "ipv6_mc_socklist",
+                ["next", "addr", "ifindex"],
+            )?,
+            anycasts: List {
+                anycast: true,
+                ..List::of(
+                    btf,
+                    "ipv6_ac_list",
+                    "ipv6_ac_socklist",
+                    ["acl_next", "acl_addr", "acl_ifindex"],
+                )?
+            },
+        })
+    }
+
+    /// The part of a copy of an IPv6 socket; `None` where it lies outside the copy.
+    pub fn part<'a>(&'a self, raw: &'a [u8], address: u64) -> io::Result<Option<Part<'a>>> {
+        let place = self.part.value(raw).ok_or_else(damaged)?;
+        let inside = usize::try_from(place.wrapping_sub(address)).ok();
+        let bytes = inside.and_then(|at| raw.get(at..)?.get(..self.extent));
+        Ok(bytes.map(|bytes| Part {
+            layout: self,
+            raw,
+            bytes,
+        }))
+    }
+}
+
+impl List {
+    fn of(btf: &Btf<'_>, head: &str, entry: &str, members: [&str; 3]) -> Result<Self, BtfError> {
+        let [next, address, interface] = members;
+        let (next, interface) = (btf.field(entry, next)?, btf.field(entry, interface)?);
+        let address = offset(btf, entry, address)?;
+        let ends = [
+            next.offset + next.size,
+            interface.offset + interface.size,
+            address + 16,
+        ];
+        Ok(Self {
+            first: btf.field("ipv6_pinfo", head)?,
+            next,
+            address,
+            interface,
+            extent: ends.into_iter().max().unwrap_or(0),
+            anycast: false,
+        })
+    }
+}
+
+/// The IPv6 part of one socket, as it was copied.
+pub struct Part<'a> {
+    layout: &'a Inet6,
+    raw: &'a [u8],
+    bytes: &'a [u8],
+}
+
+impl Part<'_> {
+    /// Puts the addresses into `hidden`, v4-mapped ones as they are.
+    pub fn fill(&self, hidden: &mut Hidden) -> io::Result<()> {
+        let layout = self.layout;
+        hidden.bound_address = ipv6(self.raw, layout.bound_address)?.into();
+        hidden.peer_address = ipv6(self.raw, layout.peer_address)?.into();
+        hidden.source_address = ipv6(self.bytes, layout.source_address)?.into();
+        Ok(())
+    }
+
+    /// Whether it has joined anything.
+    pub fn has_memberships(&self) -> io::Result<bool> {
+        Ok(self.heads()? != [0; 2])
+    }
+
+    fn heads(&self) -> io::Result<[u64; 2]> {
+        let head = |list: &List| list.first.value(self.bytes).ok_or_else(damaged);
+        Ok([head(&self.layout.groups)?, head(&self.layout.anycasts)?])
+    }
+}
+
+/// An address in raw bytes.
+pub fn ipv6(bytes: &[u8], at: usize) -> io::Result<Ipv6Addr> {
+    let raw: &[u8; 16] = bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk())
+        .ok_or_else(damaged)?;
+    Ok(Ipv6Addr::from(*raw))
+}
+
+impl Reader {
+    /// The IPv6 groups and anycast addresses of a socket, oldest first. An owner that joins or leaves
+    /// meanwhile shows in a second look at the heads of the lists; then they are read anew.
+    pub(super) fn ipv6_memberships(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Joined>> {
+        let Some(layout) = &self.layout.inet6 else {
+            return Ok(Vec::new());
+        };
+        for _ in 0..ATTEMPTS {
+            let before = self.list_heads(layout, socket)?;
+            let mut joined = Vec::new();
+            for (list, first) in [&layout.groups, &layout.anycasts].into_iter().zip(before) {
+                joined.extend(self.ipv6_list(list, first)?);
+            }
+            if self.list_heads(layout, socket)? == before {
+                return Ok(joined);
+            }
+        }
+        Err(io::Error::new(
+            io::ErrorKind::ResourceBusy,
+            "the memberships of the socket changed while they were read",
+        ))
+    }
+
+    fn list_heads(&self, layout: &Inet6, socket: BorrowedFd<'_>) -> io::Result<[u64; 2]> {
+        let sock = self.sock(socket)?;
+        let part = layout.part(&sock.raw, sock.address)?;
+        part.map_or(Ok([0; 2]), |part| part.heads())
+    }
+
+    fn ipv6_list(&self, list: &List, first: u64) -> io::Result<Vec<Joined>> {
+        let mut joined = Vec::new();
+        let mut at = first;
+        while at != 0 && joined.len() < ENTRIES_LIMIT {
+            let entry = self.bytes(at, list.extent)?;
+            let get = |field: Field| field.value(&entry).ok_or_else(damaged);
+            joined.push(Joined {
+                group: IpAddr::V6(ipv6(&entry, list.address)?),
+                anycast: list.anycast,
+                address: Ipv4Addr::UNSPECIFIED,
+                interface: get(list.interface)? as u32,
+            });
+            at = get(list.next)?;
+        }
+        joined.reverse();
+        Ok(joined)
+    }
+}
