@@ -288,18 +288,16 @@ fn split(text: &str) -> (&str, Option<&str>) {
     };
     match text.starts_with('[') {
         // The last colon is one of the address.
-        true if port.contains(']') => whole,
+        true if port.contains(']') || !text.contains(']') => whole,
         true => (before, Some(port)),
-        false if is_whole(text, before, port) => whole,
+        false if before.contains(':') && !is_port_of(before, port) => whole,
         false => (before, Some(port)),
     }
 }
 
-/// Whether a text without brackets is an IPv6 address without a port.
-fn is_whole(text: &str, before: &str, port: &str) -> bool {
-    let is_address = |text: &str| network(text).is_ok();
-    let is_port = port == "*" || port.parse::<u16>().is_ok();
-    before.contains(':') && is_address(text) && !(is_port && is_address(before))
+/// Whether what follows the last colon of an IPv6 address without brackets is its port.
+fn is_port_of(before: &str, port: &str) -> bool {
+    (port == "*" || port.parse::<u16>().is_ok()) && network(before).is_ok()
 }
 
 fn network(text: &str) -> anyhow::Result<(Address, u32)> {

@@ -15,7 +15,8 @@ use std::net::SocketAddr;
 /// List internet sockets: who has them, where they are bound, whether they can be checkpointed
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only those that match, in the grammar of ss(8): dport = :53 and not src 127.0.0.1
+    /// Only those that match, in the grammar of ss(8): dport = :53 and not src 127.0.0.1;
+    /// src [2001:db8::]/32; src [fe80::1%eth0]:546
     #[arg(value_name = "EXPR")]
     expression: Vec<String>,
 
