@@ -2,19 +2,31 @@
 
 use anyhow::{Context, ensure};
 use rustix::io::{FdFlags, fcntl_setfd};
+use rustix::net::{AddressFamily, Protocol, SocketFlags, SocketType, bind, connect, socket_with};
 use serde_json::Value as Json;
 use sockcr_scenarios::command::{done, refused, sees_everything, sockcr};
 use sockcr_scenarios::need::Need;
+use sockcr_scenarios::process::{program, run};
 use sockcr_scenarios::socket::{self, inode, local, target};
 use sockcr_scenarios::{Outcome, Scenario, actor};
 use std::fs::File;
-use std::net::{TcpListener, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("finding::shared_by_processes", &[], shared_by_processes),
     Scenario::new("finding::not_bound", &[], not_bound),
     Scenario::new("finding::by_address", &[], by_address),
+    Scenario::new(
+        "finding::of_every_family_and_kind",
+        &[Need::Program("ip"), Need::LookIntoOwnProcesses],
+        of_every_family_and_kind,
+    ),
+    Scenario::new(
+        "finding::as_ss_does",
+        &[Need::Program("ip"), Need::Program("ss")],
+        as_ss_does,
+    ),
     Scenario::new(
         "finding::thread_with_its_own_table",
         &[],
@@ -131,6 +143,310 @@ fn by_address() -> Outcome {
     refused(["show", "udp:127.0.0.3:7002"])?.says(&["no such socket"])?;
     refused(["show", "udp:*:7003"])?.says(&["no such socket"])?;
     drop(two);
+    Ok(())
+}
+
+/// A socket, how it is listed, and all names by which it alone is found.
+struct Example {
+    socket: OwnedFd,
+    protocol: &'static str,
+    local: Option<&'static str>,
+    names: &'static [&'static str],
+}
+
+/// A socket, bound where an address is given.
+fn open(
+    family: AddressFamily,
+    kind: SocketType,
+    protocol: u32,
+    local: Option<&str>,
+) -> anyhow::Result<OwnedFd> {
+    let protocol = std::num::NonZero::new(protocol).map(Protocol::from_raw);
+    let socket = socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?;
+    if let Some(local) = local {
+        bind(&socket, &address(local)?).with_context(|| local.to_owned())?;
+    }
+    Ok(socket)
+}
+
+/// Reads an address, with the device `v0` by its name.
+fn address(text: &str) -> anyhow::Result<SocketAddr> {
+    Ok(text
+        .replace("%v0", &format!("%{}", index_of_v0()?))
+        .parse()?)
+}
+
+fn index_of_v0() -> anyhow::Result<u32> {
+    use std::os::fd::AsFd;
+    let socket = socket::unbound()?;
+    Ok(sockcr_sys::interface::index(socket.as_fd(), "v0")?)
+}
+
+/// A device `v0` with addresses of its link and of the world.
+fn lay_cable() -> Outcome {
+    for words in [
+        "link add v0 type veth peer name v1",
+        "link set v0 up",
+        "link set v1 up",
+        "address add fe80::5/64 dev v0 nodad",
+        "address add 2001:db8::5/64 dev v0 nodad",
+        "address add 10.1.2.3/24 dev v0",
+    ] {
+        run("ip", &words.split(' ').collect::<Vec<_>>())?;
+    }
+    Ok(())
+}
+
+fn examples() -> anyhow::Result<Vec<Example>> {
+    const UDP: u32 = 17;
+    let (v4, v6) = (AddressFamily::INET, AddressFamily::INET6);
+    let (datagram, raw) = (SocketType::DGRAM, SocketType::RAW);
+    let example = |(family, kind, number), protocol, local, names| -> anyhow::Result<Example> {
+        Ok(Example {
+            socket: open(family, kind, number, local)?,
+            protocol,
+            local,
+            names,
+        })
+    };
+    let udp6 = (v6, datagram, UDP);
+    let examples = vec![
+        example(udp6, "udp6", None, &[])?,
+        example(
+            udp6,
+            "udp6",
+            Some("[::]:7010"),
+            &["udp:[::]:7010", "udp:*:7010"],
+        )?,
+        example(
+            udp6,
+            "udp6",
+            Some("[::ffff:127.0.0.1]:7011"),
+            &["udp:[::ffff:127.0.0.1]:7011", "udp:*:7011"],
+        )?,
+        example(
+            udp6,
+            "udp6",
+            Some("[fe80::5%v0]:7012"),
+            &["udp:[fe80::5%v0]:7012", "udp:[fe80::5]:7012", "udp:*:7012"],
+        )?,
+        example(
+            (v6, raw, 58),
+            "raw6:58",
+            None,
+            &["raw:[::]:ipv6-icmp", "raw:[::]:58", "raw:*:icmpv6"],
+        )?,
+        example(
+            (v6, raw, 89),
+            "raw6:89",
+            Some("[fe80::5%v0]:0"),
+            &["raw:[fe80::5%v0]:ospf", "raw:[fe80::5]:89", "raw:*:ospf"],
+        )?,
+        example(
+            (v4, raw, 1),
+            "raw:1",
+            Some("127.0.0.1:0"),
+            &["raw:127.0.0.1:icmp", "raw:*:1"],
+        )?,
+        example(
+            (v4, datagram, 1),
+            "ping",
+            Some("127.0.0.1:77"),
+            &["ping:127.0.0.1:77", "ping:*:77"],
+        )?,
+        example(
+            (v6, datagram, 58),
+            "ping6",
+            Some("[::1]:78"),
+            &["ping:[::1]:78", "ping:*:78"],
+        )?,
+    ];
+    Ok(examples)
+}
+
+fn of_every_family_and_kind() -> Outcome {
+    lay_cable()?;
+    std::fs::write("/proc/sys/net/ipv4/ping_group_range", "0 0")?;
+    let examples = examples()?;
+    let connected = &examples[2].socket;
+    connect(connected, &address("[::ffff:127.0.0.1]:7019")?)?;
+    for example in &examples {
+        fcntl_setfd(&example.socket, FdFlags::empty())?;
+    }
+    // By what only root may see, and by what its user may.
+    let (owner, _) = actor::start_as_nobody("hold", &[])?;
+    for example in &examples {
+        fcntl_setfd(&example.socket, FdFlags::CLOEXEC)?;
+    }
+    for nobody in [false, true] {
+        listed_as(&examples, nobody).with_context(|| format!("listed, as nobody: {nobody}"))?;
+        found_as(&examples, owner.pid(), nobody)
+            .with_context(|| format!("found, as nobody: {nobody}"))?;
+    }
+    done(["list", "src", "[fe80::5%v0]"])?.prints(&["[fe80::5%v0]:7012", "[fe80::5%v0]:0"])?;
+    not_found()
+}
+
+fn listed_as(examples: &[Example], nobody: bool) -> Outcome {
+    let command = sockcr(["list", "--json"]);
+    let command = match nobody {
+        true => command.as_nobody(),
+        false => command,
+    };
+    let json = command.run()?.done()?.json()?;
+    for example in examples {
+        let inode = inode(&example.socket)?;
+        let mut sockets = json["sockets"].as_array().context("no list")?.iter();
+        let listed = sockets.find(|socket| socket["inode"] == inode);
+        let listed = listed.with_context(|| format!("{} is not listed", example.protocol))?;
+        let peer =
+            (example.local == Some("[::ffff:127.0.0.1]:7011")).then_some("[::ffff:127.0.0.1]:7019");
+        ensure!(
+            listed["protocol"] == example.protocol
+                && listed["local"].as_str() == example.local
+                && listed["peer"].as_str() == peer,
+            "{listed}"
+        );
+    }
+    Ok(())
+}
+
+fn found_as(examples: &[Example], owner: i32, nobody: bool) -> Outcome {
+    let mut names: Vec<(String, u64)> = Vec::new();
+    for example in examples {
+        let inode = inode(&example.socket)?;
+        names.push((format!("inode:{inode}"), inode));
+        names.push((format!("{owner}:{}", example.socket.as_raw_fd()), inode));
+        names.extend(example.names.iter().map(|name| ((*name).into(), inode)));
+    }
+    let by_index = format!("udp:[fe80::5%{}]:7012", index_of_v0()?);
+    names.push((by_index, inode(&examples[3].socket)?));
+    let words: Vec<&str> = names.iter().map(|(name, _)| name.as_str()).collect();
+    let (_, found) = match nobody {
+        true => actor::start_as_nobody("find", &words)?,
+        false => actor::start("find", &words)?,
+    };
+    let found: Vec<Vec<u64>> = serde_json::from_value(found)?;
+    for ((name, inode), found) in names.iter().zip(found) {
+        ensure!(found == [*inode], "{name} finds {found:?}, not {inode}");
+    }
+    Ok(())
+}
+
+fn not_found() -> Outcome {
+    for name in [
+        "udp:0.0.0.0:7010",
+        "udp:127.0.0.1:7011",
+        "udp:[fe80::5%lo]:7012",
+        "udp:[fe80::6%v0]:7012",
+        "udplite:*:7012",
+        "raw:0.0.0.0:58",
+        "raw:*:90",
+        "ping:[::1]:77",
+        "ping:*:7010",
+    ] {
+        refused(["show", name])?.says(&[name, "no such socket"])?;
+    }
+    refused(["show", "udp:[fe80::5%no-such]:7012"])?
+        .says(&["no device no-such"])?
+        .helps("ip link")?;
+    Ok(())
+}
+
+/// The ports of UDP sockets that ss shows.
+fn ports_by_ss(expression: &str) -> anyhow::Result<Vec<String>> {
+    let mut ss = program("ss");
+    let ran = ss.arg("-uanH").args(expression.split(' ')).output()?;
+    let errors = String::from_utf8_lossy(&ran.stderr).into_owned();
+    ensure!(ran.status.success() && errors.is_empty(), "ss: {errors}");
+    let text = String::from_utf8(ran.stdout)?;
+    let locals = text
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(3));
+    Ok(ports(locals))
+}
+
+/// The ports of UDP sockets that the command lists.
+fn ports_by_list(expression: &str) -> anyhow::Result<Vec<String>> {
+    let words = ["list", "--json"];
+    let json = done(words.into_iter().chain(expression.split(' ')))?.json()?;
+    let sockets = json["sockets"].as_array().context("no list")?.iter();
+    let udp = sockets.filter(|socket| socket["protocol"] == "udp" || socket["protocol"] == "udp6");
+    Ok(ports(udp.filter_map(|socket| socket["local"].as_str())))
+}
+
+fn ports<'a>(locals: impl Iterator<Item = &'a str>) -> Vec<String> {
+    let port = |local: &'a str| Some(local.rsplit_once(':')?.1.to_owned());
+    let mut ports: Vec<String> = locals.filter_map(port).collect();
+    ports.sort_unstable();
+    ports
+}
+
+/// What both programs understand, they must understand alike. (`not src ::/0` is nothing to ss, whose
+/// own second look passes every family where the prefix is 0.)
+const EXPRESSIONS: &[&str] = &[
+    "src [fe80::5]:7023",
+    "src [fe80::5]",
+    "src fe80::/10",
+    "src 2001:db8::/32",
+    "src [2001:db8::/32]",
+    "src [2001:db8::/32]:7024",
+    "dst [2001:db8::9]:53",
+    "src ::/0",
+    "dst ::/0",
+    "not src fe80::/10",
+    "src [::]",
+    "dst [::]",
+    "src [::1]",
+    "src [::1]:*",
+    "src ::1:7026",
+    "src 0.0.0.0",
+    "src 0.0.0.0/0",
+    "dst 0.0.0.0/0",
+    "src 10.0.0.0/8",
+    "src 10.0.0.0/7",
+    "src 10.1.2.3",
+    "src 10.1.2.3:7025",
+    "dst 10.1.2.9:53",
+    "src [::ffff:10.1.2.3]",
+    "src ::ffff:0:0/96",
+    "src *",
+    "src *:7022",
+    "sport = :7022 or dport = :53",
+];
+
+fn as_ss_does() -> Outcome {
+    lay_cable()?;
+    let (v4, v6) = (AddressFamily::INET, AddressFamily::INET6);
+    let mut sockets = Vec::new();
+    for (family, local, peer) in [
+        (v4, "0.0.0.0:7020", None),
+        (v4, "10.1.2.3:7021", Some("10.1.2.9:53")),
+        (v6, "[::]:7022", None),
+        (v6, "[fe80::5%v0]:7023", None),
+        (v6, "[2001:db8::5]:7024", Some("[2001:db8::9]:53")),
+        (v6, "[::ffff:10.1.2.3]:7025", Some("[::ffff:10.1.2.9]:53")),
+        (v6, "[::1]:7026", None),
+    ] {
+        let socket = open(family, SocketType::DGRAM, 17, Some(local))?;
+        if let Some(peer) = peer {
+            connect(&socket, &address(peer)?)?;
+        }
+        sockets.push(socket);
+    }
+    for expression in EXPRESSIONS {
+        let (ss, list) = (ports_by_ss(expression)?, ports_by_list(expression)?);
+        ensure!(!ss.is_empty(), "{expression}: shows nothing");
+        ensure!(ss == list, "{expression}: ss shows {ss:?}, we {list:?}");
+    }
+    // What ss does not read.
+    for (expression, port) in [
+        ("src fe80::5", "7023"),
+        ("src [2001:db8::]/32", "7024"),
+        ("src [fe80::5%v0]:7023", "7023"),
+    ] {
+        ensure!(ports_by_list(expression)? == [port], "{expression}");
+    }
     Ok(())
 }
 
@@ -292,7 +608,9 @@ fn wrong_usage() -> Outcome {
         &["show"],
         &["dump", "1:2"],
         &["dump", "x", "-o", "x.skc"],
-        &["dump", "udp:[::1]:53", "-o", "x.skc"],
+        &["dump", "udp:[::1:53", "-o", "x.skc"],
+        &["dump", "raw:*:no-such-protocol", "-o", "x.skc"],
+        &["list", "src", "[::1"],
         &["restore", "x.skc", "--map", "x"],
         &["restore", "x.skc", "--map", "10.0.0.1=eth0"],
         &["edit", "x.skc"],

@@ -71,6 +71,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<()> {
         }
         "thread" => thread(),
         "echo" => echo(rest),
+        "find" => find(rest),
         "open" => say(&json!(open_numbers())),
         "report" => say(&handed_over()?.0),
         "read" => read(),
@@ -123,6 +124,16 @@ fn thread() -> anyhow::Result<()> {
     };
     let ended = std::thread::spawn(work).join();
     ended.unwrap_or_else(|_| bail!("the thread ended"))
+}
+
+/// Says which sockets each of the names finds, by their inodes.
+fn find(names: &[String]) -> anyhow::Result<()> {
+    let inodes = |name: &String| -> anyhow::Result<Vec<u64>> {
+        let found = sockcr::find::find(&name.parse()?)?;
+        Ok(found.iter().map(|found| found.inode).collect())
+    };
+    let found: anyhow::Result<Vec<Vec<u64>>> = names.iter().map(inodes).collect();
+    say(&json!(found?))
 }
 
 /// Sends back what it gets at an address; has several threads, and prints a line at each SIGUSR1.

@@ -4,12 +4,17 @@
 //! expression = term { ["and" | "&" | "&&"] term | ("or" | "|" | "||") term }
 //! term       = ["not" | "!"] ( "(" expression ")" | predicate )
 //! predicate  = ("src" | "dst") [OP] HOST | ("sport" | "dport") [OP] [:]PORT
-//! HOST       = ADDRESS[/PREFIX][:PORT] | *[:PORT] | :PORT
+//! HOST       = NETWORK[:PORT] | *[:PORT] | :PORT
+//! NETWORK    = IPV4[/PREFIX] | "[" IPV6["%"DEVICE] "]" [/PREFIX] | "[" IPV6[/PREFIX] "]" | IPV6[/PREFIX]
 //! OP         = "=" "==" "eq" "!=" "ne" "neq" "<" "lt" ">" "gt" "<=" "le" "leq" ">=" "ge" "geq"
 //! ```
+//!
+//! Without brackets what follows the last colon is the port if what stands before it is an address,
+//! as with ss: `::1:53` is port 53. What ss does not understand is an address as a whole: `fe80::1`.
 
 use anyhow::{Context, bail};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use sockcr::target::Address;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 /// A filter.
@@ -41,38 +46,77 @@ pub enum Relation {
     AtLeast,
 }
 
+/// What of a socket a filter looks at.
+#[derive(Clone, Copy, Debug)]
+pub struct Ends<'a> {
+    pub local: SocketAddr,
+    pub peer: SocketAddr,
+    /// The device of its link-local addresses.
+    pub device: Option<&'a str>,
+}
+
 /// An address with a prefix, and a port; what is `None` is not asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Host {
-    network: Option<(Ipv4Addr, u32)>,
+    network: Option<(Address, u32)>,
     port: Option<u16>,
 }
 
 impl Expression {
     /// Whether a socket with these addresses passes.
-    pub fn matches(&self, local: &SocketAddrV4, peer: &SocketAddrV4) -> bool {
+    pub fn matches(&self, ends: &Ends<'_>) -> bool {
         let of = |side: &Side| match side {
-            Side::Local => local,
-            Side::Peer => peer,
+            Side::Local => &ends.local,
+            Side::Peer => &ends.peer,
         };
         match self {
             Expression::All => true,
-            Expression::Not(inner) => !inner.matches(local, peer),
-            Expression::And(a, b) => a.matches(local, peer) && b.matches(local, peer),
-            Expression::Or(a, b) => a.matches(local, peer) || b.matches(local, peer),
-            Expression::Host(side, host) => host.matches(of(side)),
+            Expression::Not(inner) => !inner.matches(ends),
+            Expression::And(a, b) => a.matches(ends) && b.matches(ends),
+            Expression::Or(a, b) => a.matches(ends) || b.matches(ends),
+            Expression::Host(side, host) => host.matches(of(side), ends.device),
             Expression::Port(side, relation, port) => relation.holds(of(side).port(), *port),
         }
     }
 }
 
 impl Host {
-    fn matches(&self, address: &SocketAddrV4) -> bool {
-        let inside = self.network.is_none_or(|(network, prefix)| {
-            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
-            u32::from(network) & mask == u32::from(*address.ip()) & mask
+    fn matches(&self, address: &SocketAddr, device: Option<&str>) -> bool {
+        let inside = self.network.as_ref().is_none_or(|(network, prefix)| {
+            is_inside(network.ip(), *prefix, address.ip())
+                && network
+                    .device()
+                    .is_none_or(|wanted| is_of(address, device, wanted))
         });
         inside && self.port.is_none_or(|port| port == address.port())
+    }
+}
+
+/// A network of IPv4 holds IPv4-mapped addresses of IPv6 too, as `inet_diag_bc_run` has it.
+fn is_inside(network: IpAddr, prefix: u32, address: IpAddr) -> bool {
+    let same = |a: u128, b: u128, width: u32| {
+        let host_bits = width.saturating_sub(prefix);
+        (a ^ b).checked_shr(host_bits).unwrap_or(0) == 0
+    };
+    match (network, address) {
+        (IpAddr::V4(network), address) => match address.to_canonical() {
+            IpAddr::V4(address) => same(network.to_bits().into(), address.to_bits().into(), 32),
+            IpAddr::V6(_) => false,
+        },
+        (IpAddr::V6(network), IpAddr::V6(address)) => {
+            same(network.to_bits(), address.to_bits(), 128)
+        }
+        (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
+}
+
+/// Whether a link-local address is of the device with this name or index.
+fn is_of(address: &SocketAddr, device: Option<&str>, wanted: &str) -> bool {
+    match address {
+        SocketAddr::V6(v6) if v6.scope_id() != 0 => {
+            device == Some(wanted) || wanted == v6.scope_id().to_string()
+        }
+        _ => false,
     }
 }
 
@@ -221,10 +265,7 @@ impl Words {
 }
 
 fn host(text: &str) -> anyhow::Result<Host> {
-    let (address, port) = match text.rsplit_once(':') {
-        Some((address, port)) => (address, Some(port)),
-        None => (text, None),
-    };
+    let (address, port) = split(text);
     let port = match port {
         None | Some("*") => None,
         Some(port) => Some(
@@ -239,14 +280,58 @@ fn host(text: &str) -> anyhow::Result<Host> {
     Ok(Host { network, port })
 }
 
-fn network(text: &str) -> anyhow::Result<(Ipv4Addr, u32)> {
-    let (address, prefix) = text.split_once('/').unwrap_or((text, "32"));
-    let address = address
+/// The network, and the port if there is one.
+fn split(text: &str) -> (&str, Option<&str>) {
+    let whole = (text, None);
+    let Some((before, port)) = text.rsplit_once(':') else {
+        return whole;
+    };
+    match text.starts_with('[') {
+        // The last colon is one of the address.
+        true if port.contains(']') || !text.contains(']') => whole,
+        true => (before, Some(port)),
+        false if before.contains(':') && !is_port_of(before, port) => whole,
+        false => (before, Some(port)),
+    }
+}
+
+/// Whether what follows the last colon of an IPv6 address without brackets is its port.
+fn is_port_of(before: &str, port: &str) -> bool {
+    (port == "*" || port.parse::<u16>().is_ok()) && network(before).is_ok()
+}
+
+fn network(text: &str) -> anyhow::Result<(Address, u32)> {
+    let (bare, bracketed) = unbracketed(text)?;
+    let (address, prefix) = match bare.split_once('/') {
+        Some((address, prefix)) => (address, Some(prefix)),
+        None => (&*bare, None),
+    };
+    let address: Address = address
         .parse()
-        .with_context(|| format!("{address:?} is no IPv4 address"))?;
-    let prefix = prefix.parse().ok().filter(|prefix| *prefix <= 32);
-    let prefix = prefix.with_context(|| format!("{text:?}: a prefix is 0 to 32"))?;
+        .map_err(|error| anyhow::anyhow!("{error}"))?;
+    if bracketed && address.ip().is_ipv4() {
+        bail!("{text:?}: only an IPv6 address stands in brackets");
+    }
+    let most = if address.ip().is_ipv4() { 32 } else { 128 };
+    let prefix = prefix.map_or(Some(most), |prefix| prefix.parse().ok());
+    let prefix = prefix.filter(|prefix| *prefix <= most);
+    let prefix = prefix.with_context(|| format!("{text:?}: a prefix is 0 to {most}"))?;
     Ok((address, prefix))
+}
+
+/// A network without its brackets, whether the prefix stands in them or behind; and whether it had
+/// any.
+fn unbracketed(text: &str) -> anyhow::Result<(String, bool)> {
+    let Some(inner) = text.strip_prefix('[') else {
+        return Ok((text.into(), false));
+    };
+    let (inner, behind) = inner
+        .split_once(']')
+        .with_context(|| format!("{text:?}: a closing bracket is missing"))?;
+    if !behind.is_empty() && !behind.starts_with('/') {
+        bail!("{text:?}: a prefix or a port follows the bracket");
+    }
+    Ok((format!("{inner}{behind}"), true))
 }
 
 #[cfg(test)]
@@ -255,7 +340,11 @@ mod tests {
 
     fn passes(expression: &str, local: &str, peer: &str) -> bool {
         let expression: Expression = expression.parse().unwrap();
-        expression.matches(&local.parse().unwrap(), &peer.parse().unwrap())
+        expression.matches(&Ends {
+            local: local.parse().unwrap(),
+            peer: peer.parse().unwrap(),
+            device: Some("eth0"),
+        })
     }
 
     #[test]
@@ -283,6 +372,47 @@ mod tests {
         }
     }
 
+    /// `finding::as_ss_does` compares with ss itself.
+    #[test]
+    fn addresses_of_both_families_pass() {
+        let nobody = "[::]:0";
+        for (expression, local, expected) in [
+            ("src [fe80::1]:53", "[fe80::1%2]:53", true),
+            ("src [fe80::1]:54", "[fe80::1%2]:53", false),
+            ("src fe80::1", "[fe80::1%2]:53", true),
+            ("src fe80::2", "[fe80::1%2]:53", false),
+            ("src ::1:53", "[::1]:53", true),
+            ("src ::1:53", "[::1:53]:99", false),
+            ("src ::1:*", "[::1]:53", true),
+            ("src [fe80::1%eth0]", "[fe80::1%2]:53", true),
+            ("src [fe80::1%eth0]:53", "[fe80::1%2]:53", true),
+            ("src fe80::1%eth0", "[fe80::1%2]:53", true),
+            ("src [fe80::1%2]", "[fe80::1%2]:53", true),
+            ("src [fe80::1%eth1]", "[fe80::1%2]:53", false),
+            ("src [fe80::%eth0]/10", "[fe80::1%2]:53", true),
+            ("src [fe80::1%eth0]", "[fe80::1]:53", false),
+            ("src [2001:db8::]/32", "[2001:db8::1]:53", true),
+            ("src [2001:db8::/32]:53", "[2001:db8::1]:53", true),
+            ("src [2001:db8::]/32:53", "[2001:db8::1]:53", true),
+            ("src [2001:db8::]/32:54", "[2001:db8::1]:53", false),
+            ("src 2001:db8::/32", "[2001:db8::1]:53", true),
+            ("src 2001:db8::/32:53", "[2001:db8::1]:53", true),
+            ("src 2001:db8::/128", "[2001:db8::1]:53", false),
+            ("dst [::]/0", "[2001:db8::1]:53", true),
+            ("src [::]/0", "10.1.2.3:53", false),
+            ("src ::/0", "[::ffff:10.1.2.3]:53", true),
+            ("src 10.0.0.0/8", "[::ffff:10.1.2.3]:53", true),
+            ("src 10.1.2.3:53", "[::ffff:10.1.2.3]:53", true),
+            ("src 0.0.0.0/0", "[::ffff:10.1.2.3]:53", true),
+            ("src 0.0.0.0/0", "[::]:53", false),
+            ("src [::ffff:0:0]/96", "10.1.2.3:53", false),
+            ("src [::ffff:10.1.2.3]", "[::ffff:10.1.2.3]:53", true),
+            ("src ::ffff:10.1.2.3", "[::ffff:10.1.2.3]:53", true),
+        ] {
+            assert_eq!(passes(expression, local, nobody), expected, "{expression}");
+        }
+    }
+
     #[test]
     fn nonsense_is_refused() {
         for expression in [
@@ -297,6 +427,15 @@ mod tests {
             "sport 1 or",
             "not",
             "src 1.2.3",
+            "src [1.2.3.4]",
+            "src [::1",
+            "src [::1]53",
+            "src [::1]:x",
+            "src [::]/129",
+            "src fe80:",
+            "src [2001:db8::1%eth0]",
+            "src [fe80::1%]",
+            "src 1.2.3.4%eth0",
         ] {
             assert!(expression.parse::<Expression>().is_err(), "{expression}");
         }

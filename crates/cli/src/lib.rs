@@ -25,8 +25,10 @@ use std::process::ExitCode;
 
 /// See, tune, checkpoint and restore any live Linux socket.
 ///
-/// A TARGET is PID:FD, PID (every socket of the process), inode:N, cookie:N, udp:ADDR:PORT or
-/// udp:*:PORT. An IMAGE is a file, or - for standard input.
+/// A TARGET is PID:FD, PID (every socket of the process), inode:N, cookie:N, udp:ADDR:PORT,
+/// udp:[ADDR]:PORT, udp:[ADDR%DEVICE]:PORT or udp:*:PORT (any address of IPv4 and IPv6);
+/// udplite:ADDR:PORT, ping:ADDR:ID and raw:ADDR:PROTOCOL likewise. An IMAGE is a file, or - for
+/// standard input.
 #[derive(Parser)]
 #[command(name = "sockcr", version, arg_required_else_help = true)]
 struct Cli {

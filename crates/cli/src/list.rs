@@ -1,20 +1,22 @@
 //! `sockcr list`: the sockets here.
 
 use crate::Outcome;
-use crate::expression::Expression;
+use crate::expression::{Ends, Expression};
 use crate::output::{self, FAINT, line, styled};
 use anyhow::Context;
 use serde_json::json;
 use sockcr::find::{self, Holder, Listed};
 use sockcr::netns;
 use sockcr::option::bytes;
+use sockcr::target;
 use std::collections::HashMap;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 /// List internet sockets: who has them, where they are bound, whether they can be checkpointed
 #[derive(clap::Args)]
 pub struct Arguments {
-    /// Only those that match, in the grammar of ss(8): dport = :53 and not src 127.0.0.1
+    /// Only those that match, in the grammar of ss(8): dport = :53 and not src 127.0.0.1;
+    /// src [2001:db8::]/32; src [fe80::1%eth0]:546
     #[arg(value_name = "EXPR")]
     expression: Vec<String>,
 
@@ -35,18 +37,23 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     };
     let listing = find::list(arguments.pid)?;
     let here = netns::own_cookie().context("ask for the network namespace")?;
-    let wanted = |socket: &&Listed| {
+    let mut names = Names::default();
+    let mut wanted = |socket: &&Listed| {
         (arguments.pid.is_some() || socket.netns == here)
-            && expression.matches(&socket.local, &socket.peer)
+            && expression.matches(&Ends {
+                local: socket.local,
+                peer: socket.peer,
+                device: names.device(socket).as_deref(),
+            })
     };
-    let sockets: Vec<&Listed> = listing.sockets.iter().filter(wanted).collect();
-    let mut commands = Commands::default();
+    let mut sockets: Vec<&Listed> = listing.sockets.iter().collect();
+    sockets.retain(&mut wanted);
     if arguments.json {
-        let sockets = sockets.iter().map(|socket| to_json(socket, &mut commands));
+        let sockets = sockets.iter().map(|socket| to_json(socket, &mut names));
         let sockets: Vec<serde_json::Value> = sockets.collect();
         output::json(&json!({ "sockets": sockets, "not_seen": listing.hidden }))?;
     } else {
-        print(&sockets, &mut commands)?;
+        print(&sockets, &mut names)?;
     }
     if listing.hidden > 0 {
         output::remark(format_args!(
@@ -57,7 +64,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn print(sockets: &[&Listed], commands: &mut Commands) -> anyhow::Result<()> {
+fn print(sockets: &[&Listed], names: &mut Names) -> anyhow::Result<()> {
     let titles = [
         "INODE",
         "PID:FD",
@@ -81,10 +88,10 @@ fn print(sockets: &[&Listed], commands: &mut Commands) -> anyhow::Result<()> {
             socket
                 .holders
                 .first()
-                .map_or_else(String::new, |holder| commands.of(holder.pid)),
+                .map_or_else(String::new, |holder| names.command(holder.pid)),
             socket.kind.clone(),
-            address(socket, &socket.local),
-            address(socket, &socket.peer),
+            address(socket, &socket.local, names).unwrap_or_else(|| "-".into()),
+            address(socket, &socket.peer, names).unwrap_or_else(|| "-".into()),
             bytes(socket.receive_bytes.into()),
             verdict(socket),
         ]);
@@ -102,13 +109,23 @@ fn pid_fd(holder: &Holder) -> String {
     format!("{}:{}", holder.tid, holder.fd)
 }
 
-/// The names of processes, each read once.
+/// The names of processes, and of devices in their network namespaces, each asked once.
 #[derive(Default)]
-struct Commands(HashMap<i32, String>);
+struct Names {
+    commands: HashMap<i32, String>,
+    devices: HashMap<(u64, u32), Option<String>>,
+}
 
-impl Commands {
-    fn of(&mut self, pid: i32) -> String {
-        self.0.entry(pid).or_insert_with(|| command(pid)).clone()
+impl Names {
+    fn command(&mut self, pid: i32) -> String {
+        let name = self.commands.entry(pid).or_insert_with(|| command(pid));
+        name.clone()
+    }
+
+    /// The device of link-local addresses.
+    fn device(&mut self, socket: &Listed) -> Option<String> {
+        let device = self.devices.entry((socket.netns, socket.scope()));
+        device.or_insert_with(|| socket.device()).clone()
     }
 }
 
@@ -123,14 +140,10 @@ fn command(pid: i32) -> String {
         .collect()
 }
 
-/// Addresses of other families than IPv4 are not read.
-fn address(socket: &Listed, address: &SocketAddrV4) -> String {
-    match (socket.kind.contains('6'), address.port()) {
-        (true, 0) => "-".into(),
-        (true, port) => format!("?:{port}"),
-        (false, 0) if address.ip().is_unspecified() => "-".into(),
-        (false, _) => address.to_string(),
-    }
+/// An address of a socket; `None` where it has none.
+fn address(socket: &Listed, address: &SocketAddr, names: &mut Names) -> Option<String> {
+    let none = address.ip().is_unspecified() && address.port() == 0;
+    (!none).then(|| target::show(address, names.device(socket).as_deref()))
 }
 
 fn verdict(socket: &Listed) -> String {
@@ -140,18 +153,18 @@ fn verdict(socket: &Listed) -> String {
     }
 }
 
-fn to_json(socket: &Listed, commands: &mut Commands) -> serde_json::Value {
+fn to_json(socket: &Listed, names: &mut Names) -> serde_json::Value {
     let holders = socket.holders.iter().map(|holder| {
-        json!({ "pid": holder.pid, "tid": holder.tid, "fd": holder.fd, "command": commands.of(holder.pid) })
+        json!({ "pid": holder.pid, "tid": holder.tid, "fd": holder.fd, "command": names.command(holder.pid) })
     });
-    let known = |text: String| (!text.starts_with(['-', '?'])).then_some(text);
+    let holders: Vec<serde_json::Value> = holders.collect();
     json!({
         "inode": socket.inode,
         "cookie": (socket.cookie != 0).then_some(socket.cookie),
-        "holders": holders.collect::<Vec<_>>(),
+        "holders": holders,
         "protocol": socket.kind,
-        "local": known(address(socket, &socket.local)),
-        "peer": known(address(socket, &socket.peer)),
+        "local": address(socket, &socket.local, names),
+        "peer": address(socket, &socket.peer, names),
         "queued_bytes": socket.receive_bytes,
         "netns_cookie": socket.netns,
         "checkpoint": socket.protocol.is_some(),

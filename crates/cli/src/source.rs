@@ -92,7 +92,7 @@ fn live(name: &str) -> anyhow::Result<Option<Target>> {
     }
     match name.parse::<Target>() {
         Ok(named) => Ok(Some(named)),
-        Err(_) if name.contains(['/', '.']) && !name.starts_with("udp:") => {
+        Err(_) if name.contains(['/', '.']) && !Target::is_address(name) => {
             let none = ErrorKind::NotFound;
             let error = Error::new(none, name, "no such file, and no TARGET");
             Err(error

@@ -7,14 +7,15 @@ use crate::checkpoint::{Checkpoint, Held};
 use crate::error::{Error, ErrorKind};
 use crate::kernel::{self, SocketFile};
 use crate::netns;
+use crate::option::value::printable;
 use crate::protocol::{self, Protocol};
-use crate::target::Target;
+use crate::target::{Address, Target, Transport};
 use rustix::fd::{AsFd, OwnedFd};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -31,6 +32,12 @@ pub struct Holder {
 
 const AF_INET: u32 = 2;
 const AF_INET6: u32 = 10;
+const SOCK_DGRAM: u32 = 2;
+const SOCK_RAW: u32 = 3;
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_ICMPV6: u32 = 58;
+const IPPROTO_UDPLITE: u32 = 136;
 
 /// A live socket, held open by us too.
 #[derive(Debug)]
@@ -103,18 +110,58 @@ pub struct Listed {
     pub holders: Vec<Holder>,
     /// Its kind, if it is carried.
     pub protocol: Option<&'static Protocol>,
-    /// Whether its family is AF_INET or AF_INET6.
-    pub is_internet: bool,
+    /// Its address family (`AF_...`).
+    pub family: u32,
+    /// Its type (`SOCK_...`).
+    pub socket_type: u32,
+    /// Its protocol (`IPPROTO_...`).
+    pub number: u32,
     /// What its kind is called.
     pub kind: String,
     /// The number of its network namespace.
     pub netns: u64,
-    /// Its local address.
-    pub local: SocketAddrV4,
-    /// Its peer; 0.0.0.0:0 without one.
-    pub peer: SocketAddrV4,
+    /// Its local address, of its own family, with the device of a link-local one; the port of a
+    /// ping socket is its identifier, that of a raw socket is 0.
+    pub local: SocketAddr,
+    /// Its peer; the unspecified address and port 0 without one.
+    pub peer: SocketAddr,
     /// Bytes that its receive queue occupies in the kernel.
     pub receive_bytes: u32,
+}
+
+impl Listed {
+    /// Whether its family is AF_INET or AF_INET6.
+    fn is_internet(&self) -> bool {
+        matches!(self.family, AF_INET | AF_INET6)
+    }
+
+    /// The index of the device that its link-local addresses belong to, in its network namespace;
+    /// 0 where there is none.
+    pub fn scope(&self) -> u32 {
+        scope(&self.local).max(scope(&self.peer))
+    }
+
+    /// The name of that device; `None` where it cannot be had, or had better not be shown.
+    pub fn device(&self) -> Option<String> {
+        let index = self.scope();
+        if index == 0 {
+            return None;
+        }
+        let here = netns::own_cookie().is_ok_and(|here| here == self.netns);
+        let socket = match here {
+            true => netns::probe().ok()?,
+            false => hold_any(self)?.ok()?.socket,
+        };
+        let name = sockcr_sys::interface::name(socket.as_fd(), index).ok()?;
+        Some(name).filter(|name| printable(name))
+    }
+}
+
+fn scope(address: &SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V4(_) => 0,
+        SocketAddr::V6(address) => address.scope_id(),
+    }
 }
 
 /// What [`list`] saw.
@@ -131,7 +178,7 @@ pub struct Listing {
 /// Complete with CAP_BPF; otherwise what this user may duplicate.
 pub fn list(pid: Option<i32>) -> Result<Listing, Error> {
     let mut listing = all(pid, false)?;
-    listing.sockets.retain(|socket| socket.is_internet);
+    listing.sockets.retain(Listed::is_internet);
     Ok(listing)
 }
 
@@ -172,11 +219,13 @@ fn listed(file: &SocketFile) -> Listed {
         cookie: file.cookie,
         holders: Vec::new(),
         protocol: protocol::find(family, kind, number),
-        is_internet: matches!(family, AF_INET | AF_INET6),
+        family,
+        socket_type: kind,
+        number,
         kind: protocol::describe(family, kind, number),
         netns: file.netns_cookie,
-        local: SocketAddrV4::new(file.local.0, file.local.1),
-        peer: SocketAddrV4::new(file.peer.0, file.peer.1),
+        local: file.local,
+        peer: file.peer,
         receive_bytes: file.receive_bytes,
     }
 }
@@ -239,17 +288,28 @@ fn process(target: &Target, pid: i32) -> Result<Vec<Found>, Error> {
 fn matching(target: &Target) -> Result<Vec<Found>, Error> {
     let here = netns::own_cookie().map_err(|e| Error::system("ask for the namespace", e))?;
     let listing = all(None, matches!(target, Target::Cookie(_)))?;
+    let device = match target {
+        Target::Local { address, .. } => address.as_ref().and_then(Address::device),
+        _ => None,
+    };
+    let index = device.map(device_index).transpose()?;
+    let in_scope = |socket: &Listed| {
+        // The indexes of other namespaces say nothing here.
+        index.is_none_or(|index| socket.netns != here || scope(&socket.local) == index)
+    };
     let named = |socket: &&Listed| match target {
         Target::Inode(inode) => socket.inode == *inode,
         Target::Cookie(cookie) => socket.cookie == *cookie && *cookie != 0,
         Target::Local {
-            protocol,
+            transport,
             address,
-            port,
+            number,
         } => {
-            socket.protocol.is_some_and(|p| p.name == *protocol)
-                && socket.local.port() == *port
-                && address.is_none_or(|address| *socket.local.ip() == address)
+            is_numbered(socket, *transport, *number)
+                && address
+                    .as_ref()
+                    .is_none_or(|address| socket.local.ip() == address.ip())
+                && in_scope(socket)
         }
         Target::Descriptor(..) | Target::Process(_) => false,
     };
@@ -265,10 +325,41 @@ fn matching(target: &Target) -> Result<Vec<Found>, Error> {
             None => return Err(Error::new(ErrorKind::NotFound, target, "is gone meanwhile")),
         }
     }
-    match found.is_empty() {
-        true => Err(not_here(target, all.first().copied(), listing.hidden)),
-        false => Ok(found),
+    match (found.is_empty(), device, index) {
+        (true, Some(device), Some(0)) if all.is_empty() => Err(no_device(target, device)),
+        (true, ..) => Err(not_here(target, all.first().copied(), listing.hidden)),
+        (false, ..) => Ok(found),
     }
+}
+
+/// Whether a socket is of this kind, carried or not, and has this port, identifier or protocol.
+fn is_numbered(socket: &Listed, transport: Transport, number: u16) -> bool {
+    let port = socket.local.port() == number;
+    match (transport, socket.socket_type, socket.number) {
+        (Transport::Udp, SOCK_DGRAM, IPPROTO_UDP) => port,
+        (Transport::UdpLite, SOCK_DGRAM, IPPROTO_UDPLITE) => port,
+        (Transport::Ping, SOCK_DGRAM, IPPROTO_ICMP | IPPROTO_ICMPV6) => port,
+        (Transport::Raw, SOCK_RAW, protocol) => protocol == u32::from(number),
+        _ => false,
+    }
+}
+
+/// The index of a device here by its name, or by the index itself; 0 when there is none.
+fn device_index(device: &str) -> Result<u32, Error> {
+    let failed = |error| Error::system(format!("ask for device {device}"), error);
+    let socket = netns::probe().map_err(failed)?;
+    match sockcr_sys::interface::index(socket.as_fd(), device) {
+        Ok(index) => Ok(index),
+        Err(error) if Errno::from_io_error(&error) == Some(Errno::NODEV) => {
+            Ok(device.parse().unwrap_or(0))
+        }
+        Err(error) => Err(failed(error)),
+    }
+}
+
+fn no_device(target: &Target, device: &str) -> Error {
+    let why = format!("no device {device} in this network namespace");
+    Error::new(ErrorKind::NotFound, target, why).help("`ip link` shows the devices")
 }
 
 fn not_here(target: &Target, elsewhere: Option<&Listed>, hidden: usize) -> Error {
@@ -455,14 +546,14 @@ fn ask(pid: i32, tid: i32, fd: i32, inode: u64, cookies: bool) -> io::Result<Soc
     };
     let (so_type, so_protocol, so_domain) = (3, 38, 39);
     let family = word(so_domain)? as u16;
-    let address = |found: Result<rustix::net::SocketAddrAny, Errno>| {
-        let none = SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0);
-        let address = found.ok().and_then(|found| found.try_into().ok());
-        let address: SocketAddrV4 = address.unwrap_or(none);
-        (*address.ip(), address.port())
-    };
+    let socket_type = word(so_type)?;
+    let mut local = address(family, rustix::net::getsockname(&socket));
+    if socket_type == SOCK_RAW {
+        // It is the protocol.
+        local.set_port(0);
+    }
     let peer = rustix::net::getpeername(&socket);
-    let peer = address(peer.and_then(|peer| peer.ok_or(Errno::NOTCONN)));
+    let peer = address(family, peer.and_then(|peer| peer.ok_or(Errno::NOTCONN)));
     Ok(SocketFile {
         pid: pid as u32,
         tid: tid as u32,
@@ -473,14 +564,28 @@ fn ask(pid: i32, tid: i32, fd: i32, inode: u64, cookies: bool) -> io::Result<Soc
             false => 0,
         },
         family,
-        socket_type: word(so_type)? as u16,
+        socket_type: socket_type as u16,
         protocol: word(so_protocol)? as u16,
         netns_cookie: netns::cookie(socket.as_fd())?,
-        state: if peer.1 == 0 { 7 } else { 1 },
-        local: address(rustix::net::getsockname(&socket)),
+        state: if peer.port() == 0 { 7 } else { 1 },
+        local,
         peer,
         receive_bytes: receive_bytes(&socket),
     })
+}
+
+/// What a system call told, without the flow label; the unspecified address if it told none.
+fn address(family: u16, told: Result<rustix::net::SocketAddrAny, Errno>) -> SocketAddr {
+    let none = match family.into() {
+        AF_INET6 => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
+        _ => SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0),
+    };
+    let told = told.ok().and_then(|told| SocketAddr::try_from(told).ok());
+    let mut address = told.unwrap_or(none);
+    if let SocketAddr::V6(address) = &mut address {
+        address.set_flowinfo(0);
+    }
+    address
 }
 
 /// SO_COOKIE: asking gives the socket one if it has none yet, so only who looks for one asks.

@@ -7,7 +7,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 
@@ -35,8 +35,12 @@ mod record {
     pub const LOCAL_PORT: usize = 54;
     pub const PEER_PORT: usize = 56;
     pub const STATE: usize = 58;
-    /// The bytes of a record, the last ones unused.
-    pub const SIZE: usize = 64;
+    /// The device it is bound to.
+    pub const DEVICE: usize = 60;
+    pub const LOCAL_ADDRESS_V6: usize = 64;
+    pub const PEER_ADDRESS_V6: usize = 80;
+    /// The bytes of a record.
+    pub const SIZE: usize = 96;
 }
 
 /// Places on the stack below the record.
@@ -50,6 +54,12 @@ mod stack {
 }
 
 const INET: u16 = rustix::net::AddressFamily::INET.as_raw();
+const INET6: u16 = rustix::net::AddressFamily::INET6.as_raw();
+const RAW: u16 = rustix::net::SocketType::RAW.as_raw() as u16;
+/// `TCP_ESTABLISHED`, which every connected socket is in.
+const CONNECTED: u8 = 1;
+/// Nowhere.
+const NONE: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
 
 /// One descriptor of one process (or of a thread with its own file table) that is a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,10 +84,12 @@ pub struct SocketFile {
     pub netns_cookie: u64,
     /// The state as in `enum tcp_state`: 1 is connected, 7 is not.
     pub state: u8,
-    /// Own IPv4 address and port; 0.0.0.0 and 0 where there is none, and for other families.
-    pub local: (Ipv4Addr, u16),
-    /// The IPv4 peer; 0.0.0.0 and 0 when not connected, and for other families.
-    pub peer: (Ipv4Addr, u16),
+    /// Own address and port as getsockname(2) tells them, of the socket's family; 0.0.0.0:0 for
+    /// other families than AF_INET and AF_INET6. The identifier of a ping socket is its port; a raw
+    /// socket has port 0, its protocol is `protocol`.
+    pub local: SocketAddr,
+    /// The peer; the unspecified address and port 0 when not connected, and for other families.
+    pub peer: SocketAddr,
     /// The bytes of memory that received data takes, as counted against SO_RCVBUF
     /// (`sk_rmem_alloc`).
     pub receive_bytes: u32,
@@ -148,33 +160,69 @@ fn load_with(layout: &Layout) -> Result<OwnedFd, Unavailable> {
 
 impl SocketFile {
     fn decode(raw: &[u8]) -> Option<Self> {
-        let family = half(raw, record::FAMILY)?;
-        let end = |address, port| {
-            let address = Ipv4Addr::from(word(raw, address)?.to_ne_bytes());
-            Some(if family == INET {
-                (address, port)
-            } else {
-                (Ipv4Addr::UNSPECIFIED, 0)
-            })
+        let socket_type = half(raw, record::KIND)?;
+        let state = *raw.get(record::STATE)?;
+        // `struct inet_sock` of a raw socket keeps its protocol where others have the port.
+        let local_port = match socket_type {
+            RAW => 0,
+            _ => half(raw, record::LOCAL_PORT)?,
         };
+        let peer_port = u16::from_be(half(raw, record::PEER_PORT)?);
+        let local = (record::LOCAL_ADDRESS, record::LOCAL_ADDRESS_V6);
+        let peer = (record::PEER_ADDRESS, record::PEER_ADDRESS_V6);
         Some(Self {
             pid: word(raw, record::PID)?,
             tid: word(raw, record::TID)?,
             fd: word(raw, record::DESCRIPTOR)?,
             inode: double(raw, record::INODE)?,
             cookie: double(raw, record::COOKIE)?,
-            family,
-            socket_type: half(raw, record::KIND)?,
+            family: half(raw, record::FAMILY)?,
+            socket_type,
             protocol: half(raw, record::PROTOCOL)?,
             netns_cookie: double(raw, record::NET_COOKIE)?,
-            state: *raw.get(record::STATE)?,
-            local: end(record::LOCAL_ADDRESS, half(raw, record::LOCAL_PORT)?)?,
-            peer: end(
-                record::PEER_ADDRESS,
-                u16::from_be(half(raw, record::PEER_PORT)?),
-            )?,
+            state,
+            local: end(raw, local, local_port)?,
+            // `__udp_disconnect` leaves the IPv6 address of the peer behind.
+            peer: match state == CONNECTED || peer_port != 0 {
+                true => end(raw, peer, peer_port)?,
+                false => unspecified(end(raw, peer, 0)?),
+            },
             receive_bytes: word(raw, record::RECEIVED)?,
         })
+    }
+}
+
+/// An address of the family of the socket, which is in one of two places.
+fn end(raw: &[u8], (v4, v6): (usize, usize), port: u16) -> Option<SocketAddr> {
+    match half(raw, record::FAMILY)? {
+        INET => {
+            let address = Ipv4Addr::from(word(raw, v4)?.to_ne_bytes());
+            Some(SocketAddr::new(address.into(), port))
+        }
+        INET6 => {
+            let address: [u8; 16] = *raw.get(v6..)?.first_chunk()?;
+            let address = Ipv6Addr::from(address);
+            let scope = match needs_scope(&address) {
+                true => word(raw, record::DEVICE)?,
+                false => 0,
+            };
+            Some(SocketAddrV6::new(address, port, 0, scope).into())
+        }
+        _ => Some(NONE),
+    }
+}
+
+/// `__ipv6_addr_needs_scope_id`: link-local addresses, and groups of the link or of the host.
+pub(crate) fn needs_scope(address: &Ipv6Addr) -> bool {
+    let [first, second, ..] = address.octets();
+    address.is_unicast_link_local() || (first == 0xff && matches!(second & 0xf, 1 | 2))
+}
+
+/// No address, of the same family.
+fn unspecified(address: SocketAddr) -> SocketAddr {
+    match address {
+        SocketAddr::V4(_) => NONE,
+        SocketAddr::V6(_) => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), 0),
     }
 }
 
@@ -272,10 +320,33 @@ impl<'a> Writer<'a> {
             (sock.port, record::LOCAL_PORT, 2),
             (sock.peer_port, record::PEER_PORT, 2),
             (sock.state, record::STATE, 1),
+            (sock.device, record::DEVICE, 4),
         ] {
             self.member(from, to, size)?;
         }
+        for (from, to) in [
+            (sock.bound_address_v6, record::LOCAL_ADDRESS_V6),
+            (sock.peer_address_v6, record::PEER_ADDRESS_V6),
+        ] {
+            self.address(from, to);
+        }
         Ok(())
+    }
+
+    /// Copies an IPv6 address of the sock, of words as the kernel aligns it; a kernel without IPv6
+    /// has none.
+    fn address(&mut self, from: Option<Field>, to: usize) {
+        let Some(from) = from.filter(|from| from.size == 16) else {
+            return;
+        };
+        for word in (0..16).step_by(4) {
+            let place = from.offset + word;
+            self.code
+                .load(Width::Word, Register::R1, Register::R9, place);
+            let place = slot(to + word);
+            self.code
+                .store_at(Width::Word, Register::Frame, place, Register::R1);
+        }
     }
 
     /// Copies a member of the sock into the record.
@@ -385,7 +456,7 @@ mod tests {
         let port = socket.local_addr().unwrap().port();
         let own = Some(std::process::id());
         let inode = |files: Vec<SocketFile>| {
-            let found = files.into_iter().find(|file| file.local.1 == port);
+            let found = files.into_iter().find(|file| file.local.port() == port);
             found.map(|file| file.inode)
         };
         let plain = inode(sockets(own).unwrap());
