@@ -12,7 +12,7 @@ use rustix::time::{ClockId, clock_gettime};
 use sockcr::option::{Access, Row, Value};
 use sockcr::{Checkpoint, RestoreOptions, image, kernel, option, sandbox};
 use sockcr_sys::sockopt;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::time::Instant;
@@ -64,7 +64,7 @@ fn prepared(change: bool) -> anyhow::Result<UdpSocket> {
     for (name, text) in options.iter().filter(|_| change) {
         option::write(&socket, name, text)?;
     }
-    bind(&socket, &SocketAddrV4::new(Ipv4Addr::LOCALHOST, PORT))?;
+    bind(&socket, &SocketAddr::new(Ipv4Addr::LOCALHOST.into(), PORT))?;
     Ok(socket.into())
 }
 

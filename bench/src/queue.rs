@@ -7,7 +7,7 @@ use super::{ROUNDS, cpu_time, print};
 use anyhow::ensure;
 use sockcr::{Checkpoint, RestoreOptions, kernel, option};
 use sockcr_sys::message::{Batch, Outgoing, send_many};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::time::Instant;
 
@@ -214,11 +214,8 @@ fn receiver(told: bool) -> anyhow::Result<UdpSocket> {
     Ok(socket)
 }
 
-fn address(socket: &UdpSocket) -> anyhow::Result<SocketAddrV4> {
-    match socket.local_addr()? {
-        SocketAddr::V4(address) => Ok(address),
-        SocketAddr::V6(address) => anyhow::bail!("{address} is no IPv4 address"),
-    }
+fn address(socket: &UdpSocket) -> anyhow::Result<SocketAddr> {
+    Ok(socket.local_addr()?)
 }
 
 fn waiting(socket: &UdpSocket) -> anyhow::Result<usize> {

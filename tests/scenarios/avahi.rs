@@ -8,7 +8,7 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program};
 use sockcr_scenarios::takeover::{socket_at, stop, take};
 use sockcr_scenarios::{Outcome, Scenario, dns, wait};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 pub const ALL: &[Scenario] = &[Scenario::new(
@@ -61,11 +61,11 @@ fn askers(neighbour: &mut Neighbour) -> anyhow::Result<Vec<Sender>> {
     let mut askers = Vec::new();
     for port in [0, PORT] {
         for (device, _, there) in LINKS {
-            let socket = neighbour.socket(SocketAddrV4::new(there, port))?;
+            let socket = neighbour.socket(SocketAddr::new(there.into(), port))?;
             socket.set_multicast_ttl_v4(255)?;
             askers.push(Sender {
                 socket,
-                to: SocketAddrV4::new(GROUP, PORT),
+                to: SocketAddr::new(GROUP.into(), PORT),
                 arrives_on: device,
             });
         }

@@ -7,7 +7,7 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program};
 use sockcr_scenarios::takeover::{sockets, stop, take};
 use sockcr_scenarios::{Outcome, Scenario, wait};
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 pub const ALL: &[Scenario] = &[Scenario::new(
@@ -23,7 +23,7 @@ const NEEDS: &[Need] = &[
     Need::Program("nsenter"),
 ];
 const NTP: u16 = 123;
-const COMMANDS: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 323);
+const COMMANDS: SocketAddr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 323);
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const THERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 /// Version 4, from a client and from a server.
@@ -74,13 +74,13 @@ fn answers(asker: &UdpSocket) -> Outcome {
 }
 
 /// Waits until the daemon has asked its server; says from which socket.
-fn asks(server: &UdpSocket) -> anyhow::Result<SocketAddrV4> {
+fn asks(server: &UdpSocket) -> anyhow::Result<SocketAddr> {
     ensure!(
         wait::readable(server, wait::PATIENCE)?,
         "the server is not asked"
     );
     match server.recv_from(&mut [0; 512])? {
-        (48, SocketAddr::V4(from)) => Ok(from),
+        (48, (from)) => Ok(from),
         other => anyhow::bail!("no question for the time: {other:?}"),
     }
 }
@@ -98,7 +98,7 @@ fn stop_asleep(daemon: &Process) -> Outcome {
 fn senders(
     neighbour: &mut Neighbour,
     server: UdpSocket,
-    client: SocketAddrV4,
+    client: SocketAddr,
 ) -> anyhow::Result<Vec<(String, Vec<Sender>)>> {
     let here = || UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
     let sender = |socket, to, arrives_on| Sender {
@@ -106,10 +106,10 @@ fn senders(
         to,
         arrives_on,
     };
-    let asker = neighbour.socket(SocketAddrV4::new(THERE, 0))?;
-    let local = SocketAddrV4::new(Ipv4Addr::LOCALHOST, NTP);
+    let asker = neighbour.socket(SocketAddr::new(THERE.into(), 0))?;
+    let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), NTP);
     let askers = vec![
-        sender(asker, SocketAddrV4::new(HERE, NTP), "v0"),
+        sender(asker, SocketAddr::new(HERE.into(), NTP), "v0"),
         sender(here()?, local, "lo"),
     ];
     Ok(vec![
@@ -123,7 +123,7 @@ fn all_its_sockets() -> Outcome {
     const EACH: u8 = 6;
     let mut neighbour = Neighbour::start(2)?;
     neighbour.link("v0", HERE, &[THERE])?;
-    let server = neighbour.socket(SocketAddrV4::new(THERE, NTP))?;
+    let server = neighbour.socket(SocketAddr::new(THERE.into(), NTP))?;
     let daemon = start()?;
     let client = asks(&server)?;
     answers(&UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?)?;

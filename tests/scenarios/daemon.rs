@@ -5,7 +5,7 @@ use sockcr_scenarios::command::{done, sockcr};
 use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program, run};
 use sockcr_scenarios::{Outcome, Scenario, actor, dns};
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 pub const ALL: &[Scenario] = &[
     Scenario::new(
@@ -50,7 +50,7 @@ fn start() -> anyhow::Result<Process> {
 fn answers() -> Outcome {
     ADDRESSES
         .iter()
-        .try_for_each(|address| dns::ask(address.parse::<SocketAddrV4>()?))
+        .try_for_each(|address| dns::ask(address.parse::<SocketAddr>()?))
 }
 
 /// The inode, descriptor and cookie of its UDP sockets, in the order of [`ADDRESSES`].

@@ -6,7 +6,7 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program};
 use sockcr_scenarios::takeover::{socket_at, stop, take};
 use sockcr_scenarios::{Outcome, Scenario, dns, wait};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 
 pub const ALL: &[Scenario] = &[Scenario::new(
     "dnsmasq::questions_wait",
@@ -44,7 +44,7 @@ fn start() -> anyhow::Result<Process> {
     command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
     let daemon = Process::start(&mut command)?;
     for address in HERE.into_iter().chain([Ipv4Addr::LOCALHOST]) {
-        dns::ask(SocketAddrV4::new(address, PORT))?;
+        dns::ask(SocketAddr::new(address.into(), PORT))?;
     }
     Ok(daemon)
 }
@@ -53,7 +53,7 @@ fn start() -> anyhow::Result<Process> {
 fn askers(neighbour: &mut Neighbour) -> anyhow::Result<Vec<Sender>> {
     let far = Ipv4Addr::new(127, 0, 0, 53);
     let here = |address: Ipv4Addr| UdpSocket::bind((address, 0));
-    let mut there = |address: Ipv4Addr| neighbour.socket(SocketAddrV4::new(address, 0));
+    let mut there = |address: Ipv4Addr| neighbour.socket(SocketAddr::new(address.into(), 0));
     let sockets = [
         (here(Ipv4Addr::LOCALHOST)?, Ipv4Addr::LOCALHOST, "lo"),
         (there(THERE[0])?, HERE[0], "v0"),
@@ -65,7 +65,7 @@ fn askers(neighbour: &mut Neighbour) -> anyhow::Result<Vec<Sender>> {
     let mut askers = Vec::new();
     for (ttl, (socket, to, arrives_on)) in (41..).zip(sockets) {
         socket.set_ttl(ttl)?;
-        let to = SocketAddrV4::new(to, PORT);
+        let to = SocketAddr::new(to.into(), PORT);
         askers.push(Sender {
             socket,
             to,

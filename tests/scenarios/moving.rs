@@ -7,7 +7,7 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, run};
 use sockcr_scenarios::socket::{echoes, target};
 use sockcr_scenarios::{Outcome, Scenario, actor, harness, wait};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 
 pub const ALL: &[Scenario] = &[
@@ -104,8 +104,8 @@ fn to_other_names() -> Outcome {
     let sender = UdpSocket::bind((THERE, 0))?;
     let index = sockcr_sys::interface::index(sender.as_fd(), "w0")?;
     set_ip_multicast_if_with_ifindex(&sender, &GROUP, &THERE, index)?;
-    echoes_to(&sender, SocketAddrV4::new(GROUP, NEWS)).context("the group does not reach it")?;
-    echoes(SocketAddrV4::new(Ipv4Addr::LOCALHOST, NEWS))
+    echoes_to(&sender, SocketAddr::new(GROUP.into(), NEWS)).context("the group does not reach it")?;
+    echoes(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), NEWS))
 }
 
 /// A socket of the server.
@@ -115,7 +115,7 @@ fn shown(server: &Process, fd: i32) -> anyhow::Result<serde_json::Value> {
     Ok(shown["sockets"][0].clone())
 }
 
-fn echoes_to(sender: &UdpSocket, to: SocketAddrV4) -> Outcome {
+fn echoes_to(sender: &UdpSocket, to: SocketAddr) -> Outcome {
     sender.send_to(b"news", to)?;
     ensure!(
         wait::readable(sender, wait::PATIENCE)?,

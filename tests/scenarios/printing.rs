@@ -5,7 +5,7 @@ use rustix::net::SendFlags;
 use sockcr_scenarios::command::{done, refused, sockcr};
 use sockcr_scenarios::need::Need;
 use sockcr_scenarios::{Outcome, Scenario};
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::path::Path;
 
@@ -97,7 +97,7 @@ fn what_waits() -> Outcome {
         &server,
         b"held back",
         SendFlags::MORE,
-        &SocketAddrV4::new([127, 0, 0, 3].into(), 9),
+        &SocketAddr::new([127, 0, 0, 3].into().into(), 9),
     )?;
     for _ in 0..2 {
         done(["show", &target])?.quiet()?.prints(&[

@@ -7,7 +7,7 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, run};
 use sockcr_scenarios::socket::{self, echoes, local};
 use sockcr_scenarios::{Outcome, Scenario, actor, wait};
-use std::net::{SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
 
 pub const ALL: &[Scenario] = &[
@@ -30,7 +30,7 @@ pub const ALL: &[Scenario] = &[
 /// A process with several threads that answers.
 struct Owner {
     process: Process,
-    address: SocketAddrV4,
+    address: SocketAddr,
     target: String,
 }
 

@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
 use std::io::{BufRead, Read, Write};
-use std::net::{SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -141,7 +141,7 @@ fn echo(arguments: &[String]) -> anyhow::Result<()> {
     let [address] = arguments else {
         bail!("at which address?");
     };
-    let socket = UdpSocket::bind(address.parse::<SocketAddrV4>()?)?;
+    let socket = UdpSocket::bind(address.parse::<SocketAddr>()?)?;
     let mut signals = Signals::new([SIGUSR1])?;
     say(&json!({ "fd": socket.as_raw_fd() }))?;
     std::thread::spawn(move || signals.forever().try_for_each(|_| say(&json!("signal"))));

@@ -4,7 +4,7 @@ use crate::{Outcome, wait};
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value as Json, json};
 use std::io::ErrorKind;
-use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 const SOL_SOCKET: i32 = 1;
@@ -29,7 +29,7 @@ pub struct Sender {
     /// Its socket, bound.
     pub socket: UdpSocket,
     /// Where it sends to.
-    pub to: SocketAddrV4,
+    pub to: SocketAddr,
     /// The device that this arrives on.
     pub arrives_on: &'static str,
 }
@@ -127,7 +127,7 @@ fn read(socket: BorrowedFd<'_>) -> anyhow::Result<Option<Json>> {
             received => received?,
         };
     let mut told = json!({
-        "from": received.source.map(SocketAddr::V4),
+        "from": received.source,
         "payload": hex(&payload[..received.length]),
     });
     let control = &control[..received.control_length];

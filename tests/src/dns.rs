@@ -2,7 +2,7 @@
 
 use crate::wait;
 use anyhow::{Context, ensure};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 /// The name asked for, and its address.
@@ -17,7 +17,7 @@ const A: u16 = 1;
 const INTERNET: u16 = 1;
 
 /// Asks a server for [`NAME`], again while nothing comes, and checks the answer.
-pub fn ask(server: SocketAddrV4) -> anyhow::Result<()> {
+pub fn ask(server: SocketAddr) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.connect(server)?;
     let question = question(NAME);

@@ -3,7 +3,7 @@
 use crate::process::{Process, run};
 use crate::{Outcome, actor};
 use anyhow::Context;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::OwnedFd;
 
 /// Who lives there: what it sends arrives here by a device, and not by loopback.
@@ -54,7 +54,7 @@ impl Neighbour {
     }
 
     /// A socket at an address there.
-    pub fn socket(&mut self, address: SocketAddrV4) -> anyhow::Result<UdpSocket> {
+    pub fn socket(&mut self, address: SocketAddr) -> anyhow::Result<UdpSocket> {
         let socket = self.unbound.pop().context("no socket is left")?;
         rustix::net::bind(&socket, &address).with_context(|| format!("bind to {address}"))?;
         Ok(socket.into())

@@ -4,12 +4,12 @@ use crate::wait;
 use anyhow::{Context, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// This port of loopback.
-pub fn local(port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(Ipv4Addr::LOCALHOST, port)
+pub fn local(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::LOCALHOST.into(), port)
 }
 
 /// A UDP socket that is not bound.
@@ -38,7 +38,7 @@ pub fn cookie(socket: impl AsFd) -> anyhow::Result<u64> {
 }
 
 /// Whether the server there sends back what it gets.
-pub fn echoes(server: SocketAddrV4) -> anyhow::Result<()> {
+pub fn echoes(server: SocketAddr) -> anyhow::Result<()> {
     let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
     socket.send_to(b"are you there?", server)?;
     ensure!(

@@ -6,7 +6,7 @@ use sockcr::Checkpoint;
 use sockcr::kernel::{Corked, ErrorEntry};
 use sockcr::option::bytes;
 use sockcr::state::receive_queue::Datagram;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 
 /// More are counted, not printed.
 const MOST: usize = 20;
@@ -88,7 +88,7 @@ fn corked(corked: &Corked) -> String {
 }
 
 fn error(entry: &ErrorEntry) -> Vec<String> {
-    let address = |address: Option<SocketAddrV4>| address.map_or("-".into(), |a| a.to_string());
+    let address = |address: Option<SocketAddr>| address.map_or("-".into(), |a| a.to_string());
     vec![
         format!("→ {}", address(entry.destination)),
         format!("from {}", address(entry.offender)),

@@ -331,9 +331,9 @@ fn a_source_address_that_the_route_would_not_choose_stays() -> Outcome {
         let seen = same(from_elsewhere, |socket| {
             let before = socket::local(socket).unwrap();
             rustix::net::connect_unspec(socket).unwrap();
-            (*before.ip(), socket::local(socket).unwrap())
+            (before.ip(), socket::local(socket).unwrap())
         });
-        assert_eq!(seen, (other.address, to(ANY, 0)));
+        assert_eq!(seen, (other.address.into(), to(ANY, 0)));
         Ok(())
     })
 }
@@ -351,7 +351,7 @@ fn a_connection_comes_back_without_the_loopback_device() -> Outcome {
             socket::connect(&socket, (Ipv4Addr::new(10, 9, 0, 2), 9)).unwrap();
             socket
         };
-        let local = same(make, |socket| *socket::local(socket).unwrap().ip());
+        let local = same(make, |socket| socket::local(socket).unwrap().ip());
         assert_eq!(local, one.address);
         Ok(())
     })

@@ -11,7 +11,7 @@ mod support;
 #[path = "support/waiting.rs"]
 mod waiting;
 
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use message::{Control, send};
@@ -43,7 +43,7 @@ const IP_RECVERR: i32 = 11;
 /// A neighbour behind a cable, with the socket that it hears with, and what passes the cable.
 struct Wire {
     far: std::net::UdpSocket,
-    to: SocketAddrV4,
+    to: SocketAddr,
     capture: Capture,
     index: u32,
 }
@@ -107,7 +107,7 @@ impl Wire {
 }
 
 /// An empty piece that is the last one, whichever way it was corked.
-fn uncork(socket: &OwnedFd, to: SocketAddrV4) -> Outcome {
+fn uncork(socket: &OwnedFd, to: SocketAddr) -> Outcome {
     set_int(socket, UDP, UDP_CORK, 0)?;
     let corked = reader()?.cork(std::os::fd::AsFd::as_fd(socket))?;
     match corked {
@@ -129,7 +129,7 @@ fn bound() -> Fallible<OwnedFd> {
 }
 
 fn corked(
-    to: SocketAddrV4,
+    to: SocketAddr,
     options: &[(i32, i32, i32)],
     pieces: &[&[u8]],
     controls: &[Control],
@@ -212,8 +212,8 @@ fn segments_groups_and_everybody() -> Outcome {
         let later = (UDP, UDP_SEGMENT, 1200u16.to_ne_bytes().to_vec());
         wire.compare(|| corked(wire.to, &segments, &[&data], std::slice::from_ref(&later)))?;
         let request = [[0; 4], [0; 4], wire.index.to_ne_bytes()].concat();
-        let group = SocketAddrV4::new(Ipv4Addr::new(239, 7, 7, 7), 9);
-        let everybody = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1, 255), 9);
+        let group = SocketAddr::new(Ipv4Addr::new(239, 7, 7, 7).into(), 9);
+        let everybody = SocketAddr::new(Ipv4Addr::new(10, 1, 1, 255).into(), 9);
         for to in [group, everybody] {
             let original = || {
                 let socket = bound()?;
@@ -244,7 +244,7 @@ fn by_a_gateway_or_to_neighbours_only() -> Outcome {
     privileged(|| {
         let wire = Wire::new()?;
         waiting::ip("route add 10.50.0.0/16 via 10.1.1.2 dev v1")?;
-        let far = SocketAddrV4::new(Ipv4Addr::new(10, 50, 0, 9), 9);
+        let far = SocketAddr::new(Ipv4Addr::new(10, 50, 0, 9).into(), 9);
         let dont_route = [(SOCKET, SO_DONTROUTE, 1)];
         for (to, before, after) in [
             (far, &[][..], &dont_route[..]),
@@ -298,7 +298,7 @@ fn a_remembered_path_is_no_gateway() -> Outcome {
 fn a_cork_goes_on() -> Outcome {
     privileged(|| {
         let receiver = socket::bound((LOCALHOST, 9))?;
-        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let to = SocketAddr::new(LOCALHOST.into(), 9);
         let socket = socket::udp()?;
         socket::connect(&socket, (LOCALHOST, 9))?;
         set_int(&socket, UDP, UDP_CORK, 1)?;
@@ -317,7 +317,7 @@ fn a_cork_goes_on() -> Outcome {
 #[test]
 fn a_small_buffer_a_deadline_and_neighbours_only() -> Outcome {
     privileged(|| {
-        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let to = SocketAddr::new(LOCALHOST.into(), 9);
         let receiver = socket::bound((LOCALHOST, 9))?;
         for (options, controls, flags) in [
             (vec![(SOCKET, SO_SNDBUF, 0)], vec![], 0),
@@ -347,7 +347,7 @@ fn a_small_buffer_a_deadline_and_neighbours_only() -> Outcome {
 #[test]
 fn corked_and_unbound_or_with_an_error() -> Outcome {
     privileged(|| {
-        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let to = SocketAddr::new(LOCALHOST.into(), 9);
         let socket = socket::udp()?;
         send(&socket, to, b"unbound", &[], libc::MSG_MORE)?;
         rustix::net::connect_unspec(&socket)?;
@@ -373,7 +373,7 @@ fn corked_and_unbound_or_with_an_error() -> Outcome {
 #[test]
 fn a_pending_error_beside_a_cork_stays_or_is_named() -> Outcome {
     privileged(|| {
-        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let to = SocketAddr::new(LOCALHOST.into(), 9);
         for elsewhere in [false, true] {
             let socket = bound()?;
             send(&socket, to, b"corked", &[], libc::MSG_MORE)?;
@@ -431,7 +431,7 @@ fn a_cork_for_an_address_that_moves() -> Outcome {
         let socket = bound()?;
         send(
             &socket,
-            SocketAddrV4::new(LOCALHOST, 9),
+            SocketAddr::new(LOCALHOST.into(), 9),
             b"moved",
             &[],
             libc::MSG_MORE,
@@ -443,7 +443,7 @@ fn a_cork_for_an_address_that_moves() -> Outcome {
             ..RestoreOptions::default()
         };
         let restored = checkpoint.restore(&options)?.fd;
-        send(&restored, SocketAddrV4::new(there, 9), b"", &[], 0)?;
+        send(&restored, SocketAddr::new(there.into(), 9), b"", &[], 0)?;
         assert_eq!(socket::receive(&receiver)?, b"moved");
         Ok(())
     })

@@ -13,7 +13,7 @@ mod message;
 mod support;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use feed::Told;
@@ -64,8 +64,8 @@ fn entry(kind: u8, code: u8, error: i32) -> ErrorEntry {
         info: 0,
         data: 0,
         statistics: false,
-        offender: Some(SocketAddrV4::new(HERE, 0)),
-        destination: Some(SocketAddrV4::new(HERE, 9)),
+        offender: Some(SocketAddr::new(HERE.into(), 0)),
+        destination: Some(SocketAddr::new(HERE.into(), 9)),
         received_at: 1,
         ttl: 64,
         tos: 0,
@@ -80,7 +80,7 @@ fn entry(kind: u8, code: u8, error: i32) -> ErrorEntry {
 fn tell(socket: &OwnedFd, all: &[Told]) -> Outcome {
     for (told, ttl) in all.iter().zip(50..) {
         let before = reader()?.read(socket.as_fd())?.error_queue;
-        told.tell(SocketAddrV4::new(HERE, PORT), ttl)?;
+        told.tell(SocketAddr::new(HERE.into(), PORT), ttl)?;
         let end = std::time::Instant::now() + PATIENCE;
         while reader()?.read(socket.as_fd())?.error_queue == before {
             assert!(std::time::Instant::now() < end, "never came");
@@ -149,7 +149,7 @@ fn a_refused_datagram() -> Outcome {
                 if connects {
                     socket::connect(&socket, (HERE, 9))?;
                 }
-                send(&socket, SocketAddrV4::new(HERE, 9), b"anybody?", &[], 0)?;
+                send(&socket, SocketAddr::new(HERE.into(), 9), b"anybody?", &[], 0)?;
                 socket::wait_for(&socket, PollFlags::ERR)?;
                 Ok(socket)
             })?;
@@ -262,9 +262,9 @@ fn too_large_for_the_route() -> Outcome {
     privileged(|| {
         devices()?;
         sysctl("net.ipv4.conf.all.rp_filter", "0")?;
-        let to = SocketAddrV4::new(Ipv4Addr::new(10, 9, 0, 77), 9);
-        let anywhere = SocketAddrV4::new(HERE, 9);
-        let group = SocketAddrV4::new(Ipv4Addr::new(239, 7, 7, 7), 9);
+        let to = SocketAddr::new(Ipv4Addr::new(10, 9, 0, 77).into(), 9);
+        let anywhere = SocketAddr::new(HERE.into(), 9);
+        let group = SocketAddr::new(Ipv4Addr::new(239, 7, 7, 7).into(), 9);
         for (to, pieces, options) in [
             (group, &[3000][..], &[][..]),
             (to, &[3000][..], &[][..]),
@@ -317,14 +317,14 @@ fn with_a_queue_a_cork_and_a_group() -> Outcome {
             let socket = wanting()?;
             send(
                 &socket::udp()?,
-                SocketAddrV4::new(HERE, PORT),
+                SocketAddr::new(HERE.into(), PORT),
                 b"heard",
                 &[],
                 0,
             )?;
             send(
                 &socket,
-                SocketAddrV4::new(HERE, 9),
+                SocketAddr::new(HERE.into(), 9),
                 b"said",
                 &[],
                 libc::MSG_MORE,
@@ -341,7 +341,7 @@ fn a_transmit_time_stamp_is_named() -> Outcome {
         let socket = wanting()?;
         let receiver = socket::bound((HERE, 9))?;
         set_int(&socket, SOCKET, SO_TIMESTAMPING, 1 << 1 | 1 << 4)?;
-        send(&socket, SocketAddrV4::new(HERE, 9), b"stamped", &[], 0)?;
+        send(&socket, SocketAddr::new(HERE.into(), 9), b"stamped", &[], 0)?;
         socket::receive(&receiver)?;
         socket::wait_for(&socket, PollFlags::ERR)?;
         tell(&socket, &[Told::new(UNREACHABLE, 1)])?;

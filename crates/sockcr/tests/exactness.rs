@@ -10,7 +10,7 @@ mod support;
 use sockcr::option::Value;
 use sockcr::state::descriptor::Owner;
 use sockcr::{Checkpoint, ErrorKind, Mapping, RestoreOptions, image, json};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use support::Outcome;
 use support::place::{devices, isolated};
 use support::socket::{SOCKET, bind, bound, connect, get_int, local, peer, set_int, udp};
@@ -106,10 +106,10 @@ fn two_addresses_and_two_devices_change_places() -> Outcome {
         };
         let restored = checkpoint.restore(&options)?;
         let now = Checkpoint::dump(&restored.fd)?;
-        assert_eq!(local(&restored.fd)?, SocketAddrV4::new(HERE, PORT));
+        assert_eq!(local(&restored.fd)?, SocketAddr::new(HERE.into(), PORT));
         assert_eq!(
             peer(&restored.fd).unwrap().ip(),
-            &Ipv4Addr::new(127, 0, 0, 2)
+            Ipv4Addr::new(127, 0, 0, 2)
         );
         assert_eq!(
             now.options.get("IP_UNICAST_IF"),
@@ -138,7 +138,7 @@ fn a_broadcast_peer_stays_without_the_right_to_broadcast() -> Outcome {
         let checkpoint = Checkpoint::dump(&socket)?;
         drop(socket);
         let restored = checkpoint.restore(&RestoreOptions::default())?;
-        assert_eq!(peer(&restored.fd), Some(SocketAddrV4::new(everybody, 9)));
+        assert_eq!(peer(&restored.fd), Some(SocketAddr::new(everybody.into(), 9)));
         assert_eq!(get_int(&restored.fd, SOCKET, SO_BROADCAST)?, 0);
         Ok(())
     })

@@ -42,7 +42,7 @@ fn rich() -> Checkpoint {
     checkpoint.edit("SO_TXTIME", "CLOCK_MONOTONIC").unwrap();
     checkpoint.filter = Some(Filter::Classic(vec![[6, 0, 0, 0, 255, 255, 0, 0]]));
     checkpoint.memberships[0].include = true;
-    checkpoint.memberships[0].sources = vec![Ipv4Addr::new(10, 0, 0, 1)];
+    checkpoint.memberships[0].sources = vec![[10, 0, 0, 1].into()];
     let note = sockcr::Note::new("receive queue", "2 datagrams");
     checkpoint.report.not_carried.push(note.clone());
     checkpoint.report.assumed.push(note);
@@ -341,14 +341,14 @@ fn the_json_of_the_document_is_ours() {
 /// The attributes of what waits: a datagram, a cork, an error.
 fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     let mut checkpoint = rich();
-    let address = std::net::SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 7), 53);
+    let address = std::net::SocketAddr::new(Ipv4Addr::new(203, 0, 113, 7).into(), 53);
     checkpoint.receive_queue.push(Datagram {
         source: address,
         destination: address,
         ttl: 57,
         tos: 4,
         interface: 1,
-        local: Ipv4Addr::LOCALHOST,
+        local: Ipv4Addr::LOCALHOST.into(),
         received_at: -1,
         mark: 7,
         priority: 6,
@@ -359,7 +359,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     });
     checkpoint.cork = Some(Corked {
         destination: address,
-        source: Ipv4Addr::LOCALHOST,
+        source: Ipv4Addr::LOCALHOST.into(),
         tos: Some(8),
         ttl: Some(9),
         segment_size: 1000,
@@ -381,12 +381,12 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         info: 5,
         data: 6,
         statistics: false,
-        offender: Some(std::net::SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0)),
+        offender: Some(std::net::SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)),
         destination: Some(address),
         received_at: -2,
         ttl: 60,
         tos: 2,
-        local: Ipv4Addr::LOCALHOST,
+        local: Ipv4Addr::LOCALHOST.into(),
         rest: [1, 2, 3, 4],
         interface: 1,
         payload: b"quoted".to_vec(),

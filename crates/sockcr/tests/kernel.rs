@@ -4,7 +4,7 @@
 use std::error::Error;
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, TcpListener, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::process::Command;
@@ -167,7 +167,7 @@ fn buffers_budget_and_shutdown() -> Outcome {
     assert!(!before.receive_buffer_locked && !before.send_buffer_locked);
     set(&socket, option::SOL_SOCKET, option::SO_RCVBUF, 10_000)?;
     set(&socket, option::SOL_SOCKET, option::SO_BUSY_POLL_BUDGET, 5)?;
-    rustix::net::connect(&socket, &SocketAddrV4::new(LOCALHOST, 9))?;
+    rustix::net::connect(&socket, &SocketAddr::new(LOCALHOST.into(), 9))?;
     rustix::net::shutdown(&socket, rustix::net::Shutdown::Read)?;
     let after = reader.read(socket.as_fd())?;
     assert!(after.receive_buffer_locked && !after.send_buffer_locked);
@@ -352,7 +352,7 @@ fn transmit_time_is_seen() -> Outcome {
 
 /// A SO_REUSEPORT group in the order of joining.
 fn group(count: usize) -> io::Result<Vec<UdpSocket>> {
-    let mut address = SocketAddrV4::new(Ipv4Addr::new(127, 9, 9, 9), 0);
+    let mut address = SocketAddr::new(Ipv4Addr::new(127, 9, 9, 9).into(), 0);
     (0..count)
         .map(|_| {
             let socket = datagram()?;
@@ -482,7 +482,7 @@ fn the_iterator_sees_sockets_that_were_never_bound() -> Outcome {
     assert_eq!(file.inode, inode(&socket)?);
     assert_eq!((file.family, file.socket_type, file.protocol), (2, 2, 17));
     assert_eq!((file.cookie, file.state), (0, 7));
-    let nowhere = SocketAddrV4::new(ANY, 0).into();
+    let nowhere = SocketAddr::new(ANY.into(), 0).into();
     assert_eq!((file.local, file.peer), (nowhere, nowhere));
     let namespace = get_long(&socket, option::SO_NETNS_COOKIE)?;
     let cookie = get_long(&socket, option::SO_COOKIE)?;
@@ -545,10 +545,10 @@ fn a_raw_socket_has_a_protocol_and_no_port() -> Outcome {
     }
     let icmp = Some(rustix::net::ipproto::ICMP);
     let socket = socket(AddressFamily::INET, SocketType::RAW, icmp)?;
-    rustix::net::bind(&socket, &SocketAddrV4::new(LOCALHOST, 0))?;
+    rustix::net::bind(&socket, &SocketAddr::new(LOCALHOST.into(), 0))?;
     let file = listed(&socket)?.pop().ok_or("not listed")?;
     assert_eq!((file.family, file.socket_type, file.protocol), (2, 3, 1));
-    assert_eq!(file.local, SocketAddrV4::new(LOCALHOST, 0).into());
+    assert_eq!(file.local, SocketAddr::new(LOCALHOST.into(), 0).into());
     Ok(())
 }
 

@@ -12,7 +12,7 @@ mod support;
 #[path = "support/waiting.rs"]
 mod waiting;
 
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::thread;
 use std::time::Instant;
@@ -114,7 +114,7 @@ fn corked(reader: &Reader, socket: &UdpSocket) -> Fallible<Corked> {
 #[test]
 fn corks_with_options_and_segments() -> Outcome {
     isolated(|reader| {
-        let to = SocketAddrV4::new(LOCALHOST, 9);
+        let to = SocketAddr::new(LOCALHOST.into(), 9);
         let route = [131, 11, 4, 127, 0, 0, 7, 127, 0, 0, 8, 0];
         let record = [7, 11, 4, 0, 0, 0, 0, 0, 0, 0, 0, 0];
         let stamp = [68, 12, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0];
@@ -169,7 +169,7 @@ fn entry(message: &Message) -> ErrorEntry {
     let offender = u16::from_ne_bytes([raw[16], raw[17]]) == libc::AF_INET as u16;
     let offender = offender.then(|| {
         let address: [u8; 4] = *raw[20..].first_chunk().expect("an entry");
-        SocketAddrV4::new(address.into(), u16::from_be_bytes([raw[18], raw[19]]))
+        SocketAddr::new(address.into().into(), u16::from_be_bytes([raw[18], raw[19]]))
     });
     ErrorEntry {
         error: word(0).cast_signed(),
@@ -232,9 +232,9 @@ fn errors_stay_where_they_are() -> Outcome {
             .map(|entry| (entry.error, entry.origin, entry.kind, entry.code))
             .collect();
         assert_eq!(refused, [(libc::ECONNREFUSED, 2, 3, 3); 4]);
-        let offender = SocketAddrV4::new(LOCALHOST, 0);
+        let offender = SocketAddr::new(LOCALHOST.into(), 0);
         assert_eq!(entries[0].offender, Some(offender));
-        let destination = SocketAddrV4::new(LOCALHOST, 9);
+        let destination = SocketAddr::new(LOCALHOST.into(), 9);
         assert_eq!(entries[0].destination, Some(destination));
         assert_eq!(entries[0].payload, [7, 7]);
         Ok(())

@@ -35,10 +35,10 @@ fn check(datagram: &Datagram<'_>, spec: Ipv4Addr, got: &message::Message) {
     assert_eq!(got.word(IP, IP_TTL, 0), u32::from(datagram.ttl));
     let tos = got.control(IP, IP_TOS).and_then(|tos| tos.first().copied());
     assert_eq!(tos, Some(datagram.tos), "{datagram:?}");
-    let destination = datagram.destination.ip().octets();
+    let destination = octets(datagram.destination.ip());
     let info = match datagram.interface {
         0 => [[0; 4], [0; 4], destination].concat(),
-        device => [device.to_ne_bytes(), spec.octets(), destination].concat(),
+        device => [device.to_ne_bytes(), octets(spec), destination].concat(),
     };
     let told = got.control(IP, IP_PKTINFO);
     match datagram.interface {
@@ -133,7 +133,7 @@ fn variety<'a>(m0: &Device, m1: &Device, large: &'a [u8]) -> Vec<(Datagram<'a>, 
             ..to(GROUP, 0)
         },
     ];
-    let spec = |datagram: Datagram<'a>| (datagram, *datagram.destination.ip());
+    let spec = |datagram: Datagram<'a>| (datagram, datagram.destination.ip());
     let mut all: Vec<_> = unicast.map(spec).into();
     let many = [
         to(GROUP, m0.index),
@@ -159,8 +159,8 @@ fn variety<'a>(m0: &Device, m1: &Device, large: &'a [u8]) -> Vec<(Datagram<'a>, 
         },
     ];
     all.extend(many.map(|datagram| {
-        let local = Some(m0.address);
-        (Datagram { local, ..datagram }, m0.address)
+        let local = Some(m0.address.into());
+        (Datagram { local, ..datagram }, m0.address.into())
     }));
     all
 }
@@ -296,7 +296,7 @@ fn later_datagrams_tell_what_they_would() -> Outcome {
         inject(target.as_fd(), &[plain(b"queued"), group])?;
         socket::bind(&target, (LOCALHOST, PORT))?;
         let name = socket::local(&peer)?;
-        socket::connect(&target, (*name.ip(), name.port()))?;
+        socket::connect(&target, (name.ip(), name.port()))?;
         rustix::net::sendto(
             &peer,
             b"live",

@@ -14,7 +14,7 @@ mod support;
 mod waiting;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -102,7 +102,7 @@ fn every_size_over_two_veths() -> Outcome {
                 set(sender, IPPROTO_IP, IP_TTL, 30 + size as i32 % 100)?;
                 set(sender, IPPROTO_IP, IP_TOS, (size as i32 % 60) * 4)?;
                 set(sender, SOL_SOCKET, SO_NO_CHECK, (size % 2) as i32)?;
-                let to = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1 + index as u8, 1), port);
+                let to = SocketAddr::new(Ipv4Addr::new(10, 1, 1 + index as u8, 1).into(), port);
                 sender.send_to(&random.bytes(size), to)?;
                 count += 1;
                 arrived(reader, &socket, count)?;
@@ -158,7 +158,7 @@ fn segments_put_together_by_the_device() -> Outcome {
         }
         let socket = receiver(Ipv4Addr::UNSPECIFIED)?;
         set(&socket, IPPROTO_UDP, UDP_GRO, 1)?;
-        let to = SocketAddrV4::new(Ipv4Addr::new(10, 1, 1, 1), local(&socket)?.port());
+        let to = SocketAddr::new(Ipv4Addr::new(10, 1, 1, 1).into(), local(&socket)?.port());
         let mut random = Random(7);
         let mut sum = 0;
         for (size, segment) in [(60_000, 1400), (3000, 100), (40_000, 1472), (500, 300)] {
@@ -236,7 +236,7 @@ fn what_was_not_asked_for_at_arrival() -> Outcome {
 }
 
 /// An IPv4 header and a UDP header with its payload, of any source.
-fn packet(from: SocketAddrV4, to: SocketAddrV4, options: &[u8], sum: u16, data: &[u8]) -> Vec<u8> {
+fn packet(from: SocketAddr, to: SocketAddr, options: &[u8], sum: u16, data: &[u8]) -> Vec<u8> {
     let length = ((8 + data.len()) as u16).to_be_bytes();
     let mut packet = vec![
         0x45 + (options.len() / 4) as u8,
@@ -273,8 +273,8 @@ fn foreign_sources_options_and_wrong_checksums() -> Outcome {
             rustix::net::SocketType::RAW,
             Some(rustix::net::ipproto::RAW),
         )?;
-        let from = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 9), 0);
-        let linklocal = SocketAddrV4::new(Ipv4Addr::new(169, 254, 1, 1), 9);
+        let from = SocketAddr::new(Ipv4Addr::new(203, 0, 113, 9).into(), 0);
+        let linklocal = SocketAddr::new(Ipv4Addr::new(169, 254, 1, 1).into(), 9);
         let mut record = vec![7, 11, 4];
         record.resize(12, 0);
         ip("route add default dev lo")?;

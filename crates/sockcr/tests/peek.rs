@@ -15,7 +15,7 @@ use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, Error, ErrorKind, Report, RestoreOptions};
 use sockcr_sys::guard::{Guard, Step};
 use std::io::{BufRead, BufReader};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
@@ -455,7 +455,7 @@ fn raw_packets_bring_it_back_exactly() -> Outcome {
         drop(socket);
         // From far away, without a route back.
         let mut foreign = checkpoint.receive_queue[0].clone();
-        foreign.source = SocketAddrV4::new(FOREIGN, 0);
+        foreign.source = SocketAddr::new(FOREIGN.into(), 0);
         checkpoint.receive_queue.push(foreign);
         let others = [
             socket::bound((LOCALHOST, PORT + 1))?,
@@ -472,7 +472,7 @@ fn raw_packets_bring_it_back_exactly() -> Outcome {
         assert_eq!(again.pop().unwrap().data, b"live");
         assert_eq!(
             again.pop().unwrap().name,
-            Some(SocketAddrV4::new(FOREIGN, 0))
+            Some(SocketAddr::new(FOREIGN.into(), 0))
         );
         assert!(again == seen, "the application sees a difference");
         Ok(())

@@ -13,7 +13,7 @@ mod support;
 use message::Message;
 use rustix::net::{RecvFlags, recv};
 use sockcr::{Checkpoint, Mapping, RestoreOptions, json};
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use support::Outcome;
 use support::inject::*;
@@ -105,7 +105,7 @@ fn everything_queued_is_received_as_it_was() -> Outcome {
 
 /// What waits in a socket besides datagrams: an error, and what is held back by a cork.
 struct Beside {
-    closed: SocketAddrV4,
+    closed: SocketAddr,
     peer: OwnedFd,
 }
 
@@ -271,7 +271,7 @@ fn the_queue_moves_to_another_address() -> Outcome {
         let mut expected = PORT.to_be_bytes().to_vec();
         expected.extend(there.octets());
         assert_eq!(told.and_then(|told| told.get(2..8)), Some(&expected[..]));
-        assert_eq!(received[0].name, Some(SocketAddrV4::new(LOCALHOST, 2000)));
+        assert_eq!(received[0].name, Some(SocketAddr::new(LOCALHOST.into(), 2000)));
         Ok(())
     })
 }

@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "shared by tests that use parts of it")]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType, socket_with};
@@ -38,7 +38,7 @@ pub struct Told {
     pub kind: u8,
     pub code: u8,
     pub rest: [u8; 4],
-    pub about: SocketAddrV4,
+    pub about: SocketAddr,
     pub quoted: Vec<u8>,
 }
 
@@ -48,20 +48,20 @@ impl Told {
             kind,
             code,
             rest: [0; 4],
-            about: SocketAddrV4::new(Ipv4Addr::new(10, 20, 30, 40), 53),
+            about: SocketAddr::new(Ipv4Addr::new(10, 20, 30, 40).into(), 53),
             quoted: b"the beginning".to_vec(),
         }
     }
 
-    fn packet(&self, from: SocketAddrV4) -> Vec<u8> {
+    fn packet(&self, from: SocketAddr) -> Vec<u8> {
         let total = (28 + self.quoted.len()) as u16;
         let mut packet = vec![self.kind, self.code, 0, 0];
         packet.extend(self.rest);
         packet.extend([0x45, 0]);
         packet.extend(total.to_be_bytes());
         packet.extend([0, 0, 0, 0, 64, 17, 0, 0]);
-        packet.extend(from.ip().octets());
-        packet.extend(self.about.ip().octets());
+        packet.extend(octets(from.ip()));
+        packet.extend(octets(self.about.ip()));
         packet.extend(from.port().to_be_bytes());
         packet.extend(self.about.port().to_be_bytes());
         packet.extend((total - 20).to_be_bytes());
@@ -73,10 +73,10 @@ impl Told {
     }
 
     /// Tells it the socket that has this name, as a host with this TTL.
-    pub fn tell(&self, from: SocketAddrV4, ttl: i32) -> io::Result<()> {
+    pub fn tell(&self, from: SocketAddr, ttl: i32) -> io::Result<()> {
         let raw = raw(ICMP)?;
         set_int(&raw, IP, IP_TTL, ttl)?;
-        let to = SocketAddrV4::new(HERE, 0);
+        let to = SocketAddr::new(HERE.into(), 0);
         send(&raw, to, &self.packet(from), &[], 0)
     }
 }
@@ -120,8 +120,8 @@ impl Heard {
     /// Sends it to a socket with this name and peer.
     pub fn send(
         &self,
-        to: SocketAddrV4,
-        peer: Option<SocketAddrV4>,
+        to: SocketAddr,
+        peer: Option<SocketAddr>,
         group: Ipv4Addr,
         devices: &[Device],
     ) -> io::Result<()> {
@@ -129,20 +129,20 @@ impl Heard {
             .map(|at| (at * 7 + self.size) as u8)
             .collect();
         let place = match to.ip().is_unspecified() {
-            true => HERE,
-            false => *to.ip(),
+            true => HERE.into(),
+            false => to.ip(),
         };
-        let to = SocketAddrV4::new(place, to.port());
+        let to = SocketAddr::new(place, to.port());
         if let By::Anybody(source, port) = self.by {
-            let source = peer.unwrap_or(SocketAddrV4::new(source, port));
+            let source = peer.unwrap_or(SocketAddr::new(source.into(), port));
             return self.by_hand(source, to, &data);
         }
         let socket = self.sender(devices)?;
         let to = match self.by {
-            By::Group(_) => SocketAddrV4::new(group, to.port()),
+            By::Group(_) => SocketAddr::new(group.into(), to.port()),
             By::Broadcast(device) => {
                 let [a, b, c, _] = devices[device].address.octets();
-                SocketAddrV4::new(Ipv4Addr::new(a, b, c, 255), to.port())
+                SocketAddr::new(Ipv4Addr::new(a, b, c, 255).into(), to.port())
             }
             _ => to,
         };
@@ -173,7 +173,7 @@ impl Heard {
         Ok(socket)
     }
 
-    fn by_hand(&self, from: SocketAddrV4, to: SocketAddrV4, data: &[u8]) -> io::Result<()> {
+    fn by_hand(&self, from: SocketAddr, to: SocketAddr, data: &[u8]) -> io::Result<()> {
         let words = 5 + self.options.len().div_ceil(4);
         let mut packet = vec![
             0x40 | words as u8,
@@ -189,8 +189,8 @@ impl Heard {
             0,
             0,
         ];
-        packet.extend(from.ip().octets());
-        packet.extend(to.ip().octets());
+        packet.extend(octets(from.ip()));
+        packet.extend(octets(to.ip()));
         packet.extend(self.options);
         packet.resize(words * 4, 0);
         packet.extend(from.port().to_be_bytes());

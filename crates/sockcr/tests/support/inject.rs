@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "shared by tests that use parts of it")]
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -49,8 +49,8 @@ pub fn privileged<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
     }
 }
 
-pub fn at(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address, port)
+pub fn at(address: Ipv4Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
 }
 
 pub fn plain(payload: &[u8]) -> Datagram<'_> {
@@ -59,6 +59,7 @@ pub fn plain(payload: &[u8]) -> Datagram<'_> {
         destination: at(LOCALHOST, PORT),
         ttl: 64,
         tos: 0,
+        flow_label: 0,
         interface: LOOPBACK,
         local: None,
         received_at: 1_000_000_000_123_456_789,

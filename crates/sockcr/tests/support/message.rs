@@ -2,7 +2,7 @@
 #![allow(dead_code, reason = "shared by tests that use parts of it")]
 
 use std::io;
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 
 use sockcr_sys::message::{self, Outgoing, add_control, control_messages, send_many};
@@ -13,7 +13,7 @@ pub type Control = (i32, i32, Vec<u8>);
 /// What one recvmsg(2) gave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Message {
-    pub name: Option<SocketAddrV4>,
+    pub name: Option<SocketAddr>,
     pub data: Vec<u8>,
     pub controls: Vec<Control>,
     pub flags: i32,
@@ -61,7 +61,7 @@ pub fn receive(socket: &impl AsFd, flags: i32) -> io::Result<Option<Message>> {
 /// Sends one message with control messages.
 pub fn send(
     socket: &impl AsFd,
-    to: SocketAddrV4,
+    to: SocketAddr,
     data: &[u8],
     controls: &[Control],
     flags: i32,

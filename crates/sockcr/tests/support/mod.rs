@@ -28,3 +28,12 @@ pub fn skip(why: &str) -> Outcome {
 pub fn reader() -> Result<&'static Reader, String> {
     kernel::reader().map_err(|why| why.to_string())
 }
+
+/// The four bytes of an IPv4 address.
+#[allow(dead_code, reason = "not every test looks into addresses")]
+pub fn octets(address: std::net::IpAddr) -> [u8; 4] {
+    match address.to_canonical() {
+        std::net::IpAddr::V4(address) => address.octets(),
+        std::net::IpAddr::V6(address) => panic!("{address} is no IPv4 address"),
+    }
+}

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
@@ -60,29 +60,29 @@ pub fn bound(address: (Ipv4Addr, u16)) -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
-pub fn bind(socket: &impl AsFd, (address, port): (Ipv4Addr, u16)) -> io::Result<()> {
+pub fn bind(socket: &impl AsFd, (address, port): (impl Into<IpAddr>, u16)) -> io::Result<()> {
     Ok(rustix::net::bind(
         socket,
-        &SocketAddrV4::new(address, port),
+        &SocketAddr::new(address.into(), port),
     )?)
 }
 
-pub fn connect(socket: &impl AsFd, (address, port): (Ipv4Addr, u16)) -> io::Result<()> {
+pub fn connect(socket: &impl AsFd, (address, port): (impl Into<IpAddr>, u16)) -> io::Result<()> {
     Ok(rustix::net::connect(
         socket,
-        &SocketAddrV4::new(address, port),
+        &SocketAddr::new(address.into(), port),
     )?)
 }
 
 /// Where a socket is bound.
-pub fn local(socket: &impl AsFd) -> io::Result<SocketAddrV4> {
-    Ok(SocketAddrV4::try_from(rustix::net::getsockname(socket)?)?)
+pub fn local(socket: &impl AsFd) -> io::Result<SocketAddr> {
+    Ok(SocketAddr::try_from(rustix::net::getsockname(socket)?)?)
 }
 
 /// Where a socket is connected to.
-pub fn peer(socket: &impl AsFd) -> Option<SocketAddrV4> {
+pub fn peer(socket: &impl AsFd) -> Option<SocketAddr> {
     let peer = rustix::net::getpeername(socket).ok().flatten()?;
-    SocketAddrV4::try_from(peer).ok()
+    SocketAddr::try_from(peer).ok()
 }
 
 fn errno(error: io::Error) -> i32 {
@@ -237,7 +237,7 @@ pub fn receive_now(socket: &impl AsFd) -> io::Result<Vec<Vec<u8>>> {
 #[derive(Debug, PartialEq, Eq)]
 pub struct Message {
     pub data: Vec<u8>,
-    pub from: SocketAddrV4,
+    pub from: SocketAddr,
     /// By level and type, the first four bytes at most.
     pub control: BTreeMap<(i32, i32), i32>,
 }

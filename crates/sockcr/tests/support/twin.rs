@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{SendFlags, sendto};
@@ -88,8 +88,8 @@ pub fn same<T: PartialEq + Debug>(
     again
 }
 
-pub fn to(address: Ipv4Addr, port: u16) -> SocketAddrV4 {
-    SocketAddrV4::new(address, port)
+pub fn to(address: Ipv4Addr, port: u16) -> SocketAddr {
+    SocketAddr::new(address.into(), port)
 }
 
 pub fn send_to(socket: &OwnedFd, data: &[u8], address: Ipv4Addr, port: u16) -> io::Result<()> {

@@ -3,7 +3,7 @@
 
 use std::error::Error;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd;
 use std::process::Command;
 use std::sync::mpsc;
@@ -127,9 +127,9 @@ pub fn receiver(to: Ipv4Addr) -> io::Result<UdpSocket> {
     Ok(socket)
 }
 
-pub fn local(socket: &UdpSocket) -> io::Result<SocketAddrV4> {
+pub fn local(socket: &UdpSocket) -> io::Result<SocketAddr> {
     match socket.local_addr()? {
-        std::net::SocketAddr::V4(address) => Ok(address),
+        std::net::(address) => Ok(address),
         std::net::SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
     }
 }

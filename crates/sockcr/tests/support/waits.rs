@@ -1,7 +1,7 @@
 //! What waits in a socket, drawn at random, and how it comes there.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use proptest::prelude::*;
@@ -179,7 +179,7 @@ impl Waits {
             .map(|size| (UDP, UDP_SEGMENT, size.to_ne_bytes().into()));
         controls.extend(segment);
         for (at, size) in cork.pieces.iter().enumerate() {
-            let to = SocketAddrV4::new(cork.to.0, cork.to.1.max(1));
+            let to = SocketAddr::new(cork.to.0.into(), cork.to.1.max(1));
             let data: Vec<u8> = (0..*size).map(|byte| (byte * 3 + at) as u8).collect();
             let flags = libc::MSG_MORE | libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
             done.push(("cork", message::send(socket, to, &data, &controls, flags)));
@@ -213,7 +213,7 @@ impl Waits {
     fn hear(
         &self,
         socket: &OwnedFd,
-        name: SocketAddrV4,
+        name: SocketAddr,
         group: Ipv4Addr,
         devices: &[Device],
         done: &mut Done,
