@@ -14,6 +14,7 @@ mod copier;
 mod cork;
 mod gather;
 pub mod inject;
+mod ipv6;
 mod iterator;
 mod layout;
 mod pages;
@@ -29,6 +30,7 @@ use std::os::fd::OwnedFd;
 use sockcr_sys::bpf;
 
 pub use cork::Corked;
+pub use ipv6::Hidden6;
 pub use iterator::{SocketFile, sockets};
 pub use programs::Attached;
 pub use queue::{ErrorEntry, Queued};

@@ -28,8 +28,15 @@ pub struct Protocol {
     pub tables: &'static [&'static [Row]],
 }
 
+impl Protocol {
+    /// The rows of its option tables, in the order in which restore writes them.
+    pub fn rows(&self) -> impl Iterator<Item = &'static Row> + Clone + use<> {
+        self.tables.iter().copied().flatten()
+    }
+}
+
 /// All of them.
-pub static ALL: &[&Protocol] = &[&udp::IPV4];
+pub static ALL: &[&Protocol] = &[&udp::IPV4, &udp::IPV6];
 
 /// The kind with these numbers.
 pub fn find(family: u32, socket_type: u32, number: u32) -> Option<&'static Protocol> {
