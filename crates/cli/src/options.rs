@@ -103,6 +103,7 @@ fn read(row: &Row) -> String {
 fn fresh(row: &Row) -> String {
     match row.default {
         Default::Number(number) => number.to_string(),
+        Default::ByFamily(inet, inet6) => format!("{inet}, of AF_INET6 {inet6}"),
         Default::Empty => "none".into(),
         Default::Sysctl(name) => format!("sysctl {name}"),
         Default::None => "-".into(),

@@ -191,6 +191,10 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
         };
         let right = match row.default {
             Default::Number(default) => number(&bytes) == default,
+            Default::ByFamily(inet, inet6) => {
+                let six = protocol.family_name == "inet6";
+                number(&bytes) == if six { inet6 } else { inet }
+            }
             Default::Empty => bytes.iter().all(|byte| *byte == 0),
             Default::Sysctl(_) | Default::None => true,
         };
@@ -381,6 +385,32 @@ fn every_value_of_every_carried_row_comes_back() -> Outcome {
             wrong.len(),
             wrong.join("\n")
         );
+        Ok(())
+    })
+}
+
+/// Writing a value does what setsockopt(2) by hand does, and what reads back is the value.
+#[test]
+fn what_is_written_is_what_was_meant() -> Outcome {
+    isolated(|| {
+        let devices = place::devices()?;
+        for (protocol, row) in carried() {
+            for value in samples(row, &devices) {
+                let (by_hand, socket) = (fresh(protocol)?, fresh(protocol)?);
+                let told = format!("{} {} {value:?}", protocol.name, row.name);
+                if let Err(error) = apply(&by_hand, row, &value) {
+                    refused(row, &value, error).map_err(|why| format!("{told}: {why}"))?;
+                    continue;
+                }
+                row.write(socket.as_fd(), &value)?;
+                let (due, have) = (socket::sweep(&by_hand), socket::sweep(&socket));
+                assert_eq!(due, have, "{told}");
+                let exact = row.hidden.is_none() && !matches!(row.kind, Kind::Timeval);
+                if exact {
+                    assert_eq!(row.read(socket.as_fd())?, Some(value), "{told}");
+                }
+            }
+        }
         Ok(())
     })
 }

@@ -87,7 +87,8 @@ pub static ROWS: &[Row] = &[
     action(46, "MCAST_JOIN_SOURCE_GROUP", MEMBERSHIP).since("2.5.68"),
     action(47, "MCAST_LEAVE_SOURCE_GROUP", MEMBERSHIP).since("2.5.68"),
     action(48, "MCAST_MSFILTER", MEMBERSHIP).since("2.5.68"),
-    flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::Number(1)),
+    // `inet6_create` does not set the bit that `inet_create` sets.
+    flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::ByFamily(1, 0)),
     row(50, "IP_UNICAST_IF", Kind::Interface(Order::Network)).since("3.4"),
     row(51, "IP_LOCAL_PORT_RANGE", Kind::PortRange).since("6.3").stage(Stage::AfterConnect),
     row(52, "IP_PROTOCOL", Kind::Int(0, 65535, Unit::None)).since("6.4")

@@ -121,8 +121,7 @@ pub static ROWS: &[Row] = &[
     action(69, "IP6T_SO_GET_REVISION_TARGET", NETFILTER).source("net/ipv6/netfilter/ip6_tables.c do_ip6t_get_ctl"),
     flag(70, "IPV6_AUTOFLOWLABEL").since("3.17")
         .default(Default::Sysctl("net.ipv6.auto_flowlabels")).hidden(Field::AutoFlowLabel),
-    row(72, "IPV6_ADDR_PREFERENCES", Kind::Enum(PREFERENCES)).since("2.6.26").default(Default::Number(0x500))
-        .source("include/net/ipv6.h ip6_sock_set_addr_preferences"),
+    row(72, "IPV6_ADDR_PREFERENCES", Kind::Enum(PREFERENCES)).since("2.6.26").default(Default::Number(0x500)),
     row(73, "IPV6_MINHOPCOUNT", BYTE).since("2.6.35"),
     flag(74, "IPV6_RECVORIGDSTADDR").since("2.6.37"),
     flag(75, "IPV6_TRANSPARENT").since("2.6.37").access(Access::Alias("IP_TRANSPARENT"))

@@ -190,6 +190,8 @@ impl Field {
 pub enum Default {
     /// This number, wherever the socket is made.
     Number(i64),
+    /// The first number on sockets of AF_INET, the second one on those of AF_INET6.
+    ByFamily(i64, i64),
     /// Nothing: no bytes, an empty name, zeroes.
     Empty,
     /// What a sysctl says at that moment.
@@ -311,12 +313,13 @@ impl Row {
         matches!(self.access, Access::Carried(_))
     }
 
-    /// Whether `value` is what a fresh socket has; `None` when that depends on a sysctl.
+    /// Whether `value` is what a fresh socket has; `None` when that depends on the socket, or on a
+    /// sysctl.
     pub fn is_default(&self, value: &Value) -> Option<bool> {
         match self.default {
             Default::Number(number) => Some(*value == Value::Int(number)),
             Default::Empty => Some(value.is_empty()),
-            Default::Sysctl(_) | Default::None => None,
+            Default::ByFamily(..) | Default::Sysctl(_) | Default::None => None,
         }
     }
 
@@ -543,6 +546,8 @@ pub(crate) fn read_whole(
         return Ok(value.filter(|value| !row.says_nothing(value)));
     };
     let value = match hidden {
+        // With its first clock it reads as off, and is on.
+        Some(hidden) if field == Field::Txtime && hidden.txtime => return row.read(fd),
         Some(hidden) if field.told(Some(hidden)) => read_hidden(row, field, fd, hidden)?,
         _ => read_seen(row, field, fd)?,
     };
@@ -560,7 +565,6 @@ fn read_hidden(
     Ok(match field {
         Field::BusyPollBudget => Some(Value::Int(hidden.busy_poll_budget.into())),
         Field::UnicastTtl => hidden.unicast_ttl.map(|ttl| Value::Int(ttl.into())),
-        Field::Txtime if hidden.txtime => row.read(fd)?,
         Field::Txtime => None,
         Field::MulticastIndex => Some(Value::Pair(
             u32::from(hidden.multicast_address).into(),
