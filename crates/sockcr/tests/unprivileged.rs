@@ -300,9 +300,14 @@ fn privileged_options_are_refused_with_the_capability() -> Outcome {
 fn the_rows_name_the_capabilities() -> Outcome {
     as_plain_user(|| {
         let denied = |row: &Row| {
+            let kinds = sockcr::protocol::ALL.iter();
+            let protocol = kinds
+                .rev()
+                .find(|protocol| protocol.rows().any(|r| r == row));
+            let socket = || socket::fresh(protocol.unwrap()).unwrap();
             let tried = values::samples(row, &[])
                 .into_iter()
-                .map(|value| values::apply(&udp().unwrap(), row, &value));
+                .map(|value| values::apply(&socket(), row, &value));
             tried
                 .into_iter()
                 .any(|answer| [Err(libc::EPERM), Err(libc::EACCES)].contains(&answer))

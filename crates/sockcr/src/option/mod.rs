@@ -5,6 +5,8 @@
 pub mod ip;
 pub mod ipv6;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 mod text;
 pub mod udp;
 pub(crate) mod value;
