@@ -87,7 +87,7 @@ fn readings() -> Vec<(i32, u16, usize)> {
         Access::Carried(_) => !(hidden && row.hidden.is_some()),
         _ => matches!(row.name, "SO_DOMAIN" | "SO_TYPE" | "SO_PROTOCOL"),
     };
-    let rows = option::rows().filter(asked);
+    let rows = sockcr::protocol::ALL[0].rows().filter(asked);
     rows.map(|row| (row.level.number(), row.number, row.kind.size()))
         .collect()
 }

@@ -7,7 +7,7 @@ use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program};
 use sockcr_scenarios::takeover::{sockets, stop, take};
 use sockcr_scenarios::{Outcome, Scenario, wait};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 pub const ALL: &[Scenario] = &[Scenario::new(
@@ -23,7 +23,7 @@ const NEEDS: &[Need] = &[
     Need::Program("nsenter"),
 ];
 const NTP: u16 = 123;
-const COMMANDS: SocketAddr = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 323);
+const COMMANDS: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 323);
 const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
 const THERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
 /// Version 4, from a client and from a server.
@@ -80,7 +80,7 @@ fn asks(server: &UdpSocket) -> anyhow::Result<SocketAddr> {
         "the server is not asked"
     );
     match server.recv_from(&mut [0; 512])? {
-        (48, (from)) => Ok(from),
+        (48, from) => Ok(from),
         other => anyhow::bail!("no question for the time: {other:?}"),
     }
 }

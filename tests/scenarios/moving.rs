@@ -104,7 +104,8 @@ fn to_other_names() -> Outcome {
     let sender = UdpSocket::bind((THERE, 0))?;
     let index = sockcr_sys::interface::index(sender.as_fd(), "w0")?;
     set_ip_multicast_if_with_ifindex(&sender, &GROUP, &THERE, index)?;
-    echoes_to(&sender, SocketAddr::new(GROUP.into(), NEWS)).context("the group does not reach it")?;
+    echoes_to(&sender, SocketAddr::new(GROUP.into(), NEWS))
+        .context("the group does not reach it")?;
     echoes(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), NEWS))
 }
 

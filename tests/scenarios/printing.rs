@@ -97,7 +97,7 @@ fn what_waits() -> Outcome {
         &server,
         b"held back",
         SendFlags::MORE,
-        &SocketAddr::new([127, 0, 0, 3].into().into(), 9),
+        &SocketAddr::from(([127, 0, 0, 3], 9)),
     )?;
     for _ in 0..2 {
         done(["show", &target])?.quiet()?.prints(&[

@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::output::{self, line, styled};
 use serde_json::{Value as Json, json};
 use sockcr::ErrorKind;
-use sockcr::option::{self, Access, Default, Row};
+use sockcr::option::{self, Access, Default, Level, Row};
 
 /// Print the table of socket options: what is carried, how it is read and written, and why not
 #[derive(clap::Args)]
@@ -103,6 +103,7 @@ fn read(row: &Row) -> String {
 fn fresh(row: &Row) -> String {
     match row.default {
         Default::Number(number) => number.to_string(),
+        Default::ByFamily(inet, inet6) => format!("{inet}, of AF_INET6 {inet6}"),
         Default::Empty => "none".into(),
         Default::Sysctl(name) => format!("sysctl {name}"),
         Default::None => "-".into(),
@@ -131,11 +132,13 @@ fn to_json(row: &&'static Row) -> Json {
 pub fn markdown(rows: &[&'static Row]) -> String {
     let mut page = String::from(
         "# Socket options\n\n\
-         Every option that Linux answers on a UDP/IPv4 socket, and what a checkpoint does with it.\n\
+         Every option that Linux answers on a UDP socket, and what a checkpoint does with it. A socket of\n\
+         AF_INET6 has those of IPPROTO_IP too.\n\
          This page is written by `sockcr options --markdown` from the tables in\n\
          `crates/sockcr/src/option/`; a test holds the two together.\n",
     );
-    for level in [option::Level::Socket, option::Level::Ip, option::Level::Udp] {
+    let levels = [Level::Socket, Level::Ip, Level::Ipv6, Level::Udp];
+    for level in levels {
         page += &format!("\n## {}\n\n", level.name());
         page += "| option | no | attribute | value | fresh socket | read | carried | needs | since | source |\n";
         page += "|---|---|---|---|---|---|---|---|---|---|\n";

@@ -25,7 +25,6 @@ use std::str::FromStr;
 
 const SOL_SOCKET: i32 = 1;
 const SO_BUF_LOCK: i32 = 72;
-const IP_TTL: i32 = 2;
 const IP_ADD_MEMBERSHIP: i32 = 35;
 const IP_DROP_MEMBERSHIP: i32 = 36;
 const IPV6_ADD_MEMBERSHIP: i32 = 20;
@@ -583,7 +582,7 @@ impl Setting {
         let now = option::read_whole(self.row, fd, hidden)
             .map_err(|error| Error::system(self.what(fd), error))?;
         // Only BPF tells whether the socket has one of its own; a time is rounded to the clock.
-        let unseen = hidden.is_none() && self.row.hidden.is_some();
+        let unseen = self.row.hidden.is_some_and(|field| !field.told(hidden));
         // The kernel adds the device of an address.
         let device = match (self.row.kind, &self.value, &now) {
             (Kind::MulticastInterface, Some(Value::Pair(a, 0)), Some(Value::Pair(b, _))) => a == b,
@@ -638,8 +637,10 @@ fn is_final(row: &Row, new: Option<&Value>, old: Option<&Value>) -> bool {
     let on = |value: Option<&Value>| value.is_some_and(|value| !value.is_empty());
     match (row.name, old) {
         ("SO_TXTIME" | "UDP_ENCAP", _) => true,
+        // No value takes its being set away again.
+        ("IPV6_AUTOFLOWLABEL", None) => true,
         ("SO_LOCK_FILTER", _) => on(new),
-        ("UDP_CORK" | "IP_RECVERR", old) => on(old) && !on(new),
+        ("UDP_CORK" | "IP_RECVERR" | "IPV6_RECVERR", old) => on(old) && !on(new),
         (_, Some(Value::Pair(flags, _))) => is_stamp(row) && flags & OPT_ID != 0,
         _ => false,
     }
@@ -659,9 +660,14 @@ fn steps(row: &Row, value: Option<&Value>) -> Result<Vec<Step>, String> {
         return Ok(encoded.map(|bytes| step(number, bytes)).collect());
     }
     match row.hidden {
-        Some(Field::UnicastTtl) => Ok(vec![step(IP_TTL, (-1_i32).to_ne_bytes().into())]),
-        Some(Field::BusyPollBudget) => Ok(vec![step(number, vec![0; 4])]),
-        Some(Field::Txtime) => Err("cannot be taken back once it was set".into()),
+        Some(Field::UnicastTtl | Field::UnicastHops) => {
+            Ok(vec![step(number, (-1_i32).to_ne_bytes().into())])
+        }
+        Some(Field::BusyPollBudget | Field::FragmentSize) => Ok(vec![step(number, vec![0; 4])]),
+        Some(Field::StickyPacketInfo) => Ok(vec![step(number, vec![0; 20])]),
+        Some(Field::Txtime | Field::AutoFlowLabel) => {
+            Err("cannot be taken back once it was set".into())
+        }
         _ => Ok(vec![step(number, vec![0])]),
     }
 }

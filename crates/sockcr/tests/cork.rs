@@ -405,7 +405,7 @@ fn a_cork_that_may_not_be_cut_and_an_error() -> Outcome {
     privileged(|| {
         let wire = Wire::new()?;
         let socket = socket::udp()?;
-        socket::connect(&socket, (*wire.to.ip(), wire.to.port()))?;
+        socket::connect(&socket, (wire.to.ip(), wire.to.port()))?;
         send(&socket, wire.to, &[3; 8000], &[], libc::MSG_MORE)?;
         set_int(&socket, IP, IP_MTU_DISCOVER, 2)?;
         let mut checkpoint = Checkpoint::dump(&socket)?;
@@ -439,7 +439,7 @@ fn a_cork_for_an_address_that_moves() -> Outcome {
         let checkpoint = Checkpoint::dump(&socket)?;
         drop(socket);
         let options = RestoreOptions {
-            map: vec![Mapping::Address(LOCALHOST, there)],
+            map: vec![Mapping::Network(LOCALHOST.into(), there.into(), 32)],
             ..RestoreOptions::default()
         };
         let restored = checkpoint.restore(&options)?.fd;

@@ -69,7 +69,7 @@ fn entry(kind: u8, code: u8, error: i32) -> ErrorEntry {
         received_at: 1,
         ttl: 64,
         tos: 0,
-        local: HERE,
+        local: HERE.into(),
         rest: [0; 4],
         interface: 0,
         payload: Vec::new(),
@@ -149,7 +149,13 @@ fn a_refused_datagram() -> Outcome {
                 if connects {
                     socket::connect(&socket, (HERE, 9))?;
                 }
-                send(&socket, SocketAddr::new(HERE.into(), 9), b"anybody?", &[], 0)?;
+                send(
+                    &socket,
+                    SocketAddr::new(HERE.into(), 9),
+                    b"anybody?",
+                    &[],
+                    0,
+                )?;
                 socket::wait_for(&socket, PollFlags::ERR)?;
                 Ok(socket)
             })?;
@@ -301,7 +307,7 @@ fn too_large_for_the_route() -> Outcome {
             destination: Some(to),
             received_at: 0,
             ttl: 0,
-            local: Ipv4Addr::UNSPECIFIED,
+            local: Ipv4Addr::UNSPECIFIED.into(),
             ..entry(0, 0, libc::EMSGSIZE)
         });
         let refused = checkpoint.restore(&exactly()).unwrap_err().to_string();

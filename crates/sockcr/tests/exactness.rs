@@ -138,7 +138,10 @@ fn a_broadcast_peer_stays_without_the_right_to_broadcast() -> Outcome {
         let checkpoint = Checkpoint::dump(&socket)?;
         drop(socket);
         let restored = checkpoint.restore(&RestoreOptions::default())?;
-        assert_eq!(peer(&restored.fd), Some(SocketAddr::new(everybody.into(), 9)));
+        assert_eq!(
+            peer(&restored.fd),
+            Some(SocketAddr::new(everybody.into(), 9))
+        );
         assert_eq!(get_int(&restored.fd, SOCKET, SO_BROADCAST)?, 0);
         Ok(())
     })

@@ -347,6 +347,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         destination: address,
         ttl: 57,
         tos: 4,
+        flow_label: 0,
         interface: 1,
         local: Ipv4Addr::LOCALHOST.into(),
         received_at: -1,

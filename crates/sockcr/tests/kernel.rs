@@ -195,17 +195,14 @@ fn join(socket: &impl AsFd, count: u16) -> io::Result<Vec<Joined>> {
     (0..count)
         .map(|index| {
             let [high, low] = ((u32::from(index) * 7919 % 1009) as u16).to_be_bytes();
+            let group = Ipv4Addr::new(239, 7, high, low);
             let joined = Joined {
-                group: Ipv4Addr::new(239, 7, high, low),
+                group: group.into(),
+                anycast: false,
                 address: Ipv4Addr::new(10, 0, high, low),
                 interface: LOOPBACK,
             };
-            sockopt::set_ip_add_membership_with_ifindex(
-                socket,
-                &joined.group,
-                &joined.address,
-                LOOPBACK,
-            )?;
+            sockopt::set_ip_add_membership_with_ifindex(socket, &group, &joined.address, LOOPBACK)?;
             Ok(joined)
         })
         .collect()
@@ -219,8 +216,11 @@ fn memberships_in_the_order_of_joining() -> Outcome {
     let socket = datagram()?;
     let mut joined = join(&socket, 20)?;
     assert_eq!(reader.read(socket.as_fd())?.memberships, joined);
-    let left = joined.remove(7);
-    sockopt::set_ip_drop_membership_with_ifindex(&socket, &left.group, &ANY, LOOPBACK)?;
+    let left = joined.remove(7).group;
+    let std::net::IpAddr::V4(left) = left else {
+        panic!("{left} is no IPv4 group")
+    };
+    sockopt::set_ip_drop_membership_with_ifindex(&socket, &left, &ANY, LOOPBACK)?;
     assert_eq!(reader.read(socket.as_fd())?.memberships, joined);
     Ok(())
 }

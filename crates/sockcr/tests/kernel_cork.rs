@@ -76,7 +76,7 @@ fn cork(reader: &Reader, to: &UdpSocket, pieces: &[Vec<u8>], by_option: bool) ->
     );
     assert!(message.data == corked.payload, "other bytes left");
     if corked.source != Ipv4Addr::UNSPECIFIED {
-        assert_eq!(message.name.map(|name| *name.ip()), Some(corked.source));
+        assert_eq!(message.name.map(|name| name.ip()), Some(corked.source));
     }
     assert_eq!(reader.cork(socket.as_fd())?, None);
     Ok(())
@@ -151,7 +151,7 @@ fn corks_with_options_and_segments() -> Outcome {
             (state.segment_size, state.mark, state.priority),
             (1000, 5, 3)
         );
-        assert_eq!((state.source, state.ttl), (LOCALHOST, None));
+        assert_eq!((state.source, state.ttl), (LOCALHOST.into(), None));
         Ok(())
     })
 }
@@ -169,7 +169,10 @@ fn entry(message: &Message) -> ErrorEntry {
     let offender = u16::from_ne_bytes([raw[16], raw[17]]) == libc::AF_INET as u16;
     let offender = offender.then(|| {
         let address: [u8; 4] = *raw[20..].first_chunk().expect("an entry");
-        SocketAddr::new(address.into().into(), u16::from_be_bytes([raw[18], raw[19]]))
+        SocketAddr::new(
+            std::net::IpAddr::from(address),
+            u16::from_be_bytes([raw[18], raw[19]]),
+        )
     });
     ErrorEntry {
         error: word(0).cast_signed(),

@@ -11,7 +11,7 @@ mod message;
 mod support;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -19,12 +19,13 @@ use std::thread;
 
 use sockcr::kernel::inject::{Datagram, Inexact, Injected};
 use support::inject::*;
+use support::octets::octets;
 use support::place::{Device, sysctl};
 use support::socket::{self, IP, SOCKET, UDP, set, set_int};
 use support::{Outcome, skip};
 
 /// What a datagram looks like to its receiver: `spec_dst` and all.
-fn check(datagram: &Datagram<'_>, spec: Ipv4Addr, got: &message::Message) {
+fn check(datagram: &Datagram<'_>, spec: IpAddr, got: &message::Message) {
     assert_eq!(got.name, Some(datagram.source), "{datagram:?}");
     assert!(got.data == datagram.payload, "payload of {datagram:?}");
     let seconds = datagram.received_at / 1_000_000_000;
@@ -61,7 +62,7 @@ fn check(datagram: &Datagram<'_>, spec: Ipv4Addr, got: &message::Message) {
 }
 
 /// One of everything, with the `spec_dst` that IP_PKTINFO will tell.
-fn variety<'a>(m0: &Device, m1: &Device, large: &'a [u8]) -> Vec<(Datagram<'a>, Ipv4Addr)> {
+fn variety<'a>(m0: &Device, m1: &Device, large: &'a [u8]) -> Vec<(Datagram<'a>, IpAddr)> {
     let small = plain(b"small");
     let to = |address, interface| Datagram {
         destination: at(address, PORT),

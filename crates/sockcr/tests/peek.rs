@@ -179,7 +179,10 @@ fn what_the_owner_asked_for_is_carried() -> Outcome {
             panic!("{:?}", checkpoint.receive_queue);
         };
         assert_eq!((one.ttl, one.tos, one.mark), (9, 0x10, 77));
-        assert_eq!((one.interface, one.local), (device.index, device.address));
+        assert_eq!(
+            (one.interface, one.local),
+            (device.index, device.address.into())
+        );
         assert_eq!(one.destination, at(device.address, PORT));
         assert_eq!((one.segment, parts.segment), (0, 100));
         let stamp = seen[0].control(SOCKET, SO_TIMESTAMPNS).unwrap();
@@ -526,16 +529,16 @@ fn what_raw_packets_cannot_do_is_refused_by_name() -> Outcome {
                 d.options = vec![1, 1, 1, 0]
             }),
             ("receive queue: what came from 0.0.0.0", |d| {
-                d.source.set_ip(ANY)
+                d.source.set_ip(ANY.into())
             }),
             ("receive queue: what came to another address", |d| {
                 d.destination.set_port(9);
             }),
             ("receive queue: what came to another address", |d| {
-                d.destination.set_ip(FOREIGN);
+                d.destination.set_ip(FOREIGN.into());
             }),
             ("receive queue: IP_PKTINFO", |d| {
-                d.local = Ipv4Addr::BROADCAST
+                d.local = Ipv4Addr::BROADCAST.into()
             }),
         ];
         let socket = nearly_talkative()?;
@@ -650,8 +653,8 @@ fn nothing_goes_out() -> Outcome {
             another.address,
         ] {
             let mut datagram = one.clone();
-            datagram.destination.set_ip(address);
-            datagram.local = address;
+            datagram.destination.set_ip(address.into());
+            datagram.local = address.into();
             checkpoint.receive_queue.push(datagram);
         }
         let captures = [Capture::on(&device)?, Capture::on(&another)?];

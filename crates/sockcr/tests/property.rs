@@ -27,7 +27,7 @@ use proptest::test_runner::{FileFailurePersistence, TestCaseError, TestRunner};
 use message::Message;
 use rustix::net::{SendFlags, Shutdown};
 use sockcr::kernel::Hidden;
-use sockcr::option::{self, Kind, Row, Value};
+use sockcr::option::{Kind, Row, Value};
 use sockcr::{Checkpoint, RestoreOptions, json};
 use sockcr_sys::descriptor;
 
@@ -189,7 +189,8 @@ fn value(row: &'static Row, devices: &[Device]) -> BoxedStrategy<Value> {
 
 /// A subset of the carried options, in any order.
 fn options(devices: &[Device]) -> impl Strategy<Value = Vec<(&'static Row, bool, Value)>> + use<> {
-    let rows = option::rows().filter(|row| row.carried());
+    let rows = sockcr::protocol::ALL[0].rows();
+    let rows = rows.filter(|row| row.carried());
     let each: Vec<_> = rows
         .map(|row| {
             let setting = (Just(row), any::<bool>(), value(row, devices));

@@ -261,7 +261,7 @@ fn the_queue_moves_to_another_address() -> Outcome {
         let checkpoint = with_one(b"moved")?;
         let there = Ipv4Addr::new(127, 0, 0, 2);
         let options = RestoreOptions {
-            map: vec![Mapping::Address(LOCALHOST, there)],
+            map: vec![Mapping::Network(LOCALHOST.into(), there.into(), 32)],
             ..RestoreOptions::default()
         };
         let restored = checkpoint.restore(&options)?;
@@ -271,7 +271,10 @@ fn the_queue_moves_to_another_address() -> Outcome {
         let mut expected = PORT.to_be_bytes().to_vec();
         expected.extend(there.octets());
         assert_eq!(told.and_then(|told| told.get(2..8)), Some(&expected[..]));
-        assert_eq!(received[0].name, Some(SocketAddr::new(LOCALHOST.into(), 2000)));
+        assert_eq!(
+            received[0].name,
+            Some(SocketAddr::new(LOCALHOST.into(), 2000))
+        );
         Ok(())
     })
 }

@@ -11,14 +11,15 @@ mod support;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Debug;
 use std::hash::Hash;
-use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 
 use sockcr::option::{self, Access, Default, Kind, Row, Value};
+use sockcr::protocol::{self, Protocol};
 use sockcr::{Checkpoint, RestoreOptions, json};
 
 use support::place::{self, Device, isolated};
-use support::socket::{self, HIGHEST, IP, NOT_SWEPT, SOCKET, UDP, udp};
+use support::socket::{self, HIGHEST, IPV6, LEVELS, NOT_SWEPT, SOCKET, fresh};
 use support::values::{FOREIGN, apply, level, samples, spellings};
 use support::{Outcome, reader};
 
@@ -26,35 +27,54 @@ const LENGTHS: [usize; 6] = [0, 4, 8, 16, 64, 256];
 const NUMBERS: [i32; 8] = [1, 2, 0, 3, 5, 100, 4096, 0x10000];
 const ABSENT: [i32; 2] = [libc::ENOPROTOOPT, libc::EOPNOTSUPP];
 
+/// Each kind of sockets with each row of its tables.
+fn all() -> impl Iterator<Item = (&'static Protocol, &'static Row)> {
+    let kinds = protocol::ALL.iter().copied();
+    kinds.flat_map(|protocol| protocol.rows().map(move |row| (protocol, row)))
+}
+
+fn carried() -> impl Iterator<Item = (&'static Protocol, &'static Row)> {
+    all().filter(|(_, row)| row.carried())
+}
+
 /// Whether the kernel knows an option of this number, by asking a fresh socket for each try.
-fn known(level: i32, name: i32) -> bool {
+fn known(protocol: &Protocol, level: i32, name: i32) -> bool {
     let there = |answer: Result<(), i32>| !answer.is_err_and(|error| ABSENT.contains(&error));
     let readable = LENGTHS.iter().any(|length| {
-        let socket = udp().unwrap();
+        let socket = fresh(protocol).unwrap();
         there(socket::get(&socket, level, name, *length).map(drop))
     });
     let numbers = NUMBERS.iter().map(|number| number.to_ne_bytes().to_vec());
     let writable = numbers
         .chain(LENGTHS[1..].iter().map(|length| vec![0; *length]))
         .any(|value| {
-            let socket = udp().unwrap();
+            let socket = fresh(protocol).unwrap();
             there(socket::set(&socket, level, name, &value))
         });
     readable || writable
 }
 
+/// SO_ATTACH_FILTER, whose row is checked by the filters' tests, and IP6T_SO_SET_REPLACE: their
+/// values hold pointers, so that the calls are refused before they reach the kernel.
+const POINTERS: [(i32, i32); 2] = [(SOCKET, 26), (IPV6, 64)];
+
 #[test]
 fn every_option_of_the_kernel_has_a_row() -> Outcome {
     isolated(|| {
-        let rows: BTreeSet<_> = option::rows()
-            .map(|row| (level(row), row.number.into()))
-            .collect();
-        let levels = [SOCKET, IP, UDP].into_iter();
-        let names = levels.flat_map(|level| (0..=HIGHEST).map(move |name| (level, name)));
-        // SO_ATTACH_FILTER would need a pointer; its row is checked by the filters' tests.
-        let names = names.filter(|name| *name != (SOCKET, 26) && !rows.contains(name));
-        let missing: Vec<_> = names.filter(|(level, name)| known(*level, *name)).collect();
-        assert_eq!(missing, [], "(level, number) that the tables lack");
+        for protocol in protocol::ALL {
+            let rows: BTreeSet<_> = protocol
+                .rows()
+                .map(|row| (level(row), row.number.into()))
+                .collect();
+            let names = LEVELS.into_iter();
+            let names = names.flat_map(|level| (0..=HIGHEST).map(move |name| (level, name)));
+            let names = names.filter(|name| !POINTERS.contains(name) && !rows.contains(name));
+            let missing: Vec<_> = names
+                .filter(|(level, name)| known(protocol, *level, *name))
+                .collect();
+            let lacking = "(level, number) that the tables lack";
+            assert_eq!(missing, [], "{}: {lacking}", protocol.name);
+        }
         Ok(())
     })
 }
@@ -74,6 +94,25 @@ const SILENT: &[(&str, &str)] = &[
     ("SO_BUSY_POLL_BUDGET", "no option reads it, only BPF"),
     ("SO_NETNS_COOKIE", "wants exactly 8 bytes; asked so below"),
     ("IP_MTU", "connected sockets"),
+    ("IPV6_MTU", "connected sockets"),
+    ("IPV6_PATHMTU", "connected sockets"),
+    ("IPV6_ADDRFORM", "connected sockets"),
+    ("IPV6_PKTINFO", "no option reads it, only BPF"),
+    ("IPV6_CHECKSUM", "raw sockets"),
+    ("IPV6_HDRINCL", "raw sockets"),
+    ("IP6T_SO_GET_INFO", "with CAP_NET_ADMIN and a table's name"),
+    (
+        "IP6T_SO_GET_ENTRIES",
+        "with CAP_NET_ADMIN and a table's name",
+    ),
+    (
+        "IP6T_SO_GET_REVISION_MATCH",
+        "with CAP_NET_ADMIN and a name",
+    ),
+    (
+        "IP6T_SO_GET_REVISION_TARGET",
+        "with CAP_NET_ADMIN and a name",
+    ),
     ("IPT_SO_GET_INFO", "with CAP_NET_ADMIN and a table's name"),
     (
         "IPT_SO_GET_ENTRIES",
@@ -102,7 +141,6 @@ const SILENT: &[(&str, &str)] = &[
 
 #[test]
 fn every_readable_row_answers() -> Outcome {
-    let socket = udp()?;
     let readable = |row: &&Row| {
         matches!(
             row.access,
@@ -110,19 +148,22 @@ fn every_readable_row_answers() -> Outcome {
         )
     };
     let listed = |row: &&Row| SILENT.iter().any(|(name, _)| *name == row.name);
-    let mute: Vec<_> = option::rows()
-        .filter(readable)
-        .filter(|row| !listed(row))
-        .filter_map(|row| {
-            let answer = socket::get(&socket, level(row), row.number.into(), 256);
-            answer.err().map(|error| (row.name, error))
-        })
-        .collect();
-    assert_eq!(mute, [], "rows said to be readable, and the errno");
-    assert!(
-        socket::get(&socket, SOCKET, 71, 8).is_ok(),
-        "SO_NETNS_COOKIE"
-    );
+    for protocol in protocol::ALL {
+        let socket = fresh(protocol)?;
+        let mute: Vec<_> = protocol
+            .rows()
+            .filter(readable)
+            .filter(|row| !listed(row))
+            .filter_map(|row| {
+                let answer = socket::get(&socket, level(row), row.number.into(), 256);
+                answer.err().map(|error| (row.name, error))
+            })
+            .collect();
+        let errnos = "rows said to be readable, and the errno";
+        assert_eq!(mute, [], "{}: {errnos}", protocol.name);
+        let cookie = socket::get(&socket, SOCKET, 71, 8);
+        assert!(cookie.is_ok(), "SO_NETNS_COOKIE");
+    }
     assert!(
         SILENT.iter().all(|(name, _)| option::find(name).is_some()),
         "a row of the list is gone"
@@ -141,9 +182,9 @@ fn number(bytes: &[u8]) -> i64 {
 
 #[test]
 fn a_fresh_socket_has_the_defaults() -> Outcome {
-    let socket = udp()?;
     let mut wrong = Vec::new();
-    for row in option::rows() {
+    for (protocol, row) in all() {
+        let socket = fresh(protocol)?;
         let name = (level(row), i32::from(row.number));
         if NOT_SWEPT.contains(&name) {
             continue;
@@ -153,12 +194,16 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
         };
         let right = match row.default {
             Default::Number(default) => number(&bytes) == default,
+            Default::ByFamily(inet, inet6) => {
+                let six = protocol.family_name == "inet6";
+                number(&bytes) == if six { inet6 } else { inet }
+            }
             Default::Empty => bytes.iter().all(|byte| *byte == 0),
             Default::Sysctl(_) | Default::None => true,
         };
         let carried_names_its_default = !row.carried() || row.default != Default::None;
         if !right || !carried_names_its_default {
-            wrong.push((row.name, row.default, bytes));
+            wrong.push((protocol.name, row.name, row.default, bytes));
         }
     }
     assert_eq!(wrong, []);
@@ -169,6 +214,8 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
 fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
     isolated(|| {
         place::sysctl("net.ipv4.ip_default_ttl", "77")?;
+        place::sysctl("net.ipv6.conf.all.hop_limit", "78")?;
+        place::sysctl("net.ipv6.bindv6only", "1")?;
         let read =
             |name: &str| std::fs::read_to_string(format!("/proc/sys/{}", name.replace('.', "/")));
         for row in option::rows() {
@@ -178,14 +225,19 @@ fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
             // The limits of buffers and of busy polling are shown in the first namespace only.
             let Ok(says) = read(name) else { continue };
             let says: i64 = says.trim().parse()?;
-            // ip_no_pmtu_disc says whether to leave it; the option says whether to do it.
-            let says = if name.ends_with("ip_no_pmtu_disc") {
-                1 - says
-            } else {
-                says
+            let says = match name {
+                // It says whether to leave it; the option says whether to do it.
+                "net.ipv4.ip_no_pmtu_disc" => 1 - says,
+                // 1 and 3 are on: unless a socket does not want it, and in any case.
+                "net.ipv6.auto_flowlabels" => says & 1,
+                _ => says,
             };
-            let bytes = socket::get(&udp()?, level(row), row.number.into(), 4).unwrap();
-            assert_eq!(number(&bytes), says, "{}", row.name);
+            let of_row = |protocol: &&&Protocol| protocol.rows().any(|have| have == row);
+            for protocol in protocol::ALL.iter().filter(of_row) {
+                let socket = fresh(protocol)?;
+                let bytes = socket::get(&socket, level(row), row.number.into(), 4).unwrap();
+                assert_eq!(number(&bytes), says, "{} {}", protocol.name, row.name);
+            }
         }
         Ok(())
     })
@@ -207,16 +259,21 @@ fn may_be_refused(row: &Row, value: &Value) -> Option<&'static str> {
 /// How the socket of a case came to its address.
 const WAYS: [&str; 3] = ["unbound", "bound", "connected"];
 
-fn prepared(way: &str) -> OwnedFd {
-    let socket = udp().unwrap();
-    let here = (Ipv4Addr::LOCALHOST, 0);
+fn prepared(protocol: &Protocol, way: &str) -> OwnedFd {
+    let socket = fresh(protocol).unwrap();
+    let here = socket::loopback(protocol);
     if way != "unbound" {
-        socket::bind(&socket, here).unwrap();
+        socket::bind(&socket, (here, 0)).unwrap();
     }
     if way == "connected" {
-        socket::connect(&socket, (Ipv4Addr::LOCALHOST, 9)).unwrap();
+        socket::connect(&socket, (here, 9)).unwrap();
     }
     socket
+}
+
+/// Whether it can be set on an unbound socket only.
+fn before_bind_only(row: &Row) -> bool {
+    row.name == "IPV6_V6ONLY"
 }
 
 /// Whether it is an IP_MULTICAST_IF of which getsockopt(2) tells nothing that names the device.
@@ -225,14 +282,21 @@ fn foreign(value: &Value) -> bool {
 }
 
 /// One value, on one socket, there and back; what went wrong, or nothing.
-fn there_and_back(row: &'static Row, value: &Value, way: &str) -> Result<(), String> {
+fn there_and_back(
+    protocol: &Protocol,
+    row: &'static Row,
+    value: &Value,
+    way: &str,
+) -> Result<(), String> {
     if reader().is_err() && foreign(value) {
         println!("{} {value:?}: without BPF its device is not seen", row.name);
         return Ok(());
     }
-    let socket = prepared(way);
-    let words =
-        |what: &str, error: &dyn Debug| format!("{} {value:?} {way}: {what}: {error:?}", row.name);
+    let socket = prepared(protocol, way);
+    let words = |what: &str, error: &dyn Debug| {
+        let (kind, name) = (protocol.name, row.name);
+        format!("{kind} {name} {value:?} {way}: {what}: {error:?}")
+    };
     if let Err(error) = apply(&socket, row, value) {
         return refused(row, value, error).map_err(|why| words("set", &why));
     }
@@ -267,6 +331,7 @@ fn there_and_back(row: &'static Row, value: &Value, way: &str) -> Result<(), Str
             hidden.busy_poll_budget,
             hidden.txtime,
             hidden.multicast_index,
+            hidden.ipv6,
         )
     };
     match (hidden.map(settings), after.map(settings)) {
@@ -305,12 +370,15 @@ fn every_value_of_every_carried_row_comes_back() -> Outcome {
         let devices = place::devices()?;
         let mut cases = 0;
         let mut wrong = Vec::new();
-        for row in option::rows().filter(|row| row.carried()) {
+        for (protocol, row) in carried() {
             let values = samples(row, &devices);
             assert!(values.len() > 1, "{} has no values to try", row.name);
             for (value, way) in values.iter().flat_map(|v| WAYS.map(|way| (v, way))) {
+                if way != "unbound" && before_bind_only(row) {
+                    continue;
+                }
                 cases += 1;
-                wrong.extend(there_and_back(row, value, way).err());
+                wrong.extend(there_and_back(protocol, row, value, way).err());
             }
         }
         println!("{cases} cases");
@@ -324,15 +392,41 @@ fn every_value_of_every_carried_row_comes_back() -> Outcome {
     })
 }
 
+/// Writing a value does what setsockopt(2) by hand does, and what reads back is the value.
+#[test]
+fn what_is_written_is_what_was_meant() -> Outcome {
+    isolated(|| {
+        let devices = place::devices()?;
+        for (protocol, row) in carried() {
+            for value in samples(row, &devices) {
+                let (by_hand, socket) = (fresh(protocol)?, fresh(protocol)?);
+                let told = format!("{} {} {value:?}", protocol.name, row.name);
+                if let Err(error) = apply(&by_hand, row, &value) {
+                    refused(row, &value, error).map_err(|why| format!("{told}: {why}"))?;
+                    continue;
+                }
+                row.write(socket.as_fd(), &value)?;
+                let (due, have) = (socket::sweep(&by_hand), socket::sweep(&socket));
+                assert_eq!(due, have, "{told}");
+                let exact = row.hidden.is_none() && !matches!(row.kind, Kind::Timeval);
+                if exact {
+                    assert_eq!(row.read(socket.as_fd())?, Some(value), "{told}");
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
 /// Options that change another one: the other one keeps what it was given last, its default too.
 #[test]
 fn a_disturbed_row_keeps_what_it_was_given() -> Outcome {
     isolated(|| {
         let disturbed =
-            option::rows().filter_map(|row| Some((row, option::find(row.disturbed_by?)?)));
-        for (row, first) in disturbed {
+            carried().filter_map(|(p, row)| Some((p, row, option::find(row.disturbed_by?)?)));
+        for (protocol, row, first) in disturbed {
             for disturbing in samples(first, &[]) {
-                let socket = udp()?;
+                let socket = fresh(protocol)?;
                 apply(&socket, first, &disturbing).map_err(std::io::Error::from_raw_os_error)?;
                 apply(&socket, row, &Value::Int(0)).map_err(std::io::Error::from_raw_os_error)?;
                 let before = socket::sweep(&socket);
@@ -391,6 +485,31 @@ const TYPED: &[(&str, &str, Value)] = &[
     ("IP_UNICAST_IF", "eth0", Value::Int(1)),
     ("IP_UNICAST_IF", "any", Value::Int(0)),
     ("IP_MTU_DISCOVER", "ip_pmtudisc_probe", Value::Int(3)),
+    ("IPV6_MTU_DISCOVER", "ipv6_pmtudisc_do", Value::Int(2)),
+    ("IPV6_MTU", "0", Value::Int(0)),
+    ("IPV6_MTU", "1280", Value::Int(1280)),
+    ("IPV6_MULTICAST_IF", "eth0", Value::Int(1)),
+    ("IPV6_PKTINFO", "::1", Value::Scoped(Ipv6Addr::LOCALHOST, 0)),
+    (
+        "IPV6_PKTINFO",
+        "eth0",
+        Value::Scoped(Ipv6Addr::UNSPECIFIED, 1),
+    ),
+    (
+        "IPV6_PKTINFO",
+        "::1@eth0",
+        Value::Scoped(Ipv6Addr::LOCALHOST, 1),
+    ),
+    (
+        "IPV6_ADDR_PREFERENCES",
+        "IPV6_PREFER_SRC_TMP",
+        Value::Int(0x401),
+    ),
+    (
+        "IPV6_ADDR_PREFERENCES",
+        "IPV6_PREFER_SRC_TMP|IPV6_PREFER_SRC_COA",
+        Value::Int(5),
+    ),
     (
         "IP_LOCAL_PORT_RANGE",
         "40000-50000",
@@ -428,6 +547,12 @@ const WRONG: &[(&str, &str)] = &[
     ("IP_TTL", "256"),
     ("IP_TOS", "256"),
     ("IP_MTU_DISCOVER", "6"),
+    ("IPV6_MTU", "1279"),
+    ("IPV6_MTU", "-1"),
+    ("IPV6_UNICAST_HOPS", "-1"),
+    ("IPV6_UNICAST_HOPS", "256"),
+    ("IPV6_ADDR_PREFERENCES", "IPV6_PREFER_SRC_CGA"),
+    ("IPV6_PKTINFO", "10.0.0.1@eth0"),
     ("SO_RCVTIMEO", "5"),
     ("SO_RCVTIMEO", "-5s"),
     ("SO_RCVTIMEO", "1h"),
@@ -513,11 +638,15 @@ fn every_row_says_where_it_comes_from() {
                 row.name
             );
         }
+        // IPV6_MTU tells another thing than it sets, which only BPF reads.
         assert!(
             NOT_SWEPT
                 .iter()
                 .all(|name| *name != (level(row), row.number.into()))
                 || !row.carried()
+                || row.name == "IPV6_MTU",
+            "{}",
+            row.name
         );
     }
 }
@@ -527,6 +656,9 @@ const ORDER: &[(&str, &str)] = &[
     ("IP_TOS", "SO_PRIORITY"),
     ("IP_MULTICAST_IF", "SO_BINDTODEVICE"),
     ("IP_UNICAST_IF", "SO_BINDTODEVICE"),
+    ("IPV6_MULTICAST_IF", "SO_BINDTODEVICE"),
+    ("IPV6_UNICAST_IF", "SO_BINDTODEVICE"),
+    ("IPV6_PKTINFO", "SO_BINDTODEVICE"),
     ("SO_TIMESTAMPING_OLD", "SO_TIMESTAMPING_NEW"),
     ("SO_TIMESTAMPING_NEW", "SO_TIMESTAMP"),
     ("SO_TIMESTAMPING_NEW", "SO_TIMESTAMP_NEW"),
@@ -550,6 +682,7 @@ fn the_rows_stand_in_an_order_that_restores() {
         "SO_BINDTODEVICE",
         "IP_TRANSPARENT",
         "IP_FREEBIND",
+        "IPV6_V6ONLY",
     ] {
         assert_eq!(
             stage(name),

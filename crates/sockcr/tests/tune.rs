@@ -15,11 +15,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use sockcr::ErrorKind;
-use sockcr::option;
 use sockcr::tune::{self, Change, Changed};
 use support::Outcome;
 use support::place::{self, isolated, sysctl};
-use support::socket::{self, IP, SOCKET, get_int, set_int, udp};
+use support::socket::{self, IP, SOCKET, fresh, get_int, set_int, udp};
 use support::values::{apply, samples, spellings};
 
 const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 1, 1);
@@ -56,14 +55,16 @@ fn refused(socket: &OwnedFd, texts: &[&str], why: &str) -> sockcr::Error {
 fn every_value_of_every_row_is_set() -> Outcome {
     isolated(|| {
         let mut cases = 0;
-        for row in option::rows().filter(|row| row.carried()) {
+        let kinds = sockcr::protocol::ALL.iter().copied();
+        let all = kinds.flat_map(|protocol| protocol.rows().map(move |row| (protocol, row)));
+        for (protocol, row) in all.filter(|(_, row)| row.carried()) {
             for value in samples(row, &[]) {
-                let by_hand = udp()?;
+                let by_hand = fresh(protocol)?;
                 if apply(&by_hand, row, &value).is_err() {
                     continue;
                 }
                 for text in spellings(row.kind, &value) {
-                    let socket = udp()?;
+                    let socket = fresh(protocol)?;
                     let told = set(&socket, &[&format!("{}={text}", row.name)])?;
                     let differences =
                         socket::differences(&socket::sweep(&by_hand), &socket::sweep(&socket));

@@ -187,10 +187,7 @@ fn memberships_come_back() -> Outcome {
         let mut again = Checkpoint::dump(&fd)?.memberships;
         assert_eq!(again, checkpoint.memberships);
         again.sort_by_key(|membership| membership.group);
-        let seen: Vec<_> = again
-            .iter()
-            .map(|m| (m.group, m.sources.len()))
-            .collect();
+        let seen: Vec<_> = again.iter().map(|m| (m.group, m.sources.len())).collect();
         let groups = [1, 2, 3].map(|last| IpAddr::from([239, 9, 0, last]));
         assert_eq!(seen, [(groups[0], 1), (groups[1], 0), (groups[2], 0)]);
         let order = checkpoint
@@ -301,9 +298,14 @@ fn privileged_options_are_refused_with_the_capability() -> Outcome {
 fn the_rows_name_the_capabilities() -> Outcome {
     as_plain_user(|| {
         let denied = |row: &Row| {
+            let kinds = sockcr::protocol::ALL.iter();
+            let protocol = kinds
+                .rev()
+                .find(|protocol| protocol.rows().any(|r| r == row));
+            let socket = || socket::fresh(protocol.unwrap()).unwrap();
             let tried = values::samples(row, &[])
                 .into_iter()
-                .map(|value| values::apply(&udp().unwrap(), row, &value));
+                .map(|value| values::apply(&socket(), row, &value));
             tried
                 .into_iter()
                 .any(|answer| [Err(libc::EPERM), Err(libc::EACCES)].contains(&answer))

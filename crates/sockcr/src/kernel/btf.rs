@@ -210,6 +210,20 @@ impl<'a> Btf<'a> {
         })
     }
 
+    /// The same of an `enum` without a name.
+    pub fn anonymous_constant(&self, name: &str) -> Result<u32, BtfError> {
+        let ids = (1..).take(self.types.len());
+        let anonymous = ids.filter(|id| {
+            let header = self.header(*id).map(|(_, header)| header);
+            header.is_some_and(|header| header.kind() == kind::ENUM && header.name == 0)
+        });
+        let mut found = anonymous.filter_map(|id| self.enumerator(id, name));
+        found.next().ok_or_else(|| BtfError::Missing {
+            kind: "constant",
+            name: name.to_owned(),
+        })
+    }
+
     fn enumerator(&self, id: u32, name: &str) -> Option<u32> {
         let (at, header) = self.header(id)?;
         let stride = if header.kind() == kind::ENUM64 { 12 } else { 8 };

@@ -15,6 +15,31 @@ const ENTRIES_LIMIT: usize = 1 << 16;
 /// The tries to read a list while the owner joins and leaves.
 const ATTEMPTS: usize = 8;
 
+/// What getsockopt(2) does not tell of an AF_INET6 socket's options.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hidden6 {
+    /// The hop limit that was set; None: none was, the route and the sysctl count
+    /// (`ipv6_pinfo.hop_limit`, which is then -1).
+    pub unicast_hops: Option<u8>,
+    /// IPV6_MTU as it was set, 0 for not at all; reading it tells the route's
+    /// (`ipv6_pinfo.frag_size`).
+    pub fragment_size: u32,
+    /// The source address of IPV6_PKTINFO, :: for none (`ipv6_pinfo.sticky_pktinfo.ipi6_addr`).
+    pub sticky_address: Ipv6Addr,
+    /// The device of IPV6_PKTINFO, 0 for none (`ipv6_pinfo.sticky_pktinfo.ipi6_ifindex`).
+    pub sticky_interface: u32,
+    /// IPV6_AUTOFLOWLABEL was set, to what it reads; otherwise the sysctl counts (bit
+    /// `INET_FLAGS_AUTOFLOWLABEL_SET` of `inet_sock.inet_flags`; before 6.8
+    /// `ipv6_pinfo.autoflowlabel_set`).
+    pub auto_flow_label_set: bool,
+    /// The flow label and traffic class of the peer (`ipv6_pinfo.flow_label`).
+    pub flow_information: u32,
+    /// A notice of a new MTU waits for IPV6_RECVPATHMTU (`ipv6_pinfo.rxpmtu`).
+    pub path_mtu: bool,
+    /// It has leases of flow labels (`inet_sock.ipv6_fl_list`).
+    pub flow_labels: bool,
+}
+
 /// Where IPv6 sockets keep what.
 #[derive(Debug)]
 pub struct Inet6 {
@@ -27,8 +52,19 @@ pub struct Inet6 {
     peer_address: usize,
     /// `inet_sock.pinet6`
     part: Field,
+    /// `inet_sock.ipv6_fl_list`
+    flow_labels: Field,
+    /// The flags with the number of the bit that says that IPV6_AUTOFLOWLABEL was set; before 6.8 a
+    /// bit of `struct ipv6_pinfo`.
+    flags: Result<(Field, u32), Field>,
     /// In `struct ipv6_pinfo`, as all below.
     source_address: usize,
+    unicast_hops: Field,
+    fragment_size: Field,
+    sticky_address: usize,
+    sticky_interface: Field,
+    flow_information: Field,
+    path_mtu: Field,
     extent: usize,
     groups: List,
     anycasts: List,
@@ -55,7 +91,17 @@ impl Inet6 {
             bound_address: offset(btf, "sock", "__sk_common.skc_v6_rcv_saddr")?,
             peer_address: offset(btf, "sock", "__sk_common.skc_v6_daddr")?,
             part: btf.field("inet_sock", "pinet6")?,
+            flow_labels: btf
+                .field("inet_sock", "ipv6_fl_list")
+                .or_else(|_| btf.field("ipv6_pinfo", "ipv6_fl_list"))?,
+            flags: Self::flags(btf)?,
             source_address: offset(btf, "ipv6_pinfo", "saddr")?,
+            unicast_hops: btf.field("ipv6_pinfo", "hop_limit")?,
+            fragment_size: btf.field("ipv6_pinfo", "frag_size")?,
+            sticky_address: offset(btf, "ipv6_pinfo", "sticky_pktinfo.ipi6_addr")?,
+            sticky_interface: btf.field("ipv6_pinfo", "sticky_pktinfo.ipi6_ifindex")?,
+            flow_information: btf.field("ipv6_pinfo", "flow_label")?,
+            path_mtu: btf.field("ipv6_pinfo", "rxpmtu")?,
             extent: btf.size("ipv6_pinfo")?,
             groups: List::of(
                 btf,
@@ -73,6 +119,14 @@ impl Inet6 {
                 )?
             },
         })
+    }
+
+    fn flags(btf: &Btf<'_>) -> Result<Result<(Field, u32), Field>, BtfError> {
+        let bit = btf.anonymous_constant("INET_FLAGS_AUTOFLOWLABEL_SET");
+        match bit {
+            Ok(bit) => Ok(Ok((btf.field("inet_sock", "inet_flags")?, bit))),
+            Err(_) => Ok(Err(btf.field("ipv6_pinfo", "autoflowlabel_set")?)),
+        }
     }
 
     /// The part of a copy of an IPv6 socket; `None` where it lies outside the copy.
@@ -123,7 +177,27 @@ impl Part<'_> {
         hidden.bound_address = ipv6(self.raw, layout.bound_address)?.into();
         hidden.peer_address = ipv6(self.raw, layout.peer_address)?.into();
         hidden.source_address = ipv6(self.bytes, layout.source_address)?.into();
+        hidden.ipv6 = Some(self.hidden()?);
         Ok(())
+    }
+
+    fn hidden(&self) -> io::Result<Hidden6> {
+        let layout = self.layout;
+        let get = |field: Field| field.value(self.bytes).ok_or_else(damaged);
+        let inet = |field: Field| field.value(self.raw).ok_or_else(damaged);
+        Ok(Hidden6 {
+            unicast_hops: u8::try_from(get(layout.unicast_hops)? as i16).ok(),
+            fragment_size: get(layout.fragment_size)? as u32,
+            sticky_address: ipv6(self.bytes, layout.sticky_address)?,
+            sticky_interface: get(layout.sticky_interface)? as u32,
+            auto_flow_label_set: match layout.flags {
+                Ok((flags, bit)) => inet(flags)? >> (bit & 63) & 1 != 0,
+                Err(field) => get(field)? != 0,
+            },
+            flow_information: u32::from_be(get(layout.flow_information)? as u32),
+            path_mtu: get(layout.path_mtu)? != 0,
+            flow_labels: inet(layout.flow_labels)? != 0,
+        })
     }
 
     /// Whether it has joined anything.

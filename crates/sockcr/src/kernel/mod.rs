@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use sockcr_sys::bpf;
 
 pub use cork::Corked;
+pub use inet6::Hidden6;
 pub(crate) use iterator::needs_scope;
 pub use iterator::{SocketFile, sockets};
 pub use programs::Attached;

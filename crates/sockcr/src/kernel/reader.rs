@@ -20,7 +20,7 @@ use sockcr_sys::bpf;
 
 use super::btf::Field;
 use super::gather::Gatherer;
-use super::inet6::Part as Ipv6Part;
+use super::inet6::{Hidden6, Part as Ipv6Part};
 use super::layout::{Functions, Layout, layout};
 use super::program::{
     MEMBERSHIP_SIZE, MEMBERSHIPS, MODE_BYTES, MODE_SOCKET, context, list, program, window,
@@ -135,6 +135,8 @@ pub struct Hidden {
     pub sent: u32,
     /// The datagrams dropped so far (`sk_drops`, or the counters that newer kernels have).
     pub drops: u64,
+    /// What an AF_INET6 socket has besides; None: it is of another family, or was not read.
+    pub ipv6: Option<Hidden6>,
 }
 
 /// The reader of this process. It can be used from several threads at once.
@@ -515,6 +517,7 @@ impl Decoder<'_> {
             encapsulated: 0,
             sent: (self.sock(sock.sent)? as u32).saturating_sub(1),
             drops: self.sock(sock.drops)? & u64::from(u32::MAX),
+            ipv6: None,
         })
     }
 

@@ -1,6 +1,6 @@
 //! The options of `IPPROTO_IP`.
 
-use super::value::{Names, Unit};
+use super::value::{Names, Order, Unit};
 use super::{Access, Default, Field, Kind, Level, Row, Stage, Wire};
 use sockcr_image::number;
 
@@ -87,11 +87,13 @@ pub static ROWS: &[Row] = &[
     action(46, "MCAST_JOIN_SOURCE_GROUP", MEMBERSHIP).since("2.5.68"),
     action(47, "MCAST_LEAVE_SOURCE_GROUP", MEMBERSHIP).since("2.5.68"),
     action(48, "MCAST_MSFILTER", MEMBERSHIP).since("2.5.68"),
-    flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::Number(1)),
-    row(50, "IP_UNICAST_IF", Kind::Interface).since("3.4"),
+    // `inet6_create` does not set the bit that `inet_create` sets.
+    flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::ByFamily(1, 0)),
+    row(50, "IP_UNICAST_IF", Kind::Interface(Order::Network)).since("3.4"),
     row(51, "IP_LOCAL_PORT_RANGE", Kind::PortRange).since("6.3").stage(Stage::AfterConnect),
-    row(52, "IP_PROTOCOL", Kind::Int(0, 255, Unit::None)).since("6.4")
-        .access(Access::ReadOnly("chosen when the socket is made")),
+    row(52, "IP_PROTOCOL", Kind::Int(0, 65535, Unit::None)).since("6.4")
+        .access(Access::ReadOnly("tells inet_sock.inet_num: the protocol of a raw socket, the own port of others"))
+        .source("net/ipv4/ip_sockglue.c do_ip_getsockopt"),
     action(64, "IPT_SO_GET_INFO", NETFILTER).source("net/ipv4/netfilter/ip_tables.c do_ipt_get_ctl"),
     action(65, "IPT_SO_GET_ENTRIES", NETFILTER).source("net/ipv4/netfilter/ip_tables.c do_ipt_get_ctl"),
     action(66, "IPT_SO_GET_REVISION_MATCH", NETFILTER).source("net/ipv4/netfilter/ip_tables.c do_ipt_get_ctl"),

@@ -3,14 +3,17 @@
 //! test each.
 
 pub mod ip;
+pub mod ipv6;
 pub mod socket;
+#[cfg(test)]
+mod tests;
 mod text;
 pub mod udp;
 pub(crate) mod value;
 pub(crate) mod wire;
 
 pub use text::bytes;
-pub use value::{Kind, Unit, Value};
+pub use value::{Kind, Order, Unit, Value};
 
 use crate::error::{Error, ErrorKind};
 use crate::kernel::Hidden;
@@ -30,6 +33,8 @@ pub enum Level {
     Socket,
     /// `IPPROTO_IP`
     Ip,
+    /// `IPPROTO_IPV6`
+    Ipv6,
     /// `SOL_UDP`
     Udp,
 }
@@ -40,6 +45,7 @@ impl Level {
         match self {
             Level::Socket => 1,
             Level::Ip => 0,
+            Level::Ipv6 => 41,
             Level::Udp => 17,
         }
     }
@@ -49,6 +55,7 @@ impl Level {
         match self {
             Level::Socket => "SOL_SOCKET",
             Level::Ip => "IPPROTO_IP",
+            Level::Ipv6 => "IPPROTO_IPV6",
             Level::Udp => "SOL_UDP",
         }
     }
@@ -57,6 +64,7 @@ impl Level {
         match self {
             Level::Socket => number::option(number::Level::Socket, 0),
             Level::Ip => number::option(number::Level::Ip, 0),
+            Level::Ipv6 => number::option(number::Level::Ipv6, 0),
             Level::Udp => number::option(number::Level::Udp, 0),
         }
     }
@@ -135,6 +143,14 @@ pub enum Field {
     BusyPollBudget,
     /// `SOCK_TXTIME` of `sock.sk_flags`.
     Txtime,
+    /// `ipv6_pinfo.hop_limit`: whether the hop limit is the socket's own.
+    UnicastHops,
+    /// `ipv6_pinfo.frag_size`.
+    FragmentSize,
+    /// `ipv6_pinfo.sticky_pktinfo`.
+    StickyPacketInfo,
+    /// `AUTOFLOWLABEL_SET` of `inet_sock.inet_flags`: whether the socket has a choice of its own.
+    AutoFlowLabel,
 }
 
 impl Field {
@@ -145,7 +161,29 @@ impl Field {
             Field::MulticastIndex => "inet_sock.mc_index",
             Field::BusyPollBudget => "sock.sk_busy_poll_budget",
             Field::Txtime => "sock.sk_flags",
+            Field::UnicastHops => "ipv6_pinfo.hop_limit",
+            Field::FragmentSize => "ipv6_pinfo.frag_size",
+            Field::StickyPacketInfo => "ipv6_pinfo.sticky_pktinfo",
+            Field::AutoFlowLabel => "inet_sock.inet_flags",
         }
+    }
+
+    /// Whether it is among what BPF told.
+    pub(crate) fn told(self, hidden: Option<&Hidden>) -> bool {
+        match self {
+            Field::UnicastHops
+            | Field::FragmentSize
+            | Field::StickyPacketInfo
+            | Field::AutoFlowLabel => hidden.is_some_and(|hidden| hidden.ipv6.is_some()),
+            Field::UnicastTtl | Field::MulticastIndex | Field::BusyPollBudget | Field::Txtime => {
+                hidden.is_some()
+            }
+        }
+    }
+
+    /// Whether a socket may have no value of its own.
+    fn optional(self) -> bool {
+        self != Field::MulticastIndex
     }
 }
 
@@ -154,6 +192,8 @@ impl Field {
 pub enum Default {
     /// This number, wherever the socket is made.
     Number(i64),
+    /// The first number on sockets of AF_INET, the second one on those of AF_INET6.
+    ByFamily(i64, i64),
     /// Nothing: no bytes, an empty name, zeroes.
     Empty,
     /// What a sysctl says at that moment.
@@ -214,6 +254,7 @@ impl Row {
             source: match level {
                 Level::Socket => "net/core/sock.c sk_setsockopt",
                 Level::Ip => "net/ipv4/ip_sockglue.c do_ip_setsockopt",
+                Level::Ipv6 => "net/ipv6/ipv6_sockglue.c do_ipv6_setsockopt",
                 Level::Udp => "net/ipv4/udp.c udp_lib_setsockopt",
             },
         }
@@ -274,22 +315,20 @@ impl Row {
         matches!(self.access, Access::Carried(_))
     }
 
-    /// Whether `value` is what a fresh socket has; `None` when that depends on a sysctl.
+    /// Whether `value` is what a fresh socket has; `None` when that depends on the socket, or on a
+    /// sysctl.
     pub fn is_default(&self, value: &Value) -> Option<bool> {
         match self.default {
             Default::Number(number) => Some(*value == Value::Int(number)),
             Default::Empty => Some(value.is_empty()),
-            Default::Sysctl(_) | Default::None => None,
+            Default::ByFamily(..) | Default::Sysctl(_) | Default::None => None,
         }
     }
 
     /// Whether the option is left out of a checkpoint when the socket has none of its own:
     /// its absence then means what a fresh socket does.
     pub fn only_when_set(&self) -> bool {
-        matches!(
-            self.hidden,
-            Some(Field::UnicastTtl | Field::BusyPollBudget | Field::Txtime)
-        ) || matches!(self.wire, Wire::Name)
+        self.hidden.is_some_and(Field::optional) || matches!(self.wire, Wire::Name)
     }
 
     /// Whether leaving the option out says this value.
@@ -297,13 +336,32 @@ impl Row {
         self.only_when_set() && self.is_default(value) == Some(true)
     }
 
+    /// What sockets answer that have no value of their own, in the network namespace of this one.
+    fn by_sysctl(&self, fd: BorrowedFd<'_>) -> Value {
+        let read = |path: &str| {
+            let text = netns::sysctl(fd, path).ok()?;
+            text.trim().parse::<i64>().ok()
+        };
+        Value::Int(match self.hidden {
+            // 0 is off, 1 on unless a socket does not want it, 2 the other way round, 3 on.
+            Some(Field::AutoFlowLabel) => read("net/ipv6/auto_flowlabels").unwrap_or(1) & 1,
+            Some(Field::UnicastHops) => read("net/ipv6/conf/all/hop_limit").unwrap_or(64),
+            _ => read("net/ipv4/ip_default_ttl").unwrap_or(64),
+        })
+    }
+
     /// Reads the option; `None` when this kernel, or this kind of socket, does not have it.
     pub fn read(&self, fd: BorrowedFd<'_>) -> io::Result<Option<Value>> {
-        let mut buffer = [0u8; value::LONGEST];
-        let room = &mut buffer[..self.kind.size()];
+        match self.kind.size() {
+            size @ 0..=value::SHORT => self.read_into(fd, &mut [0; value::SHORT][..size]),
+            size => self.read_into(fd, &mut vec![0; size]),
+        }
+    }
+
+    fn read_into(&self, fd: BorrowedFd<'_>, room: &mut [u8]) -> io::Result<Option<Value>> {
         match sockcr_sys::sockopt::get(fd, self.level.number(), self.number.into(), room) {
             Ok(length) => {
-                let bytes = buffer.get(..length).unwrap_or_default();
+                let bytes = room.get(..length).unwrap_or_default();
                 self.kind.decode(bytes).map(Some).ok_or_else(|| {
                     io::Error::other(format!("{} answered {length} bytes", self.name))
                 })
@@ -358,9 +416,11 @@ fn absent(error: &io::Error) -> bool {
 }
 
 /// Every row there is, in the order in which restore writes them: IP before SOCKET, because
-/// IP_TOS changes SO_PRIORITY and because SO_BINDTODEVICE restricts IP_MULTICAST_IF.
+/// IP_TOS changes SO_PRIORITY and because SO_BINDTODEVICE restricts IP_MULTICAST_IF; IPV6 likewise.
 pub fn rows() -> impl Iterator<Item = &'static Row> + Clone {
-    [ip::ROWS, udp::ROWS, socket::ROWS].into_iter().flatten()
+    [ip::ROWS, ipv6::ROWS, udp::ROWS, socket::ROWS]
+        .into_iter()
+        .flatten()
 }
 
 /// The row of this name.
@@ -430,6 +490,7 @@ impl Options {
             change(&mut index);
             match value {
                 Value::Int(number) | Value::Pair(_, number) => *number = index.into(),
+                Value::Scoped(_, number) => *number = index,
                 Value::Text(_) | Value::Bytes(_) => {}
             }
         }
@@ -438,8 +499,10 @@ impl Options {
     /// Leaves out what getsockopt(2) does not tell of a socket that has these options.
     pub(crate) fn without_hidden(&mut self, fd: BorrowedFd<'_>) {
         self.0.retain_mut(|(row, value)| match row.hidden {
-            Some(Field::BusyPollBudget) => false,
-            Some(Field::UnicastTtl) => *value != default_ttl(fd),
+            Some(Field::BusyPollBudget | Field::FragmentSize | Field::StickyPacketInfo) => false,
+            Some(Field::UnicastTtl | Field::UnicastHops | Field::AutoFlowLabel) => {
+                *value != row.by_sysctl(fd)
+            }
             Some(Field::Txtime) => row.is_default(value) != Some(true),
             Some(Field::MulticastIndex) => {
                 if let Value::Pair(_, index) = value {
@@ -480,30 +543,59 @@ pub(crate) fn read_whole(
     fd: BorrowedFd<'_>,
     hidden: Option<&Hidden>,
 ) -> io::Result<Option<Value>> {
-    let value = match (row.hidden, hidden) {
-        (Some(Field::BusyPollBudget), hidden) => {
-            hidden.map(|hidden| Value::Int(hidden.busy_poll_budget.into()))
-        }
-        (Some(Field::UnicastTtl), Some(hidden)) => {
-            return Ok(hidden.unicast_ttl.map(|ttl| Value::Int(ttl.into())));
-        }
-        (Some(Field::Txtime), Some(hidden)) if hidden.txtime => return row.read(fd),
-        (Some(Field::Txtime), Some(_)) => None,
-        (Some(Field::MulticastIndex), Some(hidden)) => Some(Value::Pair(
-            u32::from(hidden.multicast_address).into(),
-            hidden.multicast_index.into(),
-        )),
-        (Some(Field::UnicastTtl), None) => row.read(fd)?.filter(|ttl| *ttl != default_ttl(fd)),
-        _ => row.read(fd)?,
+    let Some(field) = row.hidden else {
+        let value = row.read(fd)?;
+        return Ok(value.filter(|value| !row.says_nothing(value)));
+    };
+    let value = match hidden {
+        // With its first clock it reads as off, and is on.
+        Some(hidden) if field == Field::Txtime && hidden.txtime => return row.read(fd),
+        Some(hidden) if field.told(Some(hidden)) => read_hidden(row, field, fd, hidden)?,
+        _ => read_seen(row, field, fd)?,
     };
     Ok(value.filter(|value| !row.says_nothing(value)))
 }
 
-/// The ttl of sockets that have none of their own, in the network namespace of this one.
-fn default_ttl(fd: BorrowedFd<'_>) -> Value {
-    let sysctl = netns::sysctl(fd, "net/ipv4/ip_default_ttl");
-    let ttl = sysctl.ok().and_then(|text| text.trim().parse().ok());
-    Value::Int(ttl.unwrap_or(64))
+/// What BPF tells of a row; what it does not is read as ever.
+fn read_hidden(
+    row: &Row,
+    field: Field,
+    fd: BorrowedFd<'_>,
+    hidden: &Hidden,
+) -> io::Result<Option<Value>> {
+    let ipv6 = hidden.ipv6.as_ref();
+    Ok(match field {
+        Field::BusyPollBudget => Some(Value::Int(hidden.busy_poll_budget.into())),
+        Field::UnicastTtl => hidden.unicast_ttl.map(|ttl| Value::Int(ttl.into())),
+        Field::Txtime => None,
+        Field::MulticastIndex => Some(Value::Pair(
+            u32::from(hidden.multicast_address).into(),
+            hidden.multicast_index.into(),
+        )),
+        Field::UnicastHops => ipv6
+            .and_then(|ipv6| ipv6.unicast_hops)
+            .map(|hops| Value::Int(hops.into())),
+        Field::FragmentSize => ipv6.map(|ipv6| Value::Int(ipv6.fragment_size.into())),
+        Field::StickyPacketInfo => {
+            ipv6.map(|ipv6| Value::Scoped(ipv6.sticky_address, ipv6.sticky_interface))
+        }
+        Field::AutoFlowLabel if ipv6.is_some_and(|ipv6| ipv6.auto_flow_label_set) => {
+            row.read(fd)?
+        }
+        Field::AutoFlowLabel => None,
+    })
+}
+
+/// What getsockopt(2) tells of a row that BPF would tell whole: what is as the sysctl says is taken
+/// for the sysctl's.
+fn read_seen(row: &Row, field: Field, fd: BorrowedFd<'_>) -> io::Result<Option<Value>> {
+    Ok(match field {
+        Field::BusyPollBudget | Field::FragmentSize | Field::StickyPacketInfo => None,
+        Field::UnicastTtl | Field::UnicastHops | Field::AutoFlowLabel => {
+            row.read(fd)?.filter(|value| *value != row.by_sysctl(fd))
+        }
+        Field::MulticastIndex | Field::Txtime => row.read(fd)?,
+    })
 }
 
 /// Writes one option by its name, whatever it was.

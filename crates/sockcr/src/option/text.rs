@@ -3,7 +3,8 @@
 use super::value::{Names, Unit};
 use super::{Kind, Value};
 use crate::state::interfaces::Interfaces;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
 
 const CLOCKS: Names = &[
     ("CLOCK_REALTIME", 0),
@@ -17,7 +18,7 @@ impl Kind {
         let text = text.trim();
         let value = match self {
             Kind::Flag => flag(text),
-            Kind::Int(_, _, unit) => number(text, unit),
+            Kind::Int(_, _, unit) | Kind::ZeroOr(_, _, unit) => number(text, unit),
             Kind::U64(unit) => unsigned(text, unit),
             Kind::Buffer(_) => number(text, Unit::Bytes),
             Kind::Enum(names) => named(text, names),
@@ -27,8 +28,11 @@ impl Kind {
             Kind::Timestamping(names) => timestamping(text, names),
             Kind::Txtime => txtime(text),
             Kind::PortRange => range(text),
-            Kind::Interface => Some(Value::Int(device(text, interfaces).into())),
-            Kind::MulticastInterface => multicast_interface(text, interfaces),
+            Kind::Interface(_) => Some(Value::Int(device(text, interfaces).into())),
+            Kind::MulticastInterface => address_and_device(text, Ipv4Addr::UNSPECIFIED, interfaces)
+                .map(|(address, index)| Value::Pair(u32::from(address).into(), index.into())),
+            Kind::PacketInfo => address_and_device(text, Ipv6Addr::UNSPECIFIED, interfaces)
+                .map(|(address, index)| Value::Scoped(address, index)),
             Kind::Device => Some(Value::Text(text.into())),
             Kind::Bytes(_) if text == "none" => Some(Value::Bytes(Vec::new())),
             Kind::Bytes(_) | Kind::Opaque(_) => crate::hex::decode(text).map(Value::Bytes),
@@ -43,7 +47,9 @@ impl Kind {
         match (self, value) {
             (Kind::Flag, Value::Int(0)) => "off".into(),
             (Kind::Flag, Value::Int(1)) => "on".into(),
-            (Kind::Int(_, _, unit), Value::Int(number)) => show_number(*number, unit),
+            (Kind::Int(_, _, unit) | Kind::ZeroOr(_, _, unit), Value::Int(number)) => {
+                show_number(*number, unit)
+            }
             (Kind::U64(_), Value::Int(-1)) => "no limit".into(),
             (Kind::U64(unit), Value::Int(number)) => show_unsigned(*number as u64, unit),
             (Kind::Buffer(_), Value::Int(size)) => show_number(*size, Unit::Bytes),
@@ -64,10 +70,14 @@ impl Kind {
             }
             (Kind::PortRange, Value::Pair(0, 0)) => "the system's".into(),
             (Kind::PortRange, Value::Pair(low, high)) => format!("{low}-{high}"),
-            (Kind::Interface, Value::Int(0)) => "any".into(),
-            (Kind::Interface, Value::Int(index)) => interfaces.show(*index as u32),
+            (Kind::Interface(_), Value::Int(0)) => "any".into(),
+            (Kind::Interface(_), Value::Int(index)) => interfaces.show(*index as u32),
             (Kind::MulticastInterface, Value::Pair(address, index)) => {
-                show_multicast_interface(*address as u32, *index as u32, interfaces)
+                let address = Ipv4Addr::from(*address as u32);
+                show_address_and_device(address.into(), *index as u32, interfaces)
+            }
+            (_, Value::Scoped(address, index)) => {
+                show_address_and_device((*address).into(), *index, interfaces)
             }
             (_, Value::Text(text)) if text.is_empty() => "none".into(),
             (_, Value::Text(text)) => text.clone(),
@@ -221,20 +231,23 @@ fn device(text: &str, interfaces: &mut Interfaces) -> u32 {
     }
 }
 
-fn multicast_interface(text: &str, interfaces: &mut Interfaces) -> Option<Value> {
+/// `ADDRESS`, `DEVICE` or `ADDRESS@DEVICE`.
+fn address_and_device<A: FromStr>(
+    text: &str,
+    none: A,
+    interfaces: &mut Interfaces,
+) -> Option<(A, u32)> {
     let (address, name) = match text.split_once('@') {
         Some((address, name)) => (address.parse().ok()?, name),
-        None => match text.parse::<Ipv4Addr>() {
+        None => match text.parse() {
             Ok(address) => (address, ""),
-            Err(_) => (Ipv4Addr::UNSPECIFIED, text),
+            Err(_) => (none, text),
         },
     };
-    let index = device(name, interfaces);
-    Some(Value::Pair(u32::from(address).into(), index.into()))
+    Some((address, device(name, interfaces)))
 }
 
-fn show_multicast_interface(address: u32, index: u32, interfaces: &Interfaces) -> String {
-    let address = Ipv4Addr::from(address);
+fn show_address_and_device(address: IpAddr, index: u32, interfaces: &Interfaces) -> String {
     match (address.is_unspecified(), index) {
         (true, 0) => "by route".into(),
         (true, index) => interfaces.show(index),

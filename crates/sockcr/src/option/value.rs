@@ -5,11 +5,13 @@ use super::{Default, Wire};
 use crate::state::interfaces::Interfaces;
 use serde_json::{Value as Json, json};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
 /// Room enough for the longest value that is read.
-pub(super) const LONGEST: usize = 64;
+pub(super) const LONGEST: usize = 2048;
+/// Room for the values that are not [`Kind::Bytes`].
+pub(super) const SHORT: usize = 64;
 
 /// A list of named numbers, as the header files name them.
 pub type Names = &'static [(&'static str, i64)];
@@ -29,6 +31,15 @@ pub enum Unit {
     Hops,
 }
 
+/// The order of the bytes of a device's index in the system call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// The machine's.
+    Host,
+    /// The network's.
+    Network,
+}
+
 /// The shape of a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -36,6 +47,8 @@ pub enum Kind {
     Flag,
     /// A number of 4 bytes within these bounds; unsigned when the lower one is not negative.
     Int(i64, i64, Unit),
+    /// 0, or a number of 4 bytes within these bounds.
+    ZeroOr(i64, i64, Unit),
     /// A number of 8 bytes.
     U64(Unit),
     /// One of these.
@@ -54,10 +67,12 @@ pub enum Kind {
     Txtime,
     /// A low and a high port.
     PortRange,
-    /// A device by index; to the kernel in network order.
-    Interface,
+    /// A device by index.
+    Interface(Order),
     /// The device and the source address of outgoing multicast: `struct ip_mreqn`.
     MulticastInterface,
+    /// The source address and the device of what is sent: `struct in6_pktinfo`.
+    PacketInfo,
     /// A device by name.
     Device,
     /// At most so many bytes.
@@ -74,6 +89,8 @@ pub enum Value {
     /// Two numbers: (onoff, linger), (sec, usec), (flags, bind_phc), (clockid, flags), (low, high),
     /// (address, index).
     Pair(i64, i64),
+    /// An IPv6 address and the index of a device.
+    Scoped(Ipv6Addr, u32),
     /// A name.
     Text(String),
     /// Bytes.
@@ -86,6 +103,7 @@ impl Value {
         match self {
             Value::Int(number) => *number == 0,
             Value::Pair(a, b) => *a == 0 && *b == 0,
+            Value::Scoped(address, index) => address.is_unspecified() && *index == 0,
             Value::Text(text) => text.is_empty(),
             Value::Bytes(bytes) => bytes.is_empty(),
         }
@@ -122,10 +140,11 @@ impl Kind {
             Kind::MulticastInterface => Wire::MulticastInterface,
             Kind::Flag
             | Kind::Int(..)
+            | Kind::ZeroOr(..)
             | Kind::Enum(_)
             | Kind::Bits(_)
             | Kind::Buffer(_)
-            | Kind::Interface => Wire::U32,
+            | Kind::Interface(_) => Wire::U32,
             _ => Wire::Kernel,
         }
     }
@@ -133,9 +152,12 @@ impl Kind {
     /// What a fresh socket has unless the row says otherwise.
     pub(super) const fn default(self) -> Default {
         match self {
-            Kind::Flag | Kind::Int(..) | Kind::U64(_) | Kind::Enum(_) | Kind::Bits(_) => {
-                Default::Number(0)
-            }
+            Kind::Flag
+            | Kind::Int(..)
+            | Kind::ZeroOr(..)
+            | Kind::U64(_)
+            | Kind::Enum(_)
+            | Kind::Bits(_) => Default::Number(0),
             Kind::Buffer(_) | Kind::Opaque(_) => Default::None,
             _ => Default::Empty,
         }
@@ -146,8 +168,10 @@ impl Kind {
         match self {
             Kind::U64(_) | Kind::Linger | Kind::Timestamping(_) | Kind::Txtime => 8,
             Kind::Timeval | Kind::Device => 16,
-            Kind::Bytes(_) => LONGEST,
-            Kind::Opaque(size) => size.min(LONGEST),
+            Kind::PacketInfo => 20,
+            // A little more than may be set: what is longer is seen to be so, not cut off.
+            Kind::Bytes(most) => (most + 8).min(LONGEST),
+            Kind::Opaque(size) => size.min(SHORT),
             _ => 4,
         }
     }
@@ -155,8 +179,8 @@ impl Kind {
     /// Whether a number of 4 bytes is unsigned.
     pub(super) fn unsigned(self) -> bool {
         match self {
-            Kind::Int(min, ..) => min >= 0,
-            Kind::Bits(_) | Kind::Interface | Kind::PortRange => true,
+            Kind::Int(min, ..) | Kind::ZeroOr(min, ..) => min >= 0,
+            Kind::Bits(_) | Kind::Interface(_) | Kind::PortRange => true,
             _ => false,
         }
     }
@@ -173,7 +197,13 @@ impl Kind {
                 let range = i32_at(bytes, 0)? as u32;
                 Value::Pair((range & 0xffff).into(), (range >> 16).into())
             }
-            Kind::Interface => Value::Int(u32::from_be(i32_at(bytes, 0)? as u32).into()),
+            Kind::Interface(Order::Network) => {
+                Value::Int(u32::from_be(i32_at(bytes, 0)? as u32).into())
+            }
+            Kind::PacketInfo => {
+                let address = *bytes.first_chunk::<16>()?;
+                Value::Scoped(address.into(), i32_at(bytes, 16)? as u32)
+            }
             Kind::MulticastInterface => {
                 Value::Pair(u32::from_be(i32_at(bytes, 0)? as u32).into(), 0)
             }
@@ -197,7 +227,9 @@ impl Kind {
             (Kind::Linger, Value::Pair(0, seconds)) => vec![words(1, *seconds), words(0, 0)],
             (Kind::Buffer(_), Value::Int(size)) => one(&((size / 2) as i32).to_ne_bytes()),
             (Kind::U64(_), Value::Int(number)) => one(&number.to_ne_bytes()),
-            (Kind::Interface, Value::Int(index)) => one(&(*index as u32).to_be_bytes()),
+            (Kind::Interface(Order::Network), Value::Int(index)) => {
+                one(&(*index as u32).to_be_bytes())
+            }
             (Kind::Timeval, Value::Pair(seconds, micros)) => {
                 one(&[seconds.to_ne_bytes(), micros.to_ne_bytes()].concat())
             }
@@ -212,6 +244,9 @@ impl Kind {
             .concat()),
             (_, Value::Int(number)) => one(&(*number as i32).to_ne_bytes()),
             (_, Value::Pair(a, b)) => vec![words(*a, *b)],
+            (_, Value::Scoped(address, index)) => {
+                one(&[&address.octets()[..], &index.to_ne_bytes()].concat())
+            }
             (_, Value::Text(name)) => one(name.as_bytes()),
             (_, Value::Bytes(bytes)) => one(bytes),
         }
@@ -229,7 +264,12 @@ impl Kind {
         match (self, value) {
             (Kind::Flag, Value::Int(number)) => within(*number, 0, 1),
             (Kind::Int(min, max, _), Value::Int(number)) => within(*number, min, max),
-            (Kind::Interface, Value::Int(number)) => within(*number, 0, i32::MAX.into()),
+            (Kind::ZeroOr(..), Value::Int(0)) => Ok(()),
+            (Kind::ZeroOr(min, max, _), Value::Int(number)) => within(*number, min, max),
+            (Kind::Interface(_), Value::Int(number)) => within(*number, 0, i32::MAX.into()),
+            (Kind::PacketInfo, Value::Scoped(_, index)) => {
+                within((*index).into(), 0, i32::MAX.into())
+            }
             (Kind::Enum(names), Value::Int(number)) => names
                 .iter()
                 .any(|(_, value)| value == number)
@@ -279,11 +319,14 @@ impl Kind {
         interfaces: &Interfaces,
     ) -> io::Result<Value> {
         Ok(match (self, value) {
-            (Kind::Interface, Value::Int(index)) => {
+            (Kind::Interface(_), Value::Int(index)) => {
                 Value::Int(interfaces.local(fd, *index as u32)?.into())
             }
             (Kind::MulticastInterface, Value::Pair(address, index)) => {
                 Value::Pair(*address, interfaces.local(fd, *index as u32)?.into())
+            }
+            (Kind::PacketInfo, Value::Scoped(address, index)) => {
+                Value::Scoped(*address, interfaces.local(fd, *index)?)
             }
             _ => value.clone(),
         })
@@ -310,7 +353,8 @@ impl Kind {
     /// The device index in a value, to be named in the image.
     pub fn interface(self, value: &Value) -> Option<u32> {
         let index = match (self, value) {
-            (Kind::Interface, Value::Int(index)) => *index,
+            (Kind::Interface(_), Value::Int(index)) => *index,
+            (Kind::PacketInfo, Value::Scoped(_, index)) => (*index).into(),
             (Kind::MulticastInterface, Value::Pair(_, index)) => *index,
             _ => 0,
         };
@@ -328,10 +372,14 @@ impl Kind {
         };
         match (self, value) {
             (Kind::U64(_), Value::Int(number)) => json!(*number as u64),
-            (Kind::Interface, Value::Int(index)) => interfaces.to_json(*index as u32),
+            (Kind::Interface(_), Value::Int(index)) => interfaces.to_json(*index as u32),
             (Kind::MulticastInterface, Value::Pair(address, index)) => json!({
                 "address": Ipv4Addr::from(*address as u32).to_string(),
                 "interface": interfaces.to_json(*index as u32),
+            }),
+            (_, Value::Scoped(address, index)) => json!({
+                "address": address.to_string(),
+                "interface": interfaces.to_json(*index),
             }),
             (_, Value::Int(number)) => json!(number),
             (_, Value::Pair(first, second)) => json!({ a: first, b: second }),
@@ -349,7 +397,12 @@ impl Kind {
         };
         let value = match self {
             Kind::U64(_) => json.as_u64().map(|number| Value::Int(number as i64)),
-            Kind::Interface => interfaces.parse_json(json).map(|i| Value::Int(i.into())),
+            Kind::Interface(_) => interfaces.parse_json(json).map(|i| Value::Int(i.into())),
+            Kind::PacketInfo => json.get("address").and_then(|address| {
+                let address: Ipv6Addr = address.as_str()?.parse().ok()?;
+                let index = interfaces.parse_json(json.get("interface")?)?;
+                Some(Value::Scoped(address, index))
+            }),
             Kind::MulticastInterface => json.get("address").and_then(|address| {
                 let address: Ipv4Addr = address.as_str()?.parse().ok()?;
                 let index = interfaces.parse_json(json.get("interface")?)?;
@@ -374,6 +427,9 @@ impl Kind {
         match self {
             Kind::Flag => "a flag: 0 or 1".into(),
             Kind::Int(min, max, unit) => format!("a number from {min} to {max}{}", unit.of()),
+            Kind::ZeroOr(min, max, unit) => {
+                format!("0, or a number from {min} to {max}{}", unit.of())
+            }
             Kind::U64(unit) => format!("a number of 64 bits{}", unit.of()),
             Kind::Enum(names) => format!("one of {}", list(names)),
             Kind::Bits(names) => format!("any of {}, joined by |", list(names)),
@@ -388,8 +444,10 @@ impl Kind {
             ),
             Kind::Txtime => "a clock (CLOCK_MONOTONIC, CLOCK_TAI, ...) and :FLAGS".into(),
             Kind::PortRange => "two ports, LOW-HIGH".into(),
-            Kind::Interface => "a device".into(),
-            Kind::MulticastInterface => "an address, a device, or ADDRESS@DEVICE".into(),
+            Kind::Interface(_) => "a device".into(),
+            Kind::MulticastInterface | Kind::PacketInfo => {
+                "an address, a device, or ADDRESS@DEVICE".into()
+            }
             Kind::Device => "a device, or nothing".into(),
             Kind::Bytes(most) => format!("at most {most} bytes in hexadecimal"),
             Kind::Opaque(0) => "-".into(),

@@ -74,6 +74,9 @@ fn raw(kind: Kind, value: &Value) -> Vec<u8> {
             .to_ne_bytes()
             .into(),
         (_, Value::Pair(a, b)) => words(*a, *b),
+        (_, Value::Scoped(address, index)) => {
+            [&address.octets()[..], &index.to_ne_bytes()].concat()
+        }
         (_, Value::Int(number)) => number.to_ne_bytes().into(),
         (_, Value::Text(text)) => text.clone().into_bytes(),
         (_, Value::Bytes(bytes)) => bytes.clone(),

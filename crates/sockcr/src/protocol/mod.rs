@@ -42,12 +42,17 @@ impl Protocol {
             false => Ipv4Addr::UNSPECIFIED.into(),
         }
     }
+
+    /// The rows of its option tables, in the order in which restore writes them.
+    pub fn rows(&self) -> impl Iterator<Item = &'static Row> + Clone + use<> {
+        self.tables.iter().copied().flatten()
+    }
 }
 
 const AF_INET6: u32 = 10;
 
 /// All of them.
-pub static ALL: &[&Protocol] = &[&udp::IPV4];
+pub static ALL: &[&Protocol] = &[&udp::IPV4, &udp::IPV6];
 
 /// The kind with these numbers.
 pub fn find(family: u32, socket_type: u32, number: u32) -> Option<&'static Protocol> {
@@ -73,12 +78,13 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<&'static Protocol, Error> {
     })?;
     find(family, socket_type, number).ok_or_else(|| {
         let kind = describe(family, socket_type, number);
+        let names: Vec<&str> = ALL.iter().map(|protocol| protocol.name).collect();
         Error::new(
             ErrorKind::NotSupported,
             kind,
             "this kind of socket is not carried yet",
         )
-        .help("carried are: UDP over IPv4")
+        .help(format!("carried are: {}", names.join(", ")))
     })
 }
 

@@ -24,16 +24,15 @@ use crate::state::interfaces::Interfaces;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
 const IPPROTO_IP: i32 = 0;
+const IP_FREEBIND: i32 = 15;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
-const IPPROTO_IPV6: i32 = 41;
-const IPV6_UNICAST_IF: i32 = 76;
 const LOOPBACK_INDEX: u32 = 1;
 const ESTABLISHED: u8 = 1;
 
@@ -249,8 +248,11 @@ impl Endpoint {
         let port = self.local.port();
         let bind = |port: u16| {
             let to = SocketAddr::new(address, port);
-            rustix::net::bind(fd, &to)
-                .map_err(|error| Failure::at(format!("bind to {}", self.local), error.into()))
+            let bound = match rustix::net::bind(fd, &to) {
+                Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, to),
+                done => done.map_err(io::Error::from),
+            };
+            bound.map_err(|error| Failure::at(format!("bind to {}", self.local), error))
         };
         match (self.address_locked, self.port_locked, port) {
             (_, true, port) => bind(port),
@@ -297,6 +299,22 @@ impl Endpoint {
         let step = format!("bind to {}", self.local);
         Err(Failure::at(step, io::Error::other(why)))
     }
+}
+
+/// Binds a socket that has a device to an address of another one, which its owner can only have given
+/// it before the device: IP_FREEBIND does not ask where the address is (`__inet6_bind`), so it is asked
+/// here whether it is anywhere.
+fn bind_elsewhere(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
+    if bound_device(fd) == 0 {
+        return Err(Errno::ADDRNOTAVAIL.into());
+    }
+    netns::within(fd, || {
+        Ok(drop(UdpSocket::bind(SocketAddr::new(to.ip(), 0))?))
+    })?;
+    let free = |on: u32| sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_FREEBIND, &on.to_ne_bytes());
+    free(1)?;
+    let bound = rustix::net::bind(fd, &to).map_err(io::Error::from);
+    bound.and(free(0))
 }
 
 /// To a multicast peer, `__ip4_datagram_connect` takes the source from IP_MULTICAST_IF. Nothing can
@@ -349,6 +367,13 @@ fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
     Ok(rustix::net::sockopt::set_socket_broadcast(fd, false)?)
 }
 
+/// What says where an IPv6 peer is, and its values when it says nothing.
+static IPV6_DIRECTIONS: [(&str, Value); 3] = [
+    ("IPV6_UNICAST_IF", Value::Int(0)),
+    ("IPV6_PKTINFO", Value::Scoped(Ipv6Addr::UNSPECIFIED, 0)),
+    ("IPV6_RTHDR", Value::Bytes(Vec::new())),
+];
+
 /// The options that say by which device to send.
 struct Directions<'a> {
     /// The peer speaks IPv6.
@@ -365,6 +390,8 @@ impl Directions<'_> {
             "IP_UNICAST_IF",
             "IP_MULTICAST_IF",
             "IPV6_UNICAST_IF",
+            "IPV6_PKTINFO",
+            "IPV6_RTHDR",
         ];
         let mut values = names.iter().filter_map(|name| self.options.get(name));
         values.any(|value| !value.is_empty())
@@ -393,7 +420,8 @@ impl Directions<'_> {
             self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
         }
         if self.ipv6 {
-            return sockcr_sys::sockopt::set(self.fd, IPPROTO_IPV6, IPV6_UNICAST_IF, &[0; 4]);
+            let mut fresh = IPV6_DIRECTIONS.iter();
+            return fresh.try_for_each(|(name, fresh)| self.put(name, fresh));
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -403,12 +431,13 @@ impl Directions<'_> {
 
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
     fn put_back(&self) -> io::Result<()> {
-        self.put_multicast_back()?;
-        let unicast = match self.ipv6 {
-            true => "IPV6_UNICAST_IF",
-            false => "IP_UNICAST_IF",
-        };
-        self.again(unicast, &Value::Int(0))?;
+        if self.ipv6 {
+            let mut fresh = IPV6_DIRECTIONS.iter();
+            fresh.try_for_each(|(name, fresh)| self.again(name, fresh))?;
+        } else {
+            self.put_multicast_back()?;
+            self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        }
         self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
     }
 }

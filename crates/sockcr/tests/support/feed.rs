@@ -1,6 +1,7 @@
 //! What comes to a socket from anybody: datagrams of every kind, and ICMP messages.
 #![allow(dead_code, reason = "shared by tests that use parts of it")]
 
+use super::support::octets::octets;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::fd::OwnedFd;

@@ -3,6 +3,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
 pub mod inject;
+pub mod octets;
 pub mod place;
 pub mod socket;
 pub mod twin;
@@ -27,13 +28,4 @@ pub fn skip(why: &str) -> Outcome {
 /// The reader of hidden state, or the reason for a skip.
 pub fn reader() -> Result<&'static Reader, String> {
     kernel::reader().map_err(|why| why.to_string())
-}
-
-/// The four bytes of an IPv4 address.
-#[allow(dead_code, reason = "not every test looks into addresses")]
-pub fn octets(address: std::net::IpAddr) -> [u8; 4] {
-    match address.to_canonical() {
-        std::net::IpAddr::V4(address) => address.octets(),
-        std::net::IpAddr::V6(address) => panic!("{address} is no IPv4 address"),
-    }
 }

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use sockcr::protocol::Protocol;
 use sockcr_sys::{bpf, descriptor, message, sockopt};
 
 /// One instruction of classic BPF.
@@ -17,8 +18,12 @@ pub use sockcr_sys::sockopt::Instruction;
 pub const SOCKET: i32 = 1;
 /// `IPPROTO_IP`
 pub const IP: i32 = 0;
+/// `IPPROTO_IPV6`
+pub const IPV6: i32 = 41;
 /// `SOL_UDP`
 pub const UDP: i32 = 17;
+/// All of them.
+pub const LEVELS: [i32; 4] = [SOCKET, IP, IPV6, UDP];
 /// The highest number of an option that is tried.
 pub const HIGHEST: i32 = 120;
 /// Longer than this nothing may take.
@@ -30,11 +35,15 @@ const SO_MEMINFO: i32 = 55;
 const SO_INCOMING_NAPI_ID: i32 = 56;
 const SO_COOKIE: i32 = 57;
 const IP_MTU: i32 = 14;
+const IPV6_MTU: i32 = 24;
+const IPV6_PATHMTU: i32 = 61;
 
 /// What names one socket, counts, is cleared by reading it, or belongs to the route that happens to
 /// be cached; and the filter, whose length is not in bytes.
-pub const NOT_SWEPT: [(i32, i32); 6] = [
+pub const NOT_SWEPT: [(i32, i32); 8] = [
     (IP, IP_MTU),
+    (IPV6, IPV6_MTU),
+    (IPV6, IPV6_PATHMTU),
     (SOCKET, SO_ERROR),
     (SOCKET, SO_ATTACH_FILTER),
     (SOCKET, SO_MEMINFO),
@@ -51,6 +60,22 @@ pub fn udp() -> io::Result<OwnedFd> {
         flags,
         None,
     )?)
+}
+
+/// A fresh socket of this kind.
+pub fn fresh(protocol: &Protocol) -> io::Result<OwnedFd> {
+    let family = AddressFamily::from_raw(protocol.family as u16);
+    let kind = SocketType::from_raw(protocol.socket_type);
+    let number = std::num::NonZeroU32::new(protocol.number).map(rustix::net::Protocol::from_raw);
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, number)?)
+}
+
+/// The loopback address of a kind of sockets.
+pub fn loopback(protocol: &Protocol) -> IpAddr {
+    match protocol.family_name {
+        "inet6" => Ipv6Addr::LOCALHOST.into(),
+        _ => Ipv4Addr::LOCALHOST.into(),
+    }
 }
 
 /// A UDP socket bound to `address`.
@@ -129,7 +154,7 @@ pub type Sweep = BTreeMap<(i32, i32), Result<Vec<u8>, i32>>;
 
 /// Asks a socket everything that can be compared with another one's.
 pub fn sweep(socket: &impl AsFd) -> Sweep {
-    let names = [SOCKET, IP, UDP]
+    let names = LEVELS
         .into_iter()
         .flat_map(|level| (0..=HIGHEST).map(move |n| (level, n)));
     names

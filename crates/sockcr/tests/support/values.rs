@@ -1,12 +1,12 @@
 //! Values of options: what a row allows, what setsockopt(2) is given for it, how people type it.
 
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsFd;
 
-use sockcr::option::{Default, Kind, Level, Row, Value};
+use sockcr::option::{Default, Kind, Level, Order, Row, Value};
 
 use super::place::Device;
-use super::socket::{self, IP, SOCKET, UDP};
+use super::socket::{self, IP, IPV6, SOCKET, UDP};
 
 const SO_SNDBUFFORCE: i32 = 32;
 const SO_RCVBUFFORCE: i32 = 33;
@@ -38,13 +38,17 @@ pub fn level(row: &Row) -> i32 {
     match row.level {
         Level::Socket => SOCKET,
         Level::Ip => IP,
+        Level::Ipv6 => IPV6,
         Level::Udp => UDP,
     }
 }
 
 /// The values worth trying of a row: its default, both ends, something between, each name.
 pub fn samples(row: &Row, devices: &[Device]) -> Vec<Value> {
-    let mut values = of_kind(row.kind, devices);
+    let mut values = match row.kind {
+        Kind::Bytes(_) => bytes(row),
+        kind => of_kind(kind, devices),
+    };
     if let Default::Number(number) = row.default {
         values.push(Value::Int(number));
     }
@@ -61,6 +65,7 @@ fn of_kind(kind: Kind, devices: &[Device]) -> Vec<Value> {
             let middle = min + (max - min) / 3;
             ints(&[middle, min, max, (min + 1).min(max), (max - 1).max(min)])
         }
+        Kind::ZeroOr(min, max, _) => ints(&[min + 120, 0, min, min + 1, max - 1, max]),
         Kind::U64(_) => ints(&[12_345_678_901, 0, 1, i64::MAX, i64::MIN, -2, -1]),
         Kind::Enum(names) => names
             .iter()
@@ -80,7 +85,7 @@ fn of_kind(kind: Kind, devices: &[Device]) -> Vec<Value> {
             (9, 0),
             (7, 7),
         ]),
-        Kind::Interface => devices
+        Kind::Interface(_) => devices
             .iter()
             .map(|d| Value::Int(d.index.into()))
             .chain([Value::Int(0)])
@@ -90,12 +95,46 @@ fn of_kind(kind: Kind, devices: &[Device]) -> Vec<Value> {
             let names = devices.iter().map(|device| device.name).chain(["lo", ""]);
             names.map(|name| Value::Text(name.into())).collect()
         }
-        Kind::Bytes(_) => IP_OPTIONS
-            .iter()
-            .map(|bytes| Value::Bytes(bytes.to_vec()))
-            .collect(),
-        Kind::Opaque(_) => Vec::new(),
+        Kind::PacketInfo => packet_infos(devices),
+        Kind::Bytes(_) | Kind::Opaque(_) => Vec::new(),
     }
+}
+
+/// What the kernel takes for each option of bytes.
+fn bytes(row: &Row) -> Vec<Value> {
+    let all: Vec<Vec<u8>> = match (row.level, row.name) {
+        (Level::Ipv6, "IPV6_RTHDR") => vec![Vec::new(), segments(1), segments(2), segments(127)],
+        (Level::Ipv6, _) => vec![Vec::new(), padding(8), padding(16), padding(8 * 255)],
+        _ => IP_OPTIONS.iter().map(|bytes| bytes.to_vec()).collect(),
+    };
+    all.into_iter().map(Value::Bytes).collect()
+}
+
+/// An extension header of nothing but padding.
+fn padding(length: usize) -> Vec<u8> {
+    let mut header = vec![0; length];
+    header[1] = (length / 8 - 1) as u8;
+    header
+}
+
+/// A routing header by way of so many places (`struct ipv6_sr_hdr`).
+fn segments(count: usize) -> Vec<u8> {
+    let last = (count - 1) as u8;
+    let head = vec![0, (2 * count) as u8, 4, last, last, 0, 0, 0];
+    let place = |number: usize| Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, number as u16).octets();
+    let places = (1..=count).flat_map(place);
+    head.into_iter().chain(places).collect()
+}
+
+fn packet_infos(devices: &[Device]) -> Vec<Value> {
+    let address = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+    let none = Ipv6Addr::UNSPECIFIED;
+    let mut values = vec![Value::Scoped(address, 0), Value::Scoped(none, 0)];
+    for device in devices {
+        values.push(Value::Scoped(address, device.index));
+        values.push(Value::Scoped(none, device.index));
+    }
+    values
 }
 
 /// Each flag, with the one it needs.
@@ -143,7 +182,9 @@ pub fn steps(row: &Row, value: &Value) -> Vec<Step> {
             vec![(force, word(size / 2))]
         }
         (Kind::U64(_), Value::Int(number)) => one(number.to_ne_bytes().into()),
-        (Kind::Interface, Value::Int(index)) => one((*index as u32).to_be_bytes().into()),
+        (Kind::Interface(Order::Network), Value::Int(index)) => {
+            one((*index as u32).to_be_bytes().into())
+        }
         (Kind::Timeval, Value::Pair(a, b)) => one([a.to_ne_bytes(), b.to_ne_bytes()].concat()),
         (Kind::PortRange, Value::Pair(low, high)) => one(word(high << 16 | low)),
         (Kind::Linger, Value::Pair(0, kept)) if *kept != 0 => {
@@ -157,6 +198,9 @@ pub fn steps(row: &Row, value: &Value) -> Vec<Step> {
         .concat()),
         (_, Value::Int(number)) => one(word(*number)),
         (_, Value::Pair(a, b)) => one(words(*a, *b)),
+        (_, Value::Scoped(address, index)) => {
+            one([address.octets().to_vec(), index.to_ne_bytes().into()].concat())
+        }
         (_, Value::Text(name)) => one(name.clone().into_bytes()),
         (_, Value::Bytes(bytes)) => one(bytes.clone()),
     }
@@ -186,7 +230,7 @@ pub fn spellings(kind: Kind, value: &Value) -> Vec<String> {
         (Kind::Flag, _) => ["1", "on", "yes", "TRUE"].map(String::from).into(),
         (Kind::U64(_), Value::Int(-1)) => vec!["unlimited".into(), u64::MAX.to_string()],
         (Kind::U64(_), Value::Int(number)) => vec![(*number as u64).to_string()],
-        (Kind::Int(..) | Kind::Buffer(_), Value::Int(number)) => {
+        (Kind::Int(..) | Kind::ZeroOr(..) | Kind::Buffer(_), Value::Int(number)) => {
             let hexadecimal = (*number >= 0).then(|| format!("{number:#x}"));
             [number.to_string()]
                 .into_iter()

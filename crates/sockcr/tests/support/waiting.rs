@@ -128,10 +128,7 @@ pub fn receiver(to: Ipv4Addr) -> io::Result<UdpSocket> {
 }
 
 pub fn local(socket: &UdpSocket) -> io::Result<SocketAddr> {
-    match socket.local_addr()? {
-        std::net::(address) => Ok(address),
-        std::net::SocketAddr::V6(_) => Err(io::ErrorKind::Unsupported.into()),
-    }
+    socket.local_addr()
 }
 
 /// Waits until so many datagrams are there.

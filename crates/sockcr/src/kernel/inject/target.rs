@@ -96,7 +96,7 @@ impl<'a> Target<'a> {
         }
         // On an AF_INET6 socket it makes what comes by IPv4 tell of itself too.
         match self.meanwhile.set(IPPROTO_IPV6, IPV6_RECVPKTINFO, 0) {
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::NOPROTOOPT) => Ok(()),
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Ok(()),
             done => done,
         }
     }
