@@ -82,12 +82,14 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     let endpoint = &checkpoint.endpoint;
     let locked = |on: bool| if on { "locked" } else { "not locked" }.to_owned();
     add("protocol", checkpoint.protocol.name.into());
-    add("local address", endpoint.local.to_string());
+    add("local address", checkpoint.shown(&endpoint.local));
     add("address lock", locked(endpoint.address_locked));
     add("port lock", locked(endpoint.port_locked));
     add(
         "peer",
-        endpoint.peer.map_or("none".into(), |p| p.to_string()),
+        endpoint
+            .peer
+            .map_or("none".into(), |peer| checkpoint.shown(&peer)),
     );
     if let Some(source) = endpoint.source {
         add("source address", source.to_string());
