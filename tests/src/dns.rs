@@ -2,7 +2,7 @@
 
 use crate::wait;
 use anyhow::{Context, ensure};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 /// The name asked for, and its address.
@@ -18,7 +18,11 @@ const INTERNET: u16 = 1;
 
 /// Asks a server for [`NAME`], again while nothing comes, and checks the answer.
 pub fn ask(server: SocketAddr) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any = match server.is_ipv6() {
+        true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(server)?;
     let question = question(NAME);
     let what = format!("an answer of {server}");
