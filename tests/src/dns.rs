@@ -45,6 +45,16 @@ pub fn ask(server: SocketAddr) -> anyhow::Result<()> {
 
 /// A question for the A record of a name.
 pub fn question(name: &str) -> Vec<u8> {
+    question_of(name, A)
+}
+
+/// A question for the AAAA record of a name.
+pub fn question6(name: &str) -> Vec<u8> {
+    const AAAA: u16 = 28;
+    question_of(name, AAAA)
+}
+
+fn question_of(name: &str, kind: u16) -> Vec<u8> {
     // Number, recursion desired, one question, no records.
     let mut message = [NUMBER, 0x0100, 1, 0, 0, 0].map(u16::to_be_bytes).concat();
     for label in name.split('.') {
@@ -52,7 +62,7 @@ pub fn question(name: &str) -> Vec<u8> {
         message.extend(label.as_bytes());
     }
     message.push(0);
-    message.extend([A, INTERNET].map(u16::to_be_bytes).concat());
+    message.extend([kind, INTERNET].map(u16::to_be_bytes).concat());
     message
 }
 

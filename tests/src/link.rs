@@ -41,8 +41,10 @@ impl Neighbour {
             "ip",
             &[&words[..], &["name", device, "netns", &pid]].concat(),
         )?;
-        run("ip", &["link", "set", device, "up"])?;
-        self.run("ip", &["link", "set", device, "up"])?;
+        // No address but those that are asked for.
+        let up = ["link", "set", device, "addrgenmode", "none", "up"];
+        run("ip", &up)?;
+        self.run("ip", &up)?;
         self.addresses(device, here, there)
     }
 
