@@ -200,12 +200,14 @@ fn device(checkpoint: &Checkpoint, index: u32) -> String {
 fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
     let given = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
     format!(
-        "{} to {}, ttl {}, tos {}, by {}, by a gateway {}, mark {}, priority {}, \
-         segment {}, at {}, options {}: {}",
+        "{} to {}, ttl {}, tos {}, flow label {}, in one piece {}, by {}, by a gateway {}, mark {}, \
+         priority {}, segment {}, at {}, options {}: {}",
         corked.source,
         corked.destination,
         given(corked.ttl),
         given(corked.tos),
+        corked.flow_label,
+        corked.dont_fragment,
         device(checkpoint, corked.device),
         corked.gateway,
         corked.mark,

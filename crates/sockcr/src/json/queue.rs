@@ -40,6 +40,10 @@ pub(super) struct CorkJson {
     to: SocketAddr,
     tos: Option<u8>,
     ttl: Option<u8>,
+    #[serde(default, skip_serializing_if = "is_default")]
+    flow_label: u32,
+    #[serde(default, skip_serializing_if = "is_default")]
+    dont_fragment: bool,
     interface: Json,
     gateway: bool,
     mark: u32,
@@ -165,6 +169,8 @@ pub(super) fn to_cork(corked: &Corked, interfaces: &Interfaces) -> CorkJson {
         tos: corked.tos,
         ttl: corked.ttl,
         interface: interfaces.to_json(corked.device),
+        flow_label: corked.flow_label,
+        dont_fragment: corked.dont_fragment,
         gateway: corked.gateway,
         mark: corked.mark,
         priority: corked.priority,
@@ -187,6 +193,8 @@ pub(super) fn from_cork(json: &CorkJson, interfaces: &Interfaces) -> Result<Cork
         ttl: json.ttl,
         segment_size: json.segment,
         device: parts.interface(&json.interface)?,
+        flow_label: json.flow_label,
+        dont_fragment: json.dont_fragment,
         gateway: json.gateway,
         mark: json.mark,
         priority: json.priority,
