@@ -145,6 +145,7 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
         peer.set_ip(ip);
     }
     endpoint.source.iter_mut().for_each(&mut change);
+    endpoint.heard.iter_mut().for_each(&mut change);
     for membership in &mut checkpoint.memberships {
         change(&mut membership.group);
         change_ipv4(&mut membership.address, &mut change);

@@ -11,7 +11,7 @@
 //! | yes | no port | IP_BIND_ADDRESS_NO_PORT, bind(address, 0) |
 //! | no | no | IP_LOCAL_PORT_RANGE to just this port, a connect() that fails |
 //!
-//! and then connect(peer). The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
+//! and then connect(peer). Before all of them a former peer is connected to and left. The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
 //! no scope travels with it: the device of a link-local address is that of SO_BINDTODEVICE, which
 //! bind(2) and connect(2) to such an address set (`__inet6_bind`, `__ip6_datagram_connect`).
 
@@ -21,20 +21,27 @@ use crate::option::{self, Options, Value};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
+use crate::state::meanwhile::Meanwhile;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::BorrowedFd;
 
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_REUSEPORT: i32 = 15;
 const IPPROTO_IP: i32 = 0;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_V6ONLY: i32 = 26;
 const IP_FREEBIND: i32 = 15;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const LOOPBACK_INDEX: u32 = 1;
-const ESTABLISHED: u8 = 1;
+/// `TCP_ESTABLISHED`: connected.
+pub(crate) const ESTABLISHED: u8 = 1;
 
 /// The addresses of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +56,9 @@ pub struct Endpoint {
     pub port_locked: bool,
     /// `inet_saddr`, where datagrams of a connected socket come from, when it is not `local`.
     pub source: Option<IpAddr>,
+    /// The former peer of an AF_INET6 socket: since it was disconnected it hears nobody else by IPv6
+    /// (`__udp_disconnect` leaves `sk_v6_daddr`).
+    pub heard: Option<IpAddr>,
 }
 
 impl Endpoint {
@@ -60,6 +70,7 @@ impl Endpoint {
             address_locked: false,
             port_locked: false,
             source: None,
+            heard: None,
         }
     }
 
@@ -100,6 +111,7 @@ impl Endpoint {
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
+            heard: Some(hidden.peer_address).filter(|peer| !connected && !peer.is_unspecified()),
         }
     }
 
@@ -121,6 +133,10 @@ impl Endpoint {
         if !what.is_empty() {
             report.assume(what.join(", "), "only BPF sees whether bind(2) chose it");
         }
+        if self.peer.is_none() && self.local.is_ipv6() {
+            let why = "only BPF sees whom a socket hears alone that was connected once";
+            report.assume("no former peer", why);
+        }
     }
 
     /// Gives it another local address. Without a peer only bind(2) can have given it one, and locked
@@ -135,7 +151,7 @@ impl Endpoint {
     /// Takes the peer away, and the address that only connect(2) had given, as the kernel does.
     fn disconnect(&mut self) {
         self.peer = None;
-        self.source = None;
+        (self.source, self.heard) = (None, None);
         if !self.address_locked {
             self.local.set_ip(any(self.local));
         }
@@ -158,7 +174,7 @@ impl Endpoint {
             }
         };
         match (name, address) {
-            ("peer", Some(peer)) => self.peer = Some(peer),
+            ("peer", Some(peer)) => (self.peer, self.heard) = (Some(peer), None),
             ("peer", None) => self.disconnect(),
             (_, None) if self.peer.is_some() => {
                 return Err("a connected socket has a local address: peer=none first".into());
@@ -185,6 +201,12 @@ impl Endpoint {
         options: &Options,
         interfaces: &Interfaces,
     ) -> Result<(), Failure> {
+        if let Some(heard) = self.heard {
+            let directions = Directions::to(heard, fd, options, interfaces);
+            directions
+                .leave(heard)
+                .map_err(|error| Failure::at("former peer", error))?;
+        }
         self.bind(fd)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
@@ -192,12 +214,7 @@ impl Endpoint {
                 false => self.check(fd),
             };
         };
-        let directions = Directions {
-            ipv6: peer.ip().to_canonical().is_ipv6(),
-            fd,
-            options,
-            interfaces,
-        };
+        let directions = Directions::to(peer.ip(), fd, options, interfaces);
         if let Err(failure) = self.connect(fd, peer, &directions) {
             let detour = directions
                 .any()
@@ -236,7 +253,7 @@ impl Endpoint {
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
         }
-        connect(fd, peer)?;
+        connect(fd, scoped(peer))?;
         directions.put_back().map_err(failed)
     }
 
@@ -368,11 +385,37 @@ fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
 }
 
 /// What says where an IPv6 peer is, and its values when it says nothing.
-static IPV6_DIRECTIONS: [(&str, Value); 3] = [
+static IPV6_DIRECTIONS: [(&str, Value); 4] = [
     ("IPV6_UNICAST_IF", Value::Int(0)),
+    ("IPV6_MULTICAST_IF", Value::Int(0)),
     ("IPV6_PKTINFO", Value::Scoped(Ipv6Addr::UNSPECIFIED, 0)),
     ("IPV6_RTHDR", Value::Bytes(Vec::new())),
 ];
+
+/// What would let the socket share a port, choose it, or not connect to an IPv4 peer.
+const ALONE: [(i32, i32); 4] = [
+    (SOL_SOCKET, SO_REUSEADDR),
+    (SOL_SOCKET, SO_REUSEPORT),
+    (IPPROTO_IP, IP_LOCAL_PORT_RANGE),
+    (IPPROTO_IPV6, IPV6_V6ONLY),
+];
+
+/// A routing header by way of ::1 (`struct ipv6_sr_hdr`: next header, length, type, segments left, last
+/// entry, flags, tag).
+fn by_this_host() -> Vec<u8> {
+    [&[0, 2, 4, 0, 0, 0, 0, 0], &Ipv6Addr::LOCALHOST.octets()[..]].concat()
+}
+
+/// The peer, and where it must have one its device: the loopback device.
+fn scoped(peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V6(mut peer) => {
+            peer.set_scope_id(LOOPBACK_INDEX);
+            peer.into()
+        }
+        peer => peer,
+    }
+}
 
 /// The options that say by which device to send.
 struct Directions<'a> {
@@ -383,13 +426,28 @@ struct Directions<'a> {
     interfaces: &'a Interfaces,
 }
 
-impl Directions<'_> {
+impl<'a> Directions<'a> {
+    fn to(
+        peer: IpAddr,
+        fd: BorrowedFd<'a>,
+        options: &'a Options,
+        interfaces: &'a Interfaces,
+    ) -> Self {
+        Self {
+            ipv6: peer.to_canonical().is_ipv6(),
+            fd,
+            options,
+            interfaces,
+        }
+    }
+
     fn any(&self) -> bool {
         let names = [
             "SO_BINDTODEVICE",
             "IP_UNICAST_IF",
             "IP_MULTICAST_IF",
             "IPV6_UNICAST_IF",
+            "IPV6_MULTICAST_IF",
             "IPV6_PKTINFO",
             "IPV6_RTHDR",
         ];
@@ -414,19 +472,35 @@ impl Directions<'_> {
         }
     }
 
-    /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
+    /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4,
+    /// and for IPv6 by way of this host (`fl6_update_dst`).
     fn to_loopback(&self) -> io::Result<()> {
         if bound_device(self.fd) != 0 {
             self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
         }
         if self.ipv6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
-            return fresh.try_for_each(|(name, fresh)| self.put(name, fresh));
+            fresh.try_for_each(|(name, fresh)| self.put(name, fresh))?;
+            return self.put("IPV6_RTHDR", &Value::Bytes(by_this_host()));
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
         sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_UNICAST_IF, &unicast)?;
         sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_MULTICAST_IF, &multicast)
+    }
+
+    /// Connects the unbound socket and disconnects it, which leaves the peer of IPv6 as the only one that
+    /// is heard, and leaves no device (`__udp_disconnect`). It takes a port meanwhile that nobody else has.
+    fn leave(&self, peer: IpAddr) -> io::Result<()> {
+        let mut meanwhile = Meanwhile::new(self.fd);
+        for (level, name) in ALONE {
+            meanwhile.set(level, name, 0)?;
+        }
+        self.to_loopback()?;
+        rustix::net::connect(self.fd, &scoped(SocketAddr::new(peer, 9)))?;
+        rustix::net::connect_unspec(self.fd)?;
+        meanwhile.put_back()?;
+        self.put_back()
     }
 
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
