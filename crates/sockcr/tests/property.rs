@@ -17,6 +17,7 @@ mod waits;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -95,7 +96,7 @@ struct Flags {
     signal: i32,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Plan {
     protocol: &'static Protocol,
     way: Way,
@@ -109,6 +110,25 @@ struct Plan {
     filter: Vec<Instruction>,
     flags: Flags,
     waits: Waits,
+}
+
+/// Rows and protocols by their names.
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = self.options.iter();
+        let options = options.map(|(row, late, value)| (row.name, *late, value));
+        f.debug_struct(self.protocol.name)
+            .field("way", &self.way)
+            .field("then", &self.then)
+            .field("shutdown", &self.shutdown)
+            .field("options", &options.collect::<Vec<_>>())
+            .field("buffer_locks", &self.buffer_locks)
+            .field("joins", &self.joins)
+            .field("filter", &self.filter)
+            .field("flags", &self.flags)
+            .field("waits", &self.waits)
+            .finish()
+    }
 }
 
 const SIGNALS: [i32; 5] = [0, libc::SIGIO, libc::SIGUSR1, 34, 64];

@@ -21,16 +21,17 @@ use crate::option::{self, Options, Value};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
-use crate::state::meanwhile::Meanwhile;
+use crate::state::meanwhile::{self, Meanwhile};
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
 const SO_REUSEPORT: i32 = 15;
+const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
 const IPPROTO_IPV6: i32 = 41;
 const IPV6_V6ONLY: i32 = 26;
@@ -203,11 +204,9 @@ impl Endpoint {
     ) -> Result<(), Failure> {
         if let Some(heard) = self.heard {
             let directions = Directions::to(heard, fd, options, interfaces);
-            directions
-                .leave(heard)
-                .map_err(|error| Failure::at("former peer", error))?;
+            directions.leave(heard)?;
         }
-        self.bind(fd)?;
+        self.bind(fd, options)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
                 true => Ok(()),
@@ -216,8 +215,7 @@ impl Endpoint {
         };
         let directions = Directions::to(peer.ip(), fd, options, interfaces);
         if let Err(failure) = self.connect(fd, peer, &directions) {
-            let detour = directions
-                .any()
+            let detour = (directions.any() || needs_device(peer.ip()))
                 .then(|| self.connect_undirected(fd, peer, &directions));
             detour.and_then(Result::ok).ok_or(failure)?;
         }
@@ -253,11 +251,11 @@ impl Endpoint {
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
         }
-        connect(fd, scoped(peer))?;
+        directions.connect(peer)?;
         directions.put_back().map_err(failed)
     }
 
-    fn bind(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
+    fn bind(&self, fd: BorrowedFd<'_>, options: &Options) -> Result<(), Failure> {
         let address = match self.address_locked || self.peer.is_none() {
             true => self.local.ip(),
             false => any(self.local),
@@ -271,14 +269,21 @@ impl Endpoint {
             };
             bound.map_err(|error| Failure::at(format!("bind to {}", self.local), error))
         };
+        let range = || with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port));
+        if let Some(only_ipv6) = changed_v6only(address, options)
+            && !self.port_locked
+        {
+            set_v6only(fd, false)?;
+            with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0))?;
+            set_v6only(fd, only_ipv6)?;
+            return if port == 0 { Ok(()) } else { range() };
+        }
         match (self.address_locked, self.port_locked, port) {
             (_, true, port) => bind(port),
             (true, false, 0) => with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0)),
             (true, false, port) => with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || bind(0)),
             (false, false, 0) => Ok(()),
-            (false, false, port) => {
-                with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port))
-            }
+            (false, false, _) => range(),
         }
     }
 
@@ -360,13 +365,46 @@ fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<(
 /// (`IPV6_SADDR_RULE_LOCAL`, net/ipv6/addrconf.c). What it sends itself meanwhile is nothing, and the
 /// filter of a socket that is not connected yet lets nothing in (`restore.rs`).
 fn take_ipv6(fd: BorrowedFd<'_>, source: Ipv6Addr) -> io::Result<()> {
-    rustix::net::connect(fd, &SocketAddr::new(source.into(), 9))?;
+    let before = bound_device(fd);
+    let scope = match source.is_unicast_link_local() {
+        true => device_of(fd, source)?,
+        false => 0,
+    };
+    rustix::net::connect(fd, &SocketAddrV6::new(source, 9, 0, scope))?;
+    if scope != 0 && before == 0 {
+        meanwhile::set(fd, SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+    }
     let got = plain(rustix::net::getsockname(fd)?)?.ip();
     // A group that it is bound to hides the source.
     match got == source || got.is_multicast() {
         true => Ok(()),
         false => Err(Errno::ADDRNOTAVAIL.into()),
     }
+}
+
+/// Whether an address is of one device alone (`__ipv6_addr_needs_scope_id`).
+fn needs_device(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => {
+            let [first, ..] = address.segments();
+            address.is_unicast_link_local() || matches!(first & 0xff0f, 0xff01 | 0xff02)
+        }
+    }
+}
+
+/// The device that has a link-local address: that of the socket, or the first (`if6_seq_show`).
+fn device_of(fd: BorrowedFd<'_>, address: Ipv6Addr) -> io::Result<u32> {
+    let table = netns::within(fd, || {
+        std::fs::read_to_string("/proc/thread-self/net/if_inet6")
+    })?;
+    let address = format!("{:032x}", u128::from(address));
+    let lines = table.lines().filter_map(|line| line.strip_prefix(&address));
+    let devices = lines.filter_map(|line| line.split_whitespace().next());
+    let devices = devices.filter_map(|device| u32::from_str_radix(device, 16).ok());
+    let bound = bound_device(fd);
+    let found = devices.min_by_key(|device| *device != bound);
+    found.ok_or_else(|| Errno::ADDRNOTAVAIL.into())
 }
 
 fn connect(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
@@ -472,16 +510,14 @@ impl<'a> Directions<'a> {
         }
     }
 
-    /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4,
-    /// and for IPv6 by way of this host (`fl6_update_dst`).
+    /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
     fn to_loopback(&self) -> io::Result<()> {
         if bound_device(self.fd) != 0 {
             self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
         }
         if self.ipv6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
-            fresh.try_for_each(|(name, fresh)| self.put(name, fresh))?;
-            return self.put("IPV6_RTHDR", &Value::Bytes(by_this_host()));
+            return fresh.try_for_each(|(name, fresh)| self.put(name, fresh));
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -489,18 +525,29 @@ impl<'a> Directions<'a> {
         sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_MULTICAST_IF, &multicast)
     }
 
+    /// Connects after [`Self::to_loopback`]; by way of this host there is always a route for IPv6
+    /// (`fl6_update_dst`).
+    fn connect(&self, peer: SocketAddr) -> Result<(), Failure> {
+        if self.ipv6 {
+            self.put("IPV6_RTHDR", &Value::Bytes(by_this_host()))
+                .map_err(|error| Failure::at("IPV6_RTHDR", error))?;
+        }
+        connect(self.fd, scoped(peer))
+    }
+
     /// Connects the unbound socket and disconnects it, which leaves the peer of IPv6 as the only one that
     /// is heard, and leaves no device (`__udp_disconnect`). It takes a port meanwhile that nobody else has.
-    fn leave(&self, peer: IpAddr) -> io::Result<()> {
+    fn leave(&self, peer: IpAddr) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::at(format!("former peer {peer}"), error);
         let mut meanwhile = Meanwhile::new(self.fd);
         for (level, name) in ALONE {
-            meanwhile.set(level, name, 0)?;
+            meanwhile.set(level, name, 0).map_err(failed)?;
         }
-        self.to_loopback()?;
-        rustix::net::connect(self.fd, &scoped(SocketAddr::new(peer, 9)))?;
-        rustix::net::connect_unspec(self.fd)?;
-        meanwhile.put_back()?;
-        self.put_back()
+        self.to_loopback().map_err(failed)?;
+        self.connect(SocketAddr::new(peer, 9))?;
+        rustix::net::connect_unspec(self.fd).map_err(|error| failed(error.into()))?;
+        meanwhile.put_back().map_err(failed)?;
+        self.put_back().map_err(failed)
     }
 
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
@@ -542,6 +589,22 @@ fn any(address: SocketAddr) -> IpAddr {
         true => Ipv6Addr::UNSPECIFIED.into(),
         false => Ipv4Addr::UNSPECIFIED.into(),
     }
+}
+
+/// IPV6_V6ONLY, where it was changed after the socket was bound to this address and to no port: bind(2)
+/// to an address of IPv6 sets it, and one of IPv4 does not go with it (`__inet6_bind`).
+fn changed_v6only(address: IpAddr, options: &Options) -> Option<bool> {
+    let IpAddr::V6(ipv6) = address else {
+        return None;
+    };
+    let mapped = ipv6.to_ipv4_mapped().is_some();
+    let only_ipv6 = options.get("IPV6_V6ONLY")?.number()? != 0;
+    (!ipv6.is_unspecified() && only_ipv6 == mapped).then_some(only_ipv6)
+}
+
+fn set_v6only(fd: BorrowedFd<'_>, on: bool) -> Result<(), Failure> {
+    meanwhile::set(fd, IPPROTO_IPV6, IPV6_V6ONLY, on.into())
+        .map_err(|error| Failure::at("IPV6_V6ONLY", error))
 }
 
 fn only(port: u16) -> u32 {
