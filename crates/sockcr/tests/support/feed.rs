@@ -119,6 +119,13 @@ pub struct Packet6<'a> {
     pub data: &'a [u8],
 }
 
+/// Sends a whole packet of IPv6 to this host.
+pub fn by_loopback6(packet: &[u8], to: Ipv6Addr) -> io::Result<()> {
+    let raw = raw_of(AddressFamily::INET6, RAW)?;
+    set_int(&raw, SOCKET, 32, 1 << 20)?;
+    send(&raw, SocketAddr::new(to.into(), 0), packet, &[], 0)
+}
+
 /// The bytes of a packet.
 pub fn packet6(of: &Packet6<'_>) -> Vec<u8> {
     let total = (of.data.len() + 8) as u16;
