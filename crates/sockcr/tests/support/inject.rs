@@ -234,11 +234,15 @@ impl Capture {
         sockcr_sys::capture::open(device.index).map(Self)
     }
 
-    /// The IPv4 packets seen so far, without those of IGMP.
+    /// The packets seen so far, without those of IGMP and ICMPv6.
     pub fn packets(&self) -> io::Result<Vec<Vec<u8>>> {
         let all = socket::receive_now(&self.0)?.into_iter();
-        let ours =
-            |frame: &Vec<u8>| frame.get(12..14) == Some(&[8, 0]) && frame.get(23) != Some(&2);
+        let ours = |frame: &Vec<u8>| match frame.get(12..14) {
+            Some([8, 0]) => frame.get(23) != Some(&2),
+            // MLD behind a hop-by-hop header.
+            Some([0x86, 0xdd]) => !matches!(frame.get(20), Some(58 | 0)),
+            _ => false,
+        };
         Ok(all.filter(ours).collect())
     }
 }
