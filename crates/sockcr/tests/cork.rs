@@ -56,6 +56,8 @@ impl Wire {
             name: "v1",
             index: place::index("v1")?,
             address: Ipv4Addr::new(10, 1, 1, 1),
+            address6: std::net::Ipv6Addr::UNSPECIFIED,
+            link_local: std::net::Ipv6Addr::UNSPECIFIED,
         };
         // The neighbour's hardware address is asked for now.
         send(&socket::udp()?, to, b"first", &[], 0)?;
