@@ -9,7 +9,7 @@
 mod support;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -397,6 +397,34 @@ fn a_source_address_that_the_route_would_not_choose_stays() -> Outcome {
             (before.ip(), socket::local(socket).unwrap())
         });
         assert_eq!(seen, (other.address.into(), to(ANY, 0)));
+        Ok(())
+    })
+}
+
+/// The device of a link-local address is that of the socket, which may be another one later, or none.
+#[test]
+fn a_link_local_address_stays_without_its_device() -> Outcome {
+    const SO_BINDTOIFINDEX: i32 = 62;
+    if let Err(why) = reader() {
+        return skip(&why);
+    }
+    isolated(|| {
+        let [m0, m1] = place::devices()?;
+        let near = |address: Ipv6Addr| SocketAddrV6::new(address, PORT, 0, m0.index).into();
+        for device in [m0.index, m1.index, 0] {
+            for address in [m0.link_local, "ff02::77".parse()?] {
+                for connects in [false, true] {
+                    let socket = fresh_for(address.into());
+                    socket::bind_to(&socket, near(address))?;
+                    if connects {
+                        socket::connect_to(&socket, near(m0.link_local))?;
+                    }
+                    set_int(&socket, SOCKET, SO_BINDTOIFINDEX, device as i32)?;
+                    println!("{address} at device {device}, connected: {connects}");
+                    restored(socket);
+                }
+            }
+        }
         Ok(())
     })
 }

@@ -30,7 +30,7 @@ use rustix::net::{SendFlags, Shutdown};
 use sockcr::kernel::Hidden;
 use sockcr::option::{Kind, Row, Value};
 use sockcr::protocol::{self, Protocol};
-use sockcr::{Checkpoint, RestoreOptions, json};
+use sockcr::{Checkpoint, ErrorKind, RestoreOptions, json};
 use sockcr_sys::descriptor;
 
 use support::place::{self, Device, isolated};
@@ -646,28 +646,29 @@ fn refuses_rightly(plan: &Plan, checkpoint: &Checkpoint, refused: &sockcr::Error
     let counts = checkpoint.options.get("SO_RXQ_OVFL") == Some(&Value::Int(1));
     let text = refused.to_string();
     let mut lines = text.lines().skip(1);
-    lines.all(|line| {
-        // connect(2) gives corked data another destination and source, but not another route.
-        let strands = line.starts_with("  corked data: ");
-        // `Injector::inject` says when one more packet is dropped.
-        let drops = line.starts_with("  drop counter: stands at 1 from the start");
-        // `Checkpoint::corks` says why.
-        let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
-        let behind = line == "  pending error: corking the data takes it away";
-        let elsewhere = checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
-        let local = checkpoint
-            .errors
-            .queue
-            .iter()
-            .any(|entry| entry.origin == 1);
-        let behind = behind && to.is_some() && (elsewhere || local);
-        // `tell_statistics` says by what chance.
-        let chance = line.starts_with("  error queue: SCM_TIMESTAMPING_OPT_STATS");
-        chance
-            || behind
-            || (strands && connected && plan.waits.corks_early())
-            || (drops && counts && !checkpoint.receive_queue.is_empty())
-    })
+    refused.kind() == ErrorKind::Refused
+        && lines.all(|line| {
+            // connect(2) gives corked data another destination and source, but not another route.
+            let strands = line.starts_with("  corked data: ");
+            // `Injector::inject` says when one more packet is dropped.
+            let drops = line.starts_with("  drop counter: stands at 1 from the start");
+            // `Checkpoint::corks` says why.
+            let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
+            let behind = line == "  pending error: corking the data takes it away";
+            let elsewhere = checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
+            let local = checkpoint
+                .errors
+                .queue
+                .iter()
+                .any(|entry| entry.origin == 1);
+            let behind = behind && to.is_some() && (elsewhere || local);
+            // `tell_statistics` says by what chance.
+            let chance = line.starts_with("  error queue: SCM_TIMESTAMPING_OPT_STATS");
+            chance
+                || behind
+                || (strands && connected && plan.waits.corks_early())
+                || (drops && counts && !checkpoint.receive_queue.is_empty())
+        })
 }
 
 fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<(), TestCaseError> {

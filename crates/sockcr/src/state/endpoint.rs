@@ -265,6 +265,9 @@ impl Endpoint {
             let to = SocketAddr::new(address, port);
             let bound = match rustix::net::bind(fd, &to) {
                 Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, to),
+                Err(Errno::INVAL) if needs_device(address) && bound_device(fd) == 0 => {
+                    bind_without_device(fd, to)
+                }
                 done => done.map_err(io::Error::from),
             };
             bound.map_err(|error| Failure::at(format!("bind to {}", self.local), error))
@@ -330,13 +333,33 @@ fn bind_elsewhere(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
     if bound_device(fd) == 0 {
         return Err(Errno::ADDRNOTAVAIL.into());
     }
-    netns::within(fd, || {
-        Ok(drop(UdpSocket::bind(SocketAddr::new(to.ip(), 0))?))
-    })?;
-    let free = |on: u32| sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_FREEBIND, &on.to_ne_bytes());
-    free(1)?;
+    is_somewhere(fd, to.ip())?;
+    bind_freely(fd, to)
+}
+
+/// Binds to an address of one device a socket whose device its owner has taken away since: at the
+/// loopback device meanwhile, by which it hears no more than afterwards.
+fn bind_without_device(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
+    is_somewhere(fd, to.ip())?;
+    bind_freely(fd, scoped(to))?;
+    meanwhile::set(fd, SOL_SOCKET, SO_BINDTOIFINDEX, 0)
+}
+
+fn is_somewhere(fd: BorrowedFd<'_>, address: IpAddr) -> io::Result<()> {
+    match address {
+        IpAddr::V6(address) if address.is_multicast() => Ok(()),
+        IpAddr::V6(address) if needs_device(address.into()) => device_of(fd, address).map(drop),
+        _ => netns::within(fd, || {
+            UdpSocket::bind(SocketAddr::new(address, 0)).map(drop)
+        }),
+    }
+}
+
+fn bind_freely(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
+    let mut meanwhile = Meanwhile::new(fd);
+    meanwhile.set(IPPROTO_IP, IP_FREEBIND, 1)?;
     let bound = rustix::net::bind(fd, &to).map_err(io::Error::from);
-    bound.and(free(0))
+    bound.and(meanwhile.put_back())
 }
 
 /// To a multicast peer, `__ip4_datagram_connect` takes the source from IP_MULTICAST_IF. Nothing can
@@ -512,9 +535,7 @@ impl<'a> Directions<'a> {
 
     /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
     fn to_loopback(&self) -> io::Result<()> {
-        if bound_device(self.fd) != 0 {
-            self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
-        }
+        self.leave_device()?;
         if self.ipv6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
             return fresh.try_for_each(|(name, fresh)| self.put(name, fresh));
@@ -523,6 +544,13 @@ impl<'a> Directions<'a> {
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
         sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_UNICAST_IF, &unicast)?;
         sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_MULTICAST_IF, &multicast)
+    }
+
+    fn leave_device(&self) -> io::Result<()> {
+        match bound_device(self.fd) {
+            0 => Ok(()),
+            _ => self.put("SO_BINDTODEVICE", &Value::Text(String::new())),
+        }
     }
 
     /// Connects after [`Self::to_loopback`]; by way of this host there is always a route for IPv6
@@ -553,6 +581,8 @@ impl<'a> Directions<'a> {
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
     fn put_back(&self) -> io::Result<()> {
         if self.ipv6 {
+            // That of connecting to an address of one device.
+            self.leave_device()?;
             let mut fresh = IPV6_DIRECTIONS.iter();
             fresh.try_for_each(|(name, fresh)| self.again(name, fresh))?;
         } else {
