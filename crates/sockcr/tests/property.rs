@@ -488,7 +488,11 @@ fn connect(socket: &OwnedFd, then: &Then, tally: &mut Tally) {
 
 /// Of this place, or of the device alone.
 fn group6(number: u16) -> Ipv6Addr {
-    let scope = if number % 2 == 0 { 0xff05 } else { 0xff02 };
+    let scope = if number.is_multiple_of(2) {
+        0xff05
+    } else {
+        0xff02
+    };
     Ipv6Addr::new(scope, 0, 0, 0, 0, 0, 7, number)
 }
 

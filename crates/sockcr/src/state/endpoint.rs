@@ -480,6 +480,8 @@ fn scoped(peer: SocketAddr) -> SocketAddr {
 
 /// The options that say by which device to send.
 struct Directions<'a> {
+    /// It is an AF_INET6 socket, whose source may be of another protocol than its peer.
+    inet6: bool,
     /// The peer speaks IPv6.
     ipv6: bool,
     fd: BorrowedFd<'a>,
@@ -495,6 +497,7 @@ impl<'a> Directions<'a> {
         interfaces: &'a Interfaces,
     ) -> Self {
         Self {
+            inet6: peer.is_ipv6(),
             ipv6: peer.to_canonical().is_ipv6(),
             fd,
             options,
@@ -527,18 +530,15 @@ impl<'a> Directions<'a> {
 
     /// What taking an IPv4 source has changed.
     fn put_multicast_back(&self) -> io::Result<()> {
-        match self.ipv6 {
-            true => Ok(()),
-            false => self.again("IP_MULTICAST_IF", &Value::Pair(0, 0)),
-        }
+        self.again("IP_MULTICAST_IF", &Value::Pair(0, 0))
     }
 
     /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
     fn to_loopback(&self) -> io::Result<()> {
         self.leave_device()?;
-        if self.ipv6 {
+        if self.inet6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
-            return fresh.try_for_each(|(name, fresh)| self.put(name, fresh));
+            fresh.try_for_each(|(name, fresh)| self.put(name, fresh))?;
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -580,15 +580,14 @@ impl<'a> Directions<'a> {
 
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
     fn put_back(&self) -> io::Result<()> {
-        if self.ipv6 {
+        if self.inet6 {
             // That of connecting to an address of one device.
             self.leave_device()?;
             let mut fresh = IPV6_DIRECTIONS.iter();
             fresh.try_for_each(|(name, fresh)| self.again(name, fresh))?;
-        } else {
-            self.put_multicast_back()?;
-            self.again("IP_UNICAST_IF", &Value::Int(0))?;
         }
+        self.put_multicast_back()?;
+        self.again("IP_UNICAST_IF", &Value::Int(0))?;
         self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
     }
 }
