@@ -94,6 +94,9 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     if let Some(source) = endpoint.source {
         add("source address", source.to_string());
     }
+    if let Some(heard) = endpoint.heard {
+        add("former peer", heard.to_string());
+    }
     for (row, value) in checkpoint.options.iter() {
         add(row.name, row.kind.show(value, &checkpoint.interfaces));
     }

@@ -359,6 +359,8 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         payload: b"hello".to_vec(),
     });
     checkpoint.cork = Some(Corked {
+        flow_label: 0,
+        dont_fragment: false,
         destination: address,
         source: Ipv4Addr::LOCALHOST.into(),
         tos: Some(8),

@@ -314,6 +314,14 @@ impl Injector {
     }
 }
 
+/// Whether a datagram passes the loopback device in one piece: one of IPv6 can be longer than its MTU
+/// (`loopback_setup`).
+pub fn fits(destination: &SocketAddr, options: &[u8], payload: &[u8]) -> bool {
+    const MTU: usize = 64 * 1024;
+    let headers = record::HEADER6 + options.len().saturating_sub(1) + record::UDP_HEADER_SIZE;
+    destination.is_ipv4() || headers + payload.len() <= MTU
+}
+
 /// The way of each, and what is lost on it from the start.
 fn ways(datagrams: &[Datagram<'_>], injected: &mut Injected) -> Vec<Way> {
     let mut ways = Vec::with_capacity(datagrams.len());
