@@ -9,6 +9,7 @@ use crate::option::{self, Options, Value};
 use crate::report::Report;
 use rustix::io::Errno;
 use sockcr_sys::message::{Outgoing, add_control, send_many};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
@@ -37,12 +38,12 @@ const IPV6_HOPLIMIT: i32 = 52;
 const IPV6_DONTFRAG: i32 = 62;
 const IPV6_TCLASS: i32 = 67;
 const LOOPBACK: u32 = 1;
-/// The options that say which extension headers all datagrams have.
-const STICKY: [&str; 4] = [
-    "IPV6_HOPOPTS",
-    "IPV6_RTHDRDSTOPTS",
-    "IPV6_RTHDR",
-    "IPV6_DSTOPTS",
+/// The options that say which extension headers all datagrams have, and their numbers.
+const STICKY: [(&str, u8); 4] = [
+    ("IPV6_HOPOPTS", 54),
+    ("IPV6_RTHDRDSTOPTS", 55),
+    ("IPV6_RTHDR", 57),
+    ("IPV6_DSTOPTS", 59),
 ];
 const PMTUDISC_WANT: i32 = 1;
 const PMTUDISC_DO: i32 = 2;
@@ -128,7 +129,7 @@ pub(crate) fn restore(
     };
     control_socket(corked, options, &mut control);
     let mut meanwhile = Meanwhile::new(fd);
-    let sent = without_sticky(fd, corked, options, interfaces, || {
+    let sent = with_headers(fd, corked, options, interfaces, || {
         let one = Outgoing {
             to,
             control: &control,
@@ -282,33 +283,45 @@ fn scope(to: &Ipv6Addr, device: u32) -> u32 {
     }
 }
 
-/// Sends data that have no extension headers from a socket that has been given some since: a control
-/// message puts others in their place, none takes them away.
-fn without_sticky(
+/// Sends with the extension headers of the data as the socket's own: a control message takes none away,
+/// and not every routing header (`ip6_datagram_send_ctl`).
+fn with_headers(
     fd: BorrowedFd<'_>,
     corked: &Corked,
     options: &Options,
     interfaces: &Interfaces,
     send: impl FnOnce() -> io::Result<()>,
 ) -> io::Result<()> {
-    let sticky: Vec<&str> = STICKY
-        .into_iter()
-        .filter(|name| options.has(name))
-        .collect();
-    if sticky.is_empty() || !corked.ip_options.is_empty() {
+    let ipv6 = corked.destination.ip().to_canonical().is_ipv6();
+    let sticky = STICKY.iter().any(|(name, _)| options.has(name));
+    if !ipv6 || (corked.ip_options.is_empty() && !sticky) {
         return send();
     }
     let none = Value::Bytes(Vec::new());
-    let mut names = sticky.iter();
-    names.try_for_each(|name| option::put(fd, name, &none, interfaces))?;
-    let sent = send();
-    let mut back = Ok(());
-    for name in sticky {
-        if let Some(value) = options.get(name) {
-            back = back.and(option::put(fd, name, value, interfaces));
-        }
+    let put = |name: &str, value: &Value| option::put(fd, name, value, interfaces);
+    let mut own = headers(&corked.ip_options);
+    let set = STICKY.iter().try_for_each(|(name, number)| {
+        let header = own.remove(number);
+        put(name, &Value::Bytes(header.unwrap_or_default()))
+    });
+    let sent = set.and_then(|()| send());
+    let names = STICKY.iter().map(|(name, _)| *name);
+    let back = names.map(|name| put(name, options.get(name).unwrap_or(&none)));
+    back.fold(sent, Result::and)
+}
+
+/// The headers of a cork by the numbers of their options.
+fn headers(mut rest: &[u8]) -> BTreeMap<u8, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    while let [number, header @ ..] = rest {
+        let length = header
+            .get(1)
+            .map_or(0, |length| (usize::from(*length) + 1) * 8);
+        let (header, others) = header.split_at_checked(length).unwrap_or((header, &[]));
+        all.insert(*number, header.to_vec());
+        rest = others;
     }
-    sent.and(back)
+    all
 }
 
 fn control_ipv4(corked: &Corked, device: u32, options: &Options, control: &mut Vec<u8>) {
@@ -352,15 +365,6 @@ fn control_ipv6(corked: &Corked, device: u32, control: &mut Vec<u8>) {
     );
     if corked.flow_label != 0 {
         add(IPV6_FLOWINFO, &corked.flow_label.to_be_bytes());
-    }
-    let mut rest = corked.ip_options.as_slice();
-    while let [number, header @ ..] = rest {
-        let length = header
-            .get(1)
-            .map_or(0, |length| (usize::from(*length) + 1) * 8);
-        let (header, others) = header.split_at_checked(length).unwrap_or((header, &[]));
-        add(i32::from(*number), header);
-        rest = others;
     }
 }
 

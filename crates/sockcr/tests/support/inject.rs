@@ -240,7 +240,10 @@ impl Capture {
         let ours = |frame: &Vec<u8>| match frame.get(12..14) {
             Some([8, 0]) => frame.get(23) != Some(&2),
             // MLD behind a hop-by-hop header.
-            Some([0x86, 0xdd]) => !matches!(frame.get(20), Some(58 | 0)),
+            Some([0x86, 0xdd]) => match frame.get(20) {
+                Some(0) => frame.get(54) != Some(&58),
+                kind => kind != Some(&58),
+            },
             _ => false,
         };
         Ok(all.filter(ours).collect())
