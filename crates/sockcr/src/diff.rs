@@ -226,7 +226,7 @@ fn error(checkpoint: &Checkpoint, entry: &ErrorEntry) -> String {
     let address = |address: Option<SocketAddr>| address.map_or("-".into(), |a| a.to_string());
     format!(
         "errno {}, origin {}, type {}, code {}, info {}, data {}, from {} to {}, about {}, ttl {}, \
-         tos {}, by {}, at {}, rest {}: {}",
+         tos {}, flow label {}, by {}, at {}, rest {}: {}",
         entry.error,
         entry.origin,
         entry.kind,
@@ -238,6 +238,7 @@ fn error(checkpoint: &Checkpoint, entry: &ErrorEntry) -> String {
         address(entry.destination),
         entry.ttl,
         entry.tos,
+        entry.flow_label,
         device(checkpoint, entry.interface),
         entry.received_at,
         crate::hex::encode(&entry.rest),

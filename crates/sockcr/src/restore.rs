@@ -302,7 +302,9 @@ impl Checkpoint {
             true => "pending error",
             false => "error queue",
         };
-        let made = netns::within(fd, || errors.restore(fd, injector.get()?, report));
+        let made = netns::within(fd, || {
+            errors.restore(fd, &self.interfaces, injector.get()?, report)
+        });
         lossy(made, what, report);
     }
 

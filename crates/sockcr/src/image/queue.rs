@@ -92,7 +92,11 @@ fn can_be(waiting: &Waiting) -> bool {
                 && corked.flow_label <= if ipv6 { MOST_FLOW_LABEL } else { 0 }
                 && (ipv6 || !corked.dont_fragment)
         }
-        Waiting::Error(entry) => errors::can_be_made(entry) && entry.payload.len() <= MOST_QUOTED,
+        Waiting::Error(entry) => {
+            errors::can_be_made(entry)
+                && entry.payload.len() <= MOST_QUOTED
+                && entry.flow_label <= MOST_FLOW_LABEL
+        }
     }
 }
 
@@ -181,6 +185,9 @@ pub(super) fn from_error(entry: &ErrorEntry) -> Result<Vec<u8>, ImageError> {
     writer.put(number::DATAGRAM_PAYLOAD, &entry.payload)?;
     writer.put(number::EXTENDED_ERROR, &extended_error(entry))?;
     writer.put(number::ICMP_REST, &entry.rest)?;
+    if entry.flow_label != 0 {
+        writer.u32(number::DATAGRAM_FLOW_LABEL, entry.flow_label)?;
+    }
     Ok(writer.finish())
 }
 
@@ -322,6 +329,7 @@ impl<'a> Fields<'a> {
             received_at: i64::from_ne_bytes(self.array(number::DATAGRAM_TIME)?),
             ttl: self.u8(number::DATAGRAM_TTL)?,
             tos: self.u8(number::DATAGRAM_TOS)?,
+            flow_label: self.u32_or_0(number::DATAGRAM_FLOW_LABEL)?,
             local: self.ip(number::DATAGRAM_SPEC_DST)?,
             rest: self.array(number::ICMP_REST)?,
             interface: self.u32(number::DATAGRAM_INTERFACE)?,

@@ -38,6 +38,8 @@ pub struct Skb {
     pub interface: Field,
     pub mark: Field,
     pub priority: Field,
+    /// Which version of IP it came by, in network order.
+    pub protocol: Field,
     pub transport_header: Field,
     pub network_header: Field,
     pub end: Field,
@@ -241,6 +243,7 @@ impl Skb {
             interface: field("skb_iif")?,
             mark: field("mark")?,
             priority: field("priority")?,
+            protocol: field("protocol")?,
             transport_header: field("transport_header")?,
             network_header: field("network_header")?,
             end: field("end")?,
@@ -258,7 +261,7 @@ impl Skb {
         let mut fields = vec![control, skb.mark, skb.network_header, skb.transport_header];
         fields.extend([skb.end, skb.head, skb.data, skb.interface, skb.priority]);
         fields.extend([skb.time, skb.checksum_state, skb.checksum_valid]);
-        fields.extend([skb.true_size, skb.peeked]);
+        fields.extend([skb.true_size, skb.peeked, skb.protocol]);
         fields.extend(flags);
         skb.extent = extent(&fields);
         Ok(skb)

@@ -89,6 +89,8 @@ pub struct Notice<'a> {
     pub ttl: u8,
     /// TOS.
     pub tos: u8,
+    /// The flow label of IPv6.
+    pub flow_label: u32,
     /// The type of the message.
     pub kind: u8,
     /// Its code.
