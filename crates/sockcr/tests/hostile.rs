@@ -377,6 +377,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     });
     checkpoint.errors.pending = libc::ECONNREFUSED;
     checkpoint.errors.queue.push(ErrorEntry {
+        flow_label: 0,
         error: libc::EHOSTUNREACH,
         origin: 2,
         kind: 3,

@@ -68,6 +68,8 @@ const NO_OPERATION: u8 = 1;
 /// The largest datagram.
 const LARGEST: usize = 65_507;
 
+const ANY_PORT: u16 = 9;
+
 const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
 const ORIGIN_ICMP6: u8 = 3;
@@ -534,35 +536,37 @@ impl<'a> Maker<'a> {
 
     /// The same of an AF_INET6 socket, by a route that another socket has found.
     fn exceed_unconnected(&self, to: SocketAddr, told: u32) -> io::Result<()> {
-        let device = self.find_device(to, told)?;
-        let mut control = Vec::new();
-        let (level, kind, request) = match to {
+        let (device, taken) = self.find_device(to, told)?;
+        let (level, name, kind, request) = match to {
             SocketAddr::V4(_) => {
                 let request = [device.to_ne_bytes(), [0; 4], [0; 4]].concat();
-                (IPPROTO_IP, IP_PKTINFO, request)
+                (IPPROTO_IP, IP_MTU_DISCOVER, IP_PKTINFO, request)
             }
             SocketAddr::V6(_) => {
                 let request = [&[0; 16][..], &device.to_ne_bytes()].concat();
-                (IPPROTO_IPV6, IPV6_PKTINFO, request)
+                (IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PKTINFO, request)
             }
         };
+        let mut control = Vec::new();
         if device != 0 {
             add_control(&mut control, level, kind, &request);
         }
+        // Of IPv4 the port of the peer is told, whatever port it goes to (`ip_local_error`).
+        let port = if to.port() == 0 { ANY_PORT } else { to.port() };
         let one = Outgoing {
-            to,
+            to: SocketAddr::new(to.ip(), port),
             control: &control,
             parts: [&[0; LARGEST], &[]],
         };
-        let name = if to.is_ipv6() {
-            IPV6_MTU_DISCOVER
-        } else {
-            IP_MTU_DISCOVER
-        };
+        let own = self.headers()?;
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &vec![NO_OPERATION; taken])?;
+        self.set_headers(&header_of(taken))?;
         meanwhile::set(self.fd, level, name, PMTUDISC_DO)?;
         let piece = || send_many(self.fd, &[one], MSG_DONTWAIT | MSG_MORE);
         let sent = piece().and_then(|_| piece());
         meanwhile::set(self.fd, level, name, PMTUDISC_OMIT)?;
+        self.set_headers(&own)?;
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &self.options)?;
         match sent {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => Ok(()),
             Err(error) => Err(error),
@@ -570,21 +574,42 @@ impl<'a> Maker<'a> {
         }
     }
 
-    /// The device by which a route of the MTU that was told leads there; 0: any.
-    fn find_device(&self, to: SocketAddr, told: u32) -> io::Result<i32> {
-        let own = [self.device, 0].into_iter();
-        let mut error = None;
-        for device in own.chain(devices(self.fd)?) {
-            match mtu(to, device) {
-                Ok(mtu) if mtu == told as i32 => return Ok(device),
-                Ok(_) => {}
-                Err(why) => error = Some(why),
+    /// The extension headers that all its datagrams have, by their options.
+    fn headers(&self) -> io::Result<Headers> {
+        let mut all = Headers::default();
+        for (name, header) in STICKY.into_iter().zip(&mut all) {
+            let mut room = vec![0; MOST_HEADER];
+            let length = sockopt::get(self.fd, IPPROTO_IPV6, name, &mut room)?;
+            room.truncate(length);
+            *header = room;
+        }
+        Ok(all)
+    }
+
+    fn set_headers(&self, headers: &Headers) -> io::Result<()> {
+        let mut all = STICKY.into_iter().zip(headers);
+        all.try_for_each(|(name, header)| sockopt::set(self.fd, IPPROTO_IPV6, name, header))
+    }
+
+    /// The device by which a route of the MTU that was told leads there, 0 for any, and how much of it
+    /// options or extension headers took.
+    fn find_device(&self, to: SocketAddr, told: u32) -> io::Result<(i32, usize)> {
+        let most = if to.is_ipv6() {
+            MOST_HEADER
+        } else {
+            MOST_OPTIONS
+        };
+        let others = devices(self.fd)?;
+        for device in [self.device, 0].into_iter().chain(others) {
+            let taken = mtu(to, device).map(|mtu| i64::from(mtu) - i64::from(told));
+            let taken = taken.ok().and_then(|taken| usize::try_from(taken).ok());
+            let fits = |taken: &usize| *taken <= most && (!to.is_ipv6() || taken.is_multiple_of(8));
+            if let Some(taken) = taken.filter(fits) {
+                return Ok((device, taken));
             }
         }
         // What becomes of another one is told.
-        mtu(to, self.device)
-            .map(|_| self.device)
-            .map_err(|why| error.unwrap_or(why))
+        mtu(to, self.device).map(|_| (self.device, 0))
     }
 
     /// Connects by a route of the MTU that was told, and answers how much of it IP options took: by
@@ -618,6 +643,21 @@ impl<'a> Maker<'a> {
         let back = self.meanwhile.put_back();
         left.and(back).and(filter::unblock(self.fd))
     }
+}
+
+/// IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR, IPV6_DSTOPTS
+const STICKY: [i32; 4] = [54, 55, 57, 59];
+type Headers = [Vec<u8>; STICKY.len()];
+/// The longest extension header.
+const MOST_HEADER: usize = 2048;
+
+/// A header of so many bytes in which nothing is said.
+fn header_of(size: usize) -> Headers {
+    let mut padding = vec![0; size];
+    if let (Some(length), Some(words)) = (padding.get_mut(1), (size / 8).checked_sub(1)) {
+        *length = words as u8;
+    }
+    [vec![], vec![], vec![], padding]
 }
 
 /// The MTU of the route that leads there by a device.

@@ -41,7 +41,7 @@ fn raw(protocol: u32) -> io::Result<OwnedFd> {
     raw_of(AddressFamily::INET, protocol)
 }
 
-fn raw_of(family: AddressFamily, protocol: u32) -> io::Result<OwnedFd> {
+pub fn raw_of(family: AddressFamily, protocol: u32) -> io::Result<OwnedFd> {
     let protocol = RawProtocol::new(protocol).map(Protocol::from_raw);
     let kind = SocketType::RAW;
     Ok(socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?)
