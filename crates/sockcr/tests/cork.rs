@@ -25,7 +25,6 @@ use support::twin::{exactly, identical};
 use support::{Outcome, reader};
 use waiting::{Fallible, LOCALHOST, Random, SIZES, UDP_CORK, UDP_SEGMENT, local, neighbour};
 
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const SO_REUSEADDR: i32 = 2;
 const SO_DONTROUTE: i32 = 5;
 const SO_BROADCAST: i32 = 6;
@@ -43,7 +42,6 @@ const IP_RECVERR: i32 = 11;
 const IPV6_UNICAST_HOPS: i32 = 16;
 const IPV6_MULTICAST_IF: i32 = 17;
 const IPV6_MULTICAST_HOPS: i32 = 18;
-const IPV6_MTU_DISCOVER: i32 = 23;
 const IPV6_HOPLIMIT: i32 = 52;
 const IPV6_HOPOPTS: i32 = 54;
 const IPV6_RTHDRDSTOPTS: i32 = 55;
