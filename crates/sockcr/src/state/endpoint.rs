@@ -309,7 +309,7 @@ fn bind_elsewhere(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
         return Err(Errno::ADDRNOTAVAIL.into());
     }
     netns::within(fd, || {
-        Ok(drop(UdpSocket::bind(SocketAddr::new(to.ip(), 0))?))
+        UdpSocket::bind(SocketAddr::new(to.ip(), 0)).map(drop)
     })?;
     let free = |on: u32| sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_FREEBIND, &on.to_ne_bytes());
     free(1)?;

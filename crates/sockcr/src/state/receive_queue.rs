@@ -65,7 +65,7 @@ struct Loss {
 const LOSSES: [Loss; 4] = [
     Loss {
         what: "IP_RECVFRAGSIZE",
-        options: &["IP_RECVFRAGSIZE"],
+        options: &["IP_RECVFRAGSIZE", "IPV6_RECVFRAGSIZE"],
         has: |queued| queued.fragment_size > 0,
         why: "came in fragments, and would not again",
     },
