@@ -3,7 +3,7 @@
 use std::any::type_name_of_val;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
@@ -110,8 +110,8 @@ pub struct Device {
 /// Two devices besides lo, up, at the two ends of one cable: m0 is 10.9.0.1/24, m1 10.9.1.1/24.
 pub fn devices() -> io::Result<[Device; 2]> {
     veth("m0", "m1")?;
-    let device = |name, address| {
-        set_address(name, address)?;
+    let device = |name, address: Ipv4Addr| {
+        set_address(name, address.into())?;
         up(name)?;
         let index = index(name)?;
         Ok::<_, io::Error>(Device {
@@ -126,21 +126,31 @@ pub fn devices() -> io::Result<[Device; 2]> {
 
 const REQUEST_ACK_EXCL_CREATE: u16 = 0x1 | 0x4 | 0x200 | 0x400;
 
-/// Gives a device an address, with a network of 24 bits, by rtnetlink.
-fn set_address(device: &str, address: Ipv4Addr) -> io::Result<()> {
+/// Gives a device an address, with a network of 24 bits, of IPv6 with one of 64, by rtnetlink.
+pub fn set_address(device: &str, address: IpAddr) -> io::Result<()> {
     const RTM_NEWADDR: u16 = 20;
     const ADDRESS: u16 = 1;
     const LOCAL: u16 = 2;
     const BROADCAST: u16 = 4;
-    let [a, b, c, _] = address.octets();
-    // `struct ifaddrmsg`: the family, the bits of the network, no flags, the scope of everywhere.
-    let head = [[2, 24, 0, 0], index(device)?.to_ne_bytes()].concat();
-    let body = [
-        head,
-        attribute(LOCAL, &address.octets()),
-        attribute(ADDRESS, &address.octets()),
-        attribute(BROADCAST, &[a, b, c, 255]),
-    ];
+    const NODAD: u8 = 2;
+    let index = index(device)?.to_ne_bytes();
+    // `struct ifaddrmsg`: the family, the bits of the network, flags, the scope of everywhere.
+    let body = match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            vec![
+                [[2, 24, 0, 0], index].concat(),
+                attribute(LOCAL, &address.octets()),
+                attribute(ADDRESS, &address.octets()),
+                attribute(BROADCAST, &[a, b, c, 255]),
+            ]
+        }
+        IpAddr::V6(address) => vec![
+            [[10, 64, NODAD, 0], index].concat(),
+            attribute(LOCAL, &address.octets()),
+            attribute(ADDRESS, &address.octets()),
+        ],
+    };
     ask_kernel(RTM_NEWADDR, &body.concat())
 }
 
