@@ -11,7 +11,6 @@ mod support;
 
 use message::Message;
 use rustix::net::{RecvFlags, recv};
-use sockcr::protocol;
 use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, Error, ErrorKind, Report, RestoreOptions, json};
 use sockcr_sys::guard::{Guard, Step};
@@ -23,6 +22,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 use support::Outcome;
+use support::by::{By, each, of_family};
 use support::inject::*;
 use support::place::{self, Device, rootless, set_address, sysctl};
 use support::socket::{self, IP, IPV6, SOCKET, UDP, get_int, instruction, set_int};
@@ -45,43 +45,7 @@ const TELL_IPV6: [i32; 8] = [11, 49, 51, 53, 56, 58, 66, 74];
 /// The same as it was before RFC 3542, which tells no traffic class.
 const TELL_2292: [i32; 7] = [11, 2, 3, 4, 5, 8, 74];
 
-/// How datagrams come to a socket.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum By {
-    Ipv4,
-    Ipv6,
-    /// By IPv4 to a socket of AF_INET6.
-    Mapped,
-}
-
 impl By {
-    fn socket(self) -> std::io::Result<OwnedFd> {
-        of_family(match self {
-            By::Ipv4 => libc::AF_INET,
-            By::Ipv6 | By::Mapped => libc::AF_INET6,
-        })
-    }
-
-    /// A socket that sends to such.
-    fn sender(self) -> std::io::Result<OwnedFd> {
-        of_family(match self {
-            By::Ipv4 | By::Mapped => libc::AF_INET,
-            By::Ipv6 => libc::AF_INET6,
-        })
-    }
-
-    /// The one of two addresses by which it comes.
-    fn of(self, ipv4: impl Into<IpAddr>, ipv6: impl Into<IpAddr>) -> IpAddr {
-        match self {
-            By::Ipv4 | By::Mapped => ipv4.into(),
-            By::Ipv6 => ipv6.into(),
-        }
-    }
-
-    fn here(self) -> IpAddr {
-        self.of(LOCALHOST, Ipv6Addr::LOCALHOST)
-    }
-
     fn foreign(self) -> IpAddr {
         self.of(FOREIGN, [0x2001, 0xdb8, 0, 0, 0, 0, 0, 7])
     }
@@ -92,27 +56,6 @@ impl By {
 
     fn device(self, device: &Device) -> IpAddr {
         self.of(device.address, address6(device))
-    }
-
-    /// As the socket itself calls an address.
-    fn called(self, address: IpAddr) -> IpAddr {
-        match (self, address) {
-            (By::Mapped, IpAddr::V4(address)) => address.to_ipv6_mapped().into(),
-            _ => address,
-        }
-    }
-
-    fn any(self) -> IpAddr {
-        match self {
-            By::Ipv4 => Ipv4Addr::UNSPECIFIED.into(),
-            By::Ipv6 | By::Mapped => Ipv6Addr::UNSPECIFIED.into(),
-        }
-    }
-
-    fn bound(self) -> std::io::Result<OwnedFd> {
-        let socket = self.socket()?;
-        socket::bind(&socket, (self.called(self.here()), PORT))?;
-        Ok(socket)
     }
 
     /// A socket that tells everything.
@@ -177,10 +120,6 @@ impl By {
 
 const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 9);
 
-fn of_family(family: i32) -> std::io::Result<OwnedFd> {
-    socket::fresh(protocol::find(family as u32, 2, 17).unwrap())
-}
-
 /// A socket of AF_INET6 that tells everything, of IPv6 by these options.
 fn talkative6(tell: &[i32]) -> std::io::Result<OwnedFd> {
     let socket = of_family(libc::AF_INET6)?;
@@ -201,14 +140,6 @@ fn talkative6(tell: &[i32]) -> std::io::Result<OwnedFd> {
     }
     set_int(&socket, UDP, UDP_GRO, 1)?;
     Ok(socket)
-}
-
-fn each(test: impl Fn(By) -> Outcome) -> Outcome {
-    for by in [By::Ipv4, By::Ipv6, By::Mapped] {
-        println!("{by:?}");
-        test(by)?;
-    }
-    Ok(())
 }
 
 fn at(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
@@ -275,7 +206,7 @@ fn lost(report: &Report) -> Vec<&str> {
 fn a_look_takes_nothing() -> Outcome {
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             let before = (socket::sweep(&socket), socket::fcntl_view(&socket)?);
             let sent = load(by)?;
             let checkpoint = Checkpoint::dump(&socket)?;
@@ -304,7 +235,7 @@ fn a_look_takes_nothing() -> Outcome {
 fn empty_ones_that_were_peeked_at_are_counted() -> Outcome {
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             let sent = [
                 (2000, vec![]),
                 (2001, vec![]),
@@ -341,7 +272,7 @@ fn empty_ones_that_were_peeked_at_are_counted() -> Outcome {
 fn dumps_are_the_same_a_hundred_times() -> Outcome {
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             for round in 0..100 {
                 by.send(2000 + round, &[round as u8; 9])?;
             }
@@ -395,7 +326,7 @@ fn what_the_owner_asked_for_is_carried() -> Outcome {
 fn an_owner_that_peeks_itself_is_left_alone() -> Outcome {
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             by.send(2000, b"hello")?;
             by.send(2001, b"")?;
             by.send(2002, b"!")?;
@@ -415,7 +346,7 @@ fn an_owner_that_peeks_itself_is_left_alone() -> Outcome {
 fn a_pending_error_stays_pending() -> Outcome {
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             by.send(2000, b"hello")?;
             socket::connect(&socket, (by.called(by.here()), 2000))?;
             rustix::net::send(&socket, b"nobody", rustix::net::SendFlags::empty())?;
@@ -437,7 +368,7 @@ fn an_owner_that_reads_meanwhile() -> Outcome {
     const COUNT: u32 = 3000;
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             let body = |number: u32| [number.to_ne_bytes().to_vec(), vec![0; number as usize % 50]];
             let owner = std::thread::scope(|scope| {
                 let reading = scope.spawn(|| {
@@ -491,7 +422,7 @@ fn an_owner_that_reads_meanwhile() -> Outcome {
 fn one_read_in_the_middle_is_no_harm() -> Outcome {
     rootless(|| {
         each(|by| {
-            let socket = by.bound()?;
+            let socket = by.bound(PORT)?;
             for number in 0..200 {
                 by.send(2000, &u32::to_ne_bytes(number))?;
             }
@@ -584,7 +515,7 @@ fn a_killed_dump_leaves_no_trace() -> Outcome {
         if std::env::var_os(DUMPER).is_some() {
             return dump_forever();
         }
-        let socket = By::Ipv6.bound()?;
+        let socket = By::Ipv6.bound(PORT)?;
         for round in 0..200 {
             By::Ipv6.send(2000 + round, &[round as u8; 9])?;
         }
@@ -614,7 +545,7 @@ fn killed_in_the_middle_it_is_put_back() -> Outcome {
         if std::env::var_os(DUMPER).is_some() {
             return look_forever();
         }
-        let socket = By::Ipv6.bound()?;
+        let socket = By::Ipv6.bound(PORT)?;
         let mut child = dumper("killed_in_the_middle_it_is_put_back", &socket)?;
         assert_eq!(get_int(&socket, SOCKET, SO_PEEK_OFF)?, 3);
         let group = rustix::process::Pid::from_child(&child);
