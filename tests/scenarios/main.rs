@@ -12,6 +12,7 @@ mod moving;
 mod printing;
 mod stopping;
 mod tuning;
+mod unbound;
 mod unprivileged;
 
 use std::process::ExitCode;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         printing::ALL,
         stopping::ALL,
         tuning::ALL,
+        unbound::ALL,
         unprivileged::ALL,
     ])
 }

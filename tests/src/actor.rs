@@ -8,6 +8,7 @@ use crate::process::{Process, end_with_parent};
 use crate::{datagram, dns, harness, socket};
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, poll};
+use rustix::net::AddressFamily;
 use serde_json::{Value as Json, json};
 use signal_hook::consts::SIGUSR1;
 use signal_hook::iterator::Signals;
@@ -91,7 +92,7 @@ fn until_closed() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Has sockets: `unbound`, `udp:ADDR:PORT`, `tcp:ADDR:PORT`.
+/// Has sockets: `unbound`, `unbound6`, `udp:ADDR:PORT`, `tcp:ADDR:PORT`.
 fn hold(kinds: &[String]) -> anyhow::Result<()> {
     let sockets: anyhow::Result<Vec<OwnedFd>> = kinds.iter().map(|kind| open(kind)).collect();
     let sockets = sockets?;
@@ -102,6 +103,7 @@ fn hold(kinds: &[String]) -> anyhow::Result<()> {
 
 fn open(kind: &str) -> anyhow::Result<OwnedFd> {
     match kind.split_once(':') {
+        None if kind == "unbound6" => socket::unbound_of(AddressFamily::INET6),
         None => socket::unbound(),
         Some(("udp", address)) => Ok(UdpSocket::bind(address)?.into()),
         Some((_, address)) => Ok(TcpListener::bind(address)?.into()),

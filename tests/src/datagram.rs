@@ -4,7 +4,7 @@ use crate::{Outcome, wait};
 use anyhow::{Context, ensure};
 use serde_json::{Map, Value as Json, json};
 use std::io::ErrorKind;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 
 const SOL_SOCKET: i32 = 1;
@@ -16,6 +16,16 @@ const IP_TTL: i32 = 2;
 const IP_RECVTOS: i32 = 13;
 const IP_TOS: i32 = 1;
 const IP_ORIGDSTADDR: i32 = 20;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_UNICAST_HOPS: i32 = 16;
+const IPV6_MULTICAST_HOPS: i32 = 18;
+const IPV6_RECVPKTINFO: i32 = 49;
+const IPV6_PKTINFO: i32 = 50;
+const IPV6_RECVHOPLIMIT: i32 = 51;
+const IPV6_HOPLIMIT: i32 = 52;
+const IPV6_RECVTCLASS: i32 = 66;
+const IPV6_TCLASS: i32 = 67;
+const IPV6_ORIGDSTADDR: i32 = 74;
 const MSG_DONTWAIT: i32 = 0x40;
 
 /// The most that one datagram holds.
@@ -52,15 +62,34 @@ impl Sender {
     }
 
     fn expected(&self, payload: &[u8]) -> anyhow::Result<Json> {
-        let ttl = match self.to.ip().is_multicast() {
-            true => self.socket.multicast_ttl_v4()?,
-            false => self.socket.ttl()?,
+        let option = |level, name| {
+            let mut value = [0; 4];
+            sockcr_sys::sockopt::get(self.socket.as_fd(), level, name, &mut value)?;
+            anyhow::Ok(i32::from_ne_bytes(value))
+        };
+        let (ttl, tos) = match (self.to.is_ipv6(), self.to.ip().is_multicast()) {
+            (false, true) => (
+                self.socket.multicast_ttl_v4()? as i32,
+                option(IPPROTO_IP, IP_TOS)?,
+            ),
+            (false, false) => (self.socket.ttl()? as i32, option(IPPROTO_IP, IP_TOS)?),
+            (true, group) => {
+                let hops = if group {
+                    IPV6_MULTICAST_HOPS
+                } else {
+                    IPV6_UNICAST_HOPS
+                };
+                (
+                    option(IPPROTO_IPV6, hops)?,
+                    option(IPPROTO_IPV6, IPV6_TCLASS)?,
+                )
+            }
         };
         Ok(json!({
-            "from": self.socket.local_addr()?,
-            "to": self.to,
+            "from": as_it_came(self.socket.local_addr()?),
+            "to": as_it_came(self.to),
             "ttl": ttl,
-            "tos": rustix::net::sockopt::ip_tos(&self.socket)?,
+            "tos": tos,
             "interface": self.arrives_on,
             "payload": hex(payload),
         }))
@@ -102,6 +131,11 @@ pub fn as_read(shown: &Json) -> anyhow::Result<Json> {
         .with_context(|| format!("not all is shown: {shown:?}"))
 }
 
+/// An address as the headers have it: of IPv4 without the mapping, of IPv6 without a scope.
+fn as_it_came(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
 /// Reads all that waits in a socket, with every control message that tells something.
 ///
 /// IP_PKTINFO alone is as it was: the kernel notes the device at arrival (ipv4_pktinfo_prepare()),
@@ -111,6 +145,16 @@ pub fn read_all(socket: BorrowedFd<'_>) -> anyhow::Result<Vec<Json>> {
     sockcr_sys::sockopt::set(socket, SOL_SOCKET, SO_TIMESTAMPNS, &on)?;
     for name in [IP_RECVTTL, IP_RECVTOS, IP_ORIGDSTADDR] {
         sockcr_sys::sockopt::set(socket, IPPROTO_IP, name, &on)?;
+    }
+    if SocketAddr::try_from(rustix::net::getsockname(socket)?)?.is_ipv6() {
+        for name in [
+            IPV6_RECVPKTINFO,
+            IPV6_RECVHOPLIMIT,
+            IPV6_RECVTCLASS,
+            IPV6_ORIGDSTADDR,
+        ] {
+            sockcr_sys::sockopt::set(socket, IPPROTO_IPV6, name, &on)?;
+        }
     }
     let mut all = Vec::new();
     while let Some(datagram) = read(socket)? {
@@ -127,7 +171,7 @@ fn read(socket: BorrowedFd<'_>) -> anyhow::Result<Option<Json>> {
             received => received?,
         };
     let mut told = json!({
-        "from": received.source,
+        "from": received.source.map(as_it_came),
         "payload": hex(&payload[..received.length]),
     });
     let control = &control[..received.control_length];
@@ -151,6 +195,25 @@ fn tell(told: &mut Json, socket: BorrowedFd<'_>, place: (i32, i32), payload: &[u
         (IPPROTO_IP, IP_ORIGDSTADDR) => {
             let port = u16::from_be_bytes(part(payload, 2)?);
             told["to"] = format!("{}:{port}", address(part(payload, 4)?)).into();
+        }
+        (IPPROTO_IPV6, IPV6_HOPLIMIT) => {
+            told["ttl"] = payload.first().context("empty")?.to_owned().into();
+        }
+        (IPPROTO_IPV6, IPV6_TCLASS) => {
+            told["tos"] = payload.first().context("empty")?.to_owned().into();
+        }
+        (IPPROTO_IPV6, IPV6_PKTINFO) => {
+            let index = u32::from_ne_bytes(part(payload, 16)?);
+            let ip = IpAddr::from(part::<16>(payload, 0)?).to_canonical();
+            if ip.is_ipv6() {
+                told["interface"] = sockcr_sys::interface::name(socket.as_fd(), index)?.into();
+                told["local"] = json!(ip);
+            }
+        }
+        (IPPROTO_IPV6, IPV6_ORIGDSTADDR) => {
+            let port = u16::from_be_bytes(part(payload, 2)?);
+            let ip = IpAddr::from(part::<16>(payload, 8)?);
+            told["to"] = json!(SocketAddr::new(ip, port));
         }
         (SOL_SOCKET, SO_TIMESTAMPNS) => {
             let seconds = i64::from_ne_bytes(part(payload, 0)?);

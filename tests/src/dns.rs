@@ -2,7 +2,7 @@
 
 use crate::wait;
 use anyhow::{Context, ensure};
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
 /// The name asked for, and its address.
@@ -18,7 +18,11 @@ const INTERNET: u16 = 1;
 
 /// Asks a server for [`NAME`], again while nothing comes, and checks the answer.
 pub fn ask(server: SocketAddr) -> anyhow::Result<()> {
-    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?;
+    let any = match server.is_ipv6() {
+        true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let socket = UdpSocket::bind((any, 0))?;
     socket.connect(server)?;
     let question = question(NAME);
     let what = format!("an answer of {server}");
@@ -41,6 +45,16 @@ pub fn ask(server: SocketAddr) -> anyhow::Result<()> {
 
 /// A question for the A record of a name.
 pub fn question(name: &str) -> Vec<u8> {
+    question_of(name, A)
+}
+
+/// A question for the AAAA record of a name.
+pub fn question6(name: &str) -> Vec<u8> {
+    const AAAA: u16 = 28;
+    question_of(name, AAAA)
+}
+
+fn question_of(name: &str, kind: u16) -> Vec<u8> {
     // Number, recursion desired, one question, no records.
     let mut message = [NUMBER, 0x0100, 1, 0, 0, 0].map(u16::to_be_bytes).concat();
     for label in name.split('.') {
@@ -48,7 +62,7 @@ pub fn question(name: &str) -> Vec<u8> {
         message.extend(label.as_bytes());
     }
     message.push(0);
-    message.extend([A, INTERNET].map(u16::to_be_bytes).concat());
+    message.extend([kind, INTERNET].map(u16::to_be_bytes).concat());
     message
 }
 

@@ -3,21 +3,21 @@
 use crate::process::{Process, run};
 use crate::{Outcome, actor};
 use anyhow::Context;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::os::fd::OwnedFd;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
 
 /// Who lives there: what it sends arrives here by a device, and not by loopback.
 #[derive(Debug)]
 pub struct Neighbour {
     process: Process,
-    /// Sockets of that namespace, which is that of a socket for as long as it lives.
-    unbound: Vec<OwnedFd>,
+    /// Sockets of that namespace, which is that of a socket for as long as it lives: of IPv4, of IPv6.
+    unbound: [Vec<OwnedFd>; 2],
 }
 
 impl Neighbour {
-    /// Moves in, with this many sockets to be used.
+    /// Moves in, with this many sockets of each family to be used.
     pub fn start(sockets: usize) -> anyhow::Result<Neighbour> {
-        let kinds = vec!["unbound"; sockets];
+        let kinds = [vec!["unbound"; sockets], vec!["unbound6"; sockets]].concat();
         let (process, facts) = actor::start("elsewhere", &kinds)?;
         let held = facts.as_array().context("no sockets")?;
         let take = |socket: &serde_json::Value| {
@@ -25,26 +25,36 @@ impl Neighbour {
             crate::socket::of_process(process.pid(), fd)
         };
         let unbound: anyhow::Result<Vec<OwnedFd>> = held.iter().map(take).collect();
+        let mut unbound = unbound?;
+        let ipv6 = unbound.split_off(sockets);
         Ok(Neighbour {
             process,
-            unbound: unbound?,
+            unbound: [unbound, ipv6],
         })
     }
 
     /// Lays a cable: a device here with an address, and one of the same name there with others.
-    pub fn link(&self, device: &str, here: Ipv4Addr, there: &[Ipv4Addr]) -> Outcome {
+    pub fn link<A: Into<IpAddr> + Copy>(&self, device: &str, here: A, there: &[A]) -> Outcome {
         let pid = self.process.pid().to_string();
         let words = ["link", "add", device, "type", "veth", "peer"];
         run(
             "ip",
             &[&words[..], &["name", device, "netns", &pid]].concat(),
         )?;
-        run("ip", &["address", "add", &net(here), "dev", device])?;
-        run("ip", &["link", "set", device, "up"])?;
+        // No address but those that are asked for.
+        let up = ["link", "set", device, "addrgenmode", "none", "up"];
+        run("ip", &up)?;
+        self.run("ip", &up)?;
+        self.addresses(device, here, there)
+    }
+
+    /// Gives a device here one address more, and that there others.
+    pub fn addresses<A: Into<IpAddr> + Copy>(&self, device: &str, here: A, there: &[A]) -> Outcome {
+        run("ip", &add(device, &net(here.into())))?;
         for there in there {
-            self.run("ip", &["address", "add", &net(*there), "dev", device])?;
+            self.run("ip", &add(device, &net((*there).into())))?;
         }
-        self.run("ip", &["link", "set", device, "up"])
+        Ok(())
     }
 
     /// Runs a program of the system there.
@@ -53,14 +63,30 @@ impl Neighbour {
         run("nsenter", &[&[&namespace, name], arguments].concat())
     }
 
+    /// The index of a device there.
+    pub fn index(&self, device: &str) -> anyhow::Result<u32> {
+        let socket = self.unbound.iter().flatten().next();
+        let socket = socket.context("no socket is left")?;
+        Ok(sockcr_sys::interface::index(socket.as_fd(), device)?)
+    }
+
     /// A socket at an address there.
     pub fn socket(&mut self, address: SocketAddr) -> anyhow::Result<UdpSocket> {
-        let socket = self.unbound.pop().context("no socket is left")?;
+        let unbound = &mut self.unbound[usize::from(address.is_ipv6())];
+        let socket = unbound.pop().context("no socket is left")?;
         rustix::net::bind(&socket, &address).with_context(|| format!("bind to {address}"))?;
         Ok(socket.into())
     }
 }
 
-fn net(address: Ipv4Addr) -> String {
-    format!("{address}/24")
+fn net(address: IpAddr) -> String {
+    let bits = if address.is_ipv6() { 64 } else { 24 };
+    format!("{address}/{bits}")
+}
+
+/// `nodad`: an address of IPv6 can be used at once.
+fn add<'a>(device: &'a str, net: &'a str) -> Vec<&'a str> {
+    let mut words = vec!["address", "add", net, "dev", device];
+    words.extend(net.contains(':').then_some("nodad"));
+    words
 }

@@ -14,8 +14,17 @@ pub fn local(port: u16) -> SocketAddr {
 
 /// A UDP socket that is not bound.
 pub fn unbound() -> anyhow::Result<OwnedFd> {
-    let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
-    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+    unbound_of(AddressFamily::INET)
+}
+
+/// The same of this family.
+pub fn unbound_of(family: AddressFamily) -> anyhow::Result<OwnedFd> {
+    Ok(socket_with(
+        family,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?)
 }
 
 /// How the command names a descriptor of this process.

@@ -24,7 +24,8 @@ pub fn sockets(program: &Process) -> anyhow::Result<Vec<Socket>> {
     let ran = done(["list", "--pid", &pid, "--json"])?;
     let listed = ran.json()?;
     let listed = listed["sockets"].as_array().context("no list")?;
-    let udp = listed.iter().filter(|socket| socket["protocol"] == "udp");
+    let is_udp = |socket: &&Json| socket["protocol"] == "udp" || socket["protocol"] == "udp6";
+    let udp = listed.iter().filter(is_udp);
     let sockets: Option<Vec<Socket>> = udp.map(|socket| as_socket(&pid, socket)).collect();
     sockets.with_context(|| format!("a socket without a name: {ran}"))
 }
@@ -95,10 +96,16 @@ impl Taken {
         found.with_context(|| format!("no socket at {local}: {:?}", self.shown))
     }
 
+    /// Restores all into one that answers.
+    pub fn restore_to_serve(&self) -> anyhow::Result<Process> {
+        let mut process = restore_into("serve")?;
+        process.facts()?;
+        Ok(process)
+    }
+
     /// Restores all into a reader; they must be the same there, byte for byte.
     pub fn restore(&self) -> anyhow::Result<Reader> {
-        let words = ["restore", "exact.skc", "--"].map(str::to_owned);
-        let mut process = sockcr(words.into_iter().chain(actor::command_line("read"))).start()?;
+        let mut process = restore_into("read")?;
         let facts = process.facts()?;
         let fds = facts["sockets"].as_array().context("no sockets")?.iter();
         let targets = fds.map(|socket| format!("{}:{}", process.pid(), socket["fd"]));
@@ -112,6 +119,11 @@ impl Taken {
         ensure!(same, "not the same, byte for byte: {difference}");
         Ok(Reader { process, targets })
     }
+}
+
+fn restore_into(role: &'static str) -> anyhow::Result<Process> {
+    let words = ["restore", "exact.skc", "--"].map(str::to_owned);
+    sockcr(words.into_iter().chain(actor::command_line(role))).start()
 }
 
 /// A process that reads restored sockets when it is told to.

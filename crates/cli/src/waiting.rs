@@ -6,6 +6,7 @@ use sockcr::Checkpoint;
 use sockcr::kernel::{Corked, ErrorEntry};
 use sockcr::option::bytes;
 use sockcr::state::receive_queue::Datagram;
+use sockcr::target;
 use std::net::SocketAddr;
 
 /// More are counted, not printed.
@@ -14,7 +15,7 @@ const MOST: usize = 20;
 /// What waits in a socket: datagrams in both directions, and errors.
 pub fn page(checkpoint: &Checkpoint) -> Vec<String> {
     let mut text = Vec::new();
-    let received = list(&checkpoint.receive_queue, datagram);
+    let received = list(&checkpoint.receive_queue, |one| datagram(checkpoint, one));
     section(
         &mut text,
         "waiting to be received, oldest first",
@@ -50,7 +51,7 @@ fn counters(checkpoint: &Checkpoint) -> Vec<String> {
     text
 }
 
-fn list<T>(entries: &[T], words: fn(&T) -> Vec<String>) -> Vec<String> {
+fn list<T>(entries: &[T], words: impl Fn(&T) -> Vec<String>) -> Vec<String> {
     let rows: Vec<Vec<String>> = entries.iter().take(MOST).map(words).collect();
     let mut lines = output::table(&rows);
     if entries.len() > MOST {
@@ -59,9 +60,15 @@ fn list<T>(entries: &[T], words: fn(&T) -> Vec<String>) -> Vec<String> {
     lines
 }
 
-fn datagram(datagram: &Datagram) -> Vec<String> {
+fn datagram(checkpoint: &Checkpoint, datagram: &Datagram) -> Vec<String> {
+    let device = checkpoint.interfaces.name(datagram.interface);
+    let shown = |address: &SocketAddr| target::show(address, device);
     vec![
-        format!("{} → {}", datagram.source, datagram.destination),
+        format!(
+            "{} → {}",
+            shown(&datagram.source),
+            shown(&datagram.destination)
+        ),
         bytes(datagram.payload.len() as u64),
         format!("ttl {}", datagram.ttl),
         format!("tos {}", datagram.tos),

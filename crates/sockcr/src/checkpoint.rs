@@ -18,6 +18,7 @@ use crate::state::shutdown::Shutdown;
 use crate::state::unread;
 use rustix::fd::AsFd;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 
 /// Everything read of one socket: to be shown, edited, compared, written to an image and restored.
@@ -164,7 +165,11 @@ impl Checkpoint {
     pub fn edit(&mut self, name: &str, text: &str) -> Result<(), Error> {
         let bad = |why: String| Error::new(ErrorKind::BadInput, format!("{name}={text}"), why);
         if let "local" | "peer" = name {
-            return self.endpoint.edit(name, text).map_err(bad);
+            let device = self.endpoint.edit(name, text).map_err(bad)?;
+            return match device {
+                Some(device) => self.edit("SO_BINDTODEVICE", &device),
+                None => Ok(()),
+            };
         }
         let row = option::find(name)
             .filter(|row| self.protocol.tables.iter().any(|table| table.contains(row)))
@@ -221,9 +226,22 @@ impl Checkpoint {
     /// How the socket is called in messages: protocol, addresses.
     pub fn name(&self) -> String {
         let protocol = self.protocol.name;
+        let local = self.shown(&self.endpoint.local);
         match self.endpoint.peer {
-            Some(peer) => format!("{protocol} {} -> {peer}", self.endpoint.local),
-            None => format!("{protocol} {}", self.endpoint.local),
+            Some(peer) => format!("{protocol} {local} -> {}", self.shown(&peer)),
+            None => format!("{protocol} {local}"),
+        }
+    }
+
+    /// One of its own addresses in words: the device of a link-local one is that of SO_BINDTODEVICE.
+    pub fn shown(&self, address: &SocketAddr) -> String {
+        crate::target::show(address, self.bound_device())
+    }
+
+    pub(crate) fn bound_device(&self) -> Option<&str> {
+        match self.options.get("SO_BINDTODEVICE") {
+            Some(Value::Text(name)) => Some(name),
+            _ => None,
         }
     }
 }

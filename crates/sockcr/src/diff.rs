@@ -82,12 +82,14 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     let endpoint = &checkpoint.endpoint;
     let locked = |on: bool| if on { "locked" } else { "not locked" }.to_owned();
     add("protocol", checkpoint.protocol.name.into());
-    add("local address", endpoint.local.to_string());
+    add("local address", checkpoint.shown(&endpoint.local));
     add("address lock", locked(endpoint.address_locked));
     add("port lock", locked(endpoint.port_locked));
     add(
         "peer",
-        endpoint.peer.map_or("none".into(), |p| p.to_string()),
+        endpoint
+            .peer
+            .map_or("none".into(), |peer| checkpoint.shown(&peer)),
     );
     if let Some(source) = endpoint.source {
         add("source address", source.to_string());
@@ -152,6 +154,9 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
 pub fn describe(checkpoint: &Checkpoint, membership: &Membership) -> String {
     let device = checkpoint.interfaces.show(membership.interface);
     let mut text = format!("{} on {device}", membership.group);
+    if membership.anycast {
+        text += " (anycast)";
+    }
     if !membership.address.is_unspecified() {
         text += &format!(" (joined by {})", membership.address);
     }
@@ -166,12 +171,13 @@ pub fn describe(checkpoint: &Checkpoint, membership: &Membership) -> String {
 /// A queued datagram in one line, all of it.
 fn queued(checkpoint: &Checkpoint, datagram: &Datagram) -> String {
     format!(
-        "{} to {}, ttl {}, tos {}, by {} {}, at {}, mark {}, priority {}, segment {}, peeked {}, \
-         options {}: {}",
+        "{} to {}, ttl {}, tos {}, flow label {}, by {} {}, at {}, mark {}, priority {}, segment {}, \
+         peeked {}, options {}: {}",
         datagram.source,
         datagram.destination,
         datagram.ttl,
         datagram.tos,
+        datagram.flow_label,
         device(checkpoint, datagram.interface),
         datagram.local,
         datagram.received_at,

@@ -19,6 +19,7 @@ use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::Membership;
 use crate::state::shutdown::Shutdown;
+use crate::target::parse_address;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json, json};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV6};
@@ -75,8 +76,8 @@ struct Socket {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct EndpointJson {
-    local: SocketAddr,
-    peer: Option<SocketAddr>,
+    local: String,
+    peer: Option<String>,
     #[serde(default, skip_serializing_if = "is_default")]
     peer_flow: u32,
     address_locked: bool,
@@ -199,8 +200,8 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
         protocol: checkpoint.protocol.name.into(),
         state: state(&endpoint).into(),
         endpoint: EndpointJson {
-            local: endpoint.local,
-            peer: endpoint.peer,
+            local: checkpoint.shown(&endpoint.local),
+            peer: endpoint.peer.map(|peer| checkpoint.shown(&peer)),
             peer_flow: flow(endpoint.peer),
             address_locked: endpoint.address_locked,
             port_locked: endpoint.port_locked,
@@ -305,9 +306,22 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
         .find(|p| (p.family_name, p.type_name, p.name) == kind)
         .ok_or_else(|| format!("a socket of {kind:?} is not carried"))?;
     let interfaces = from_interfaces(&socket.interfaces)?;
+    let options = from_options(&socket.options, protocol, &interfaces)?;
+    let address = |text: &String| {
+        let (address, device) =
+            parse_address(text).ok_or_else(|| format!("{text:?}: no address"))?;
+        let bound = options.get("SO_BINDTODEVICE");
+        match device.map(option::Value::Text) {
+            Some(device) if bound != Some(&device) => {
+                Err(format!("{text}: another device than SO_BINDTODEVICE"))
+            }
+            _ => Ok(address),
+        }
+    };
+    let peer = socket.endpoint.peer.as_ref().map(address).transpose()?;
     let endpoint = Endpoint {
-        local: socket.endpoint.local,
-        peer: with_flow(socket.endpoint.peer, socket.endpoint.peer_flow),
+        local: address(&socket.endpoint.local)?,
+        peer: with_flow(peer, socket.endpoint.peer_flow),
         address_locked: socket.endpoint.address_locked,
         port_locked: socket.endpoint.port_locked,
         source: socket.endpoint.source,
@@ -321,7 +335,7 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
         inode: socket.inode,
         fd: socket.fd,
         protocol,
-        options: from_options(&socket.options, protocol, &interfaces)?,
+        options,
         buffer_locks: BufferLocks {
             send: socket.buffer_locks.send,
             receive: socket.buffer_locks.receive,

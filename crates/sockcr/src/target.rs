@@ -138,11 +138,21 @@ impl fmt::Display for Address {
 /// An address and port as they are shown: with the name of the device, if it is known.
 pub fn show(address: &SocketAddr, device: Option<&str>) -> String {
     match (address, device) {
-        (SocketAddr::V6(v6), Some(device)) if v6.scope_id() != 0 => {
+        (SocketAddr::V6(v6), Some(device)) if needs_scope(v6.ip()) => {
             format!("[{}%{device}]:{}", v6.ip(), v6.port())
         }
         _ => address.to_string(),
     }
+}
+
+/// Reads an address and port, and the device of a link-local address: the inverse of [`show`].
+pub fn parse_address(text: &str) -> Option<(SocketAddr, Option<String>)> {
+    let (address, port) = text.rsplit_once(':')?;
+    let address = bracketed(address)?;
+    Some((
+        SocketAddr::new(address.ip, port.parse().ok()?),
+        address.device,
+    ))
 }
 
 impl Target {

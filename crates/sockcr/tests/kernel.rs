@@ -482,7 +482,7 @@ fn the_iterator_sees_sockets_that_were_never_bound() -> Outcome {
     assert_eq!(file.inode, inode(&socket)?);
     assert_eq!((file.family, file.socket_type, file.protocol), (2, 2, 17));
     assert_eq!((file.cookie, file.state), (0, 7));
-    let nowhere = SocketAddr::new(ANY.into(), 0).into();
+    let nowhere = SocketAddr::new(ANY.into(), 0);
     assert_eq!((file.local, file.peer), (nowhere, nowhere));
     let namespace = get_long(&socket, option::SO_NETNS_COOKIE)?;
     let cookie = get_long(&socket, option::SO_COOKIE)?;
@@ -548,7 +548,7 @@ fn a_raw_socket_has_a_protocol_and_no_port() -> Outcome {
     rustix::net::bind(&socket, &SocketAddr::new(LOCALHOST.into(), 0))?;
     let file = listed(&socket)?.pop().ok_or("not listed")?;
     assert_eq!((file.family, file.socket_type, file.protocol), (2, 3, 1));
-    assert_eq!(file.local, SocketAddr::new(LOCALHOST.into(), 0).into());
+    assert_eq!(file.local, SocketAddr::new(LOCALHOST.into(), 0));
     Ok(())
 }
 

@@ -21,6 +21,7 @@ use crate::option::{self, Options, Value};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
+use crate::target::parse_address;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::io;
@@ -142,8 +143,9 @@ impl Endpoint {
     }
 
     /// Changes the local address or the peer as a person says it; what is given anew is locked, as
-    /// bind(2) does.
-    pub(crate) fn edit(&mut self, name: &str, text: &str) -> Result<(), String> {
+    /// bind(2) does. Answers the device that a link-local address names.
+    pub(crate) fn edit(&mut self, name: &str, text: &str) -> Result<Option<String>, String> {
+        let mut device = None;
         let address = match text {
             "none" => None,
             text => {
@@ -152,7 +154,8 @@ impl Endpoint {
                     false => "ADDR:PORT",
                 };
                 let wrong = || format!("{text:?} is neither {form} nor none");
-                let address: SocketAddr = text.parse().map_err(|_| wrong())?;
+                let (address, named) = parse_address(text).ok_or_else(wrong)?;
+                device = named;
                 let fits = address.is_ipv6() == self.local.is_ipv6();
                 Some(address).filter(|_| fits).ok_or_else(wrong).map(Some)?
             }
@@ -175,7 +178,7 @@ impl Endpoint {
                 self.local.set_port(local.port());
             }
         }
-        Ok(())
+        Ok(device)
     }
 
     /// Binds and connects a new socket.
