@@ -126,7 +126,7 @@ impl Checkpoint {
     pub(crate) fn dump_held(fd: BorrowedFd<'_>, held: Held) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(fd)?;
         let mut report = Report::default();
-        let hidden = hidden(fd, &mut report);
+        let hidden = hidden(fd, protocol, &mut report);
         read(fd, protocol, held, hidden.as_ref(), &mut report)
             .map(|checkpoint| Checkpoint {
                 report,
@@ -247,12 +247,17 @@ impl Checkpoint {
 }
 
 /// Reads by BPF, or says what is assumed without.
-fn hidden(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Hidden> {
+fn hidden(fd: BorrowedFd<'_>, protocol: &Protocol, report: &mut Report) -> Option<Hidden> {
     let read = kernel::reader()
         .map_err(|unavailable| unavailable.to_string())
         .and_then(|reader| reader.read(fd).map_err(|error| error.to_string()));
     read.map_err(|why| {
-        let what = "IP_TTL, IP_MULTICAST_IF, SO_TXTIME, SO_BUSY_POLL_BUDGET";
+        let ipv4 = "IP_TTL, IP_MULTICAST_IF, SO_TXTIME, SO_BUSY_POLL_BUDGET";
+        let ipv6 = ", IPV6_UNICAST_HOPS, IPV6_MTU, IPV6_PKTINFO, IPV6_AUTOFLOWLABEL";
+        let what = match protocol.is_ipv6() {
+            true => ipv4.to_owned() + ipv6,
+            false => ipv4.to_owned(),
+        };
         report.assume(what, format!("taken as far as getsockopt tells: {why}"));
     })
     .ok()

@@ -410,6 +410,7 @@ impl Checkpoint {
         let order = now.memberships.iter().map(|m| describe(now, m));
         let order: Vec<String> = order.collect();
         let mut memberships = std::mem::take(&mut self.memberships);
+        memberships.retain(|membership| !membership.anycast);
         for membership in &mut memberships {
             membership.address = Ipv4Addr::UNSPECIFIED;
         }
