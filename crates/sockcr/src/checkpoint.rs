@@ -10,6 +10,7 @@ use crate::state::descriptor::Descriptor;
 use crate::state::endpoint::Endpoint;
 use crate::state::errors::Errors;
 use crate::state::filter::{self, Filter};
+use crate::state::flow_labels::{self, FlowLabel};
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::{self, Membership};
@@ -54,6 +55,8 @@ pub struct Checkpoint {
     pub buffer_locks: BufferLocks,
     /// Where it is bound and connected to.
     pub endpoint: Endpoint,
+    /// The flow labels of IPv6 that it has leased, oldest first.
+    pub flow_labels: Vec<FlowLabel>,
     /// Its multicast groups, oldest first.
     pub memberships: Vec<Membership>,
     /// Its filter, empty when it has none; `None` when it could not be read.
@@ -292,6 +295,7 @@ fn read(
         protocol,
         buffer_locks: BufferLocks::dump(fd, hidden, report),
         endpoint: Endpoint::dump(fd, protocol, hidden, report)?,
+        flow_labels: flow_labels::dump(fd, hidden, report),
         memberships: membership::dump(fd, protocol, hidden, report),
         filter: filter::dump(fd, report),
         reuseport_program: filter::dump_group(fd, hidden, report),

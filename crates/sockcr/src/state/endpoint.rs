@@ -41,6 +41,7 @@ const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPV6_FLOWINFO_SEND: i32 = 33;
 const LOOPBACK_INDEX: u32 = 1;
 /// `TCP_ESTABLISHED`: connected.
 pub(crate) const ESTABLISHED: u8 = 1;
@@ -109,7 +110,7 @@ impl Endpoint {
         };
         Endpoint {
             local: SocketAddr::new(address, hidden.bound_port),
-            peer: connected.then(|| SocketAddr::new(hidden.peer_address, hidden.peer_port)),
+            peer: connected.then(|| peer_of(hidden)),
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
@@ -433,7 +434,32 @@ fn device_of(fd: BorrowedFd<'_>, address: Ipv6Addr) -> io::Result<u32> {
     found.ok_or_else(|| Errno::ADDRNOTAVAIL.into())
 }
 
+/// The peer, of IPv6 with the flow label that it is sent.
+fn peer_of(hidden: &Hidden) -> SocketAddr {
+    let flow = hidden.ipv6.as_ref().map_or(0, |ipv6| ipv6.flow_information);
+    match hidden.peer_address {
+        IpAddr::V6(ip) => SocketAddrV6::new(ip, hidden.peer_port, flow, 0).into(),
+        ip => SocketAddr::new(ip, hidden.peer_port),
+    }
+}
+
+/// A flow label is taken over only by a socket that sends one (`__ip6_datagram_connect`).
 fn connect(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
+    let failed = |error| Failure::at("IPV6_FLOWINFO_SEND", error);
+    match peer {
+        SocketAddr::V6(v6) if v6.flowinfo() != 0 => {
+            let mut meanwhile = Meanwhile::new(fd);
+            meanwhile
+                .set(IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1)
+                .map_err(failed)?;
+            let connected = connect_plain(fd, peer);
+            connected.and(meanwhile.put_back().map_err(failed))
+        }
+        _ => connect_plain(fd, peer),
+    }
+}
+
+fn connect_plain(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::at(format!("connect to {peer}"), error);
     match rustix::net::connect(fd, &peer) {
         // A broadcast peer, and SO_BROADCAST taken away after it was connected.

@@ -5,6 +5,7 @@ pub mod descriptor;
 pub mod endpoint;
 pub mod errors;
 pub mod filter;
+pub mod flow_labels;
 pub mod interfaces;
 pub mod locks;
 pub(crate) mod meanwhile;
