@@ -3,12 +3,14 @@
 use std::any::type_name_of_val;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
+use super::socket::PATIENCE;
 use super::{Outcome, skip};
 
 /// Set in a child that is alone in its user namespace.
@@ -151,7 +153,25 @@ pub fn set_address(device: &str, address: IpAddr) -> io::Result<()> {
             attribute(ADDRESS, &address.octets()),
         ],
     };
-    ask_kernel(RTM_NEWADDR, &body.concat())
+    ask_kernel(RTM_NEWADDR, &body.concat())?;
+    match address {
+        IpAddr::V4(_) => Ok(()),
+        IpAddr::V6(address) => wait_for_route(address),
+    }
+}
+
+/// The kernel makes the route to an address of its own some time after it has got it
+/// (`addrconf_dad_work`).
+fn wait_for_route(address: Ipv6Addr) -> io::Result<()> {
+    let route = format!("{:032x} 80 ", u128::from(address));
+    let end = Instant::now() + PATIENCE;
+    while !fs::read_to_string("/proc/thread-self/net/ipv6_route")?.contains(&route) {
+        if Instant::now() > end {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Makes a pair of devices by rtnetlink.
