@@ -707,6 +707,17 @@ mod tests {
     }
 
     #[test]
+    fn extension_headers_follow_upon_one_another() {
+        let (hops, route, last) = ([43, 0], [60, 1], [17, 2]);
+        let all: [Header<'_>; 3] = [(0, &hops), (43, &route), (60, &last)];
+        assert_eq!(chain(&all), Some(vec![0, 43, 0, 60, 1, 17, 2]));
+        assert_eq!(chain(&all[2..]), Some(vec![60, 17, 2]));
+        assert_eq!(chain(&[all[0], all[2]]), None);
+        assert_eq!(chain(&all[..2]), None);
+        assert_eq!(chain(&[]), None);
+    }
+
+    #[test]
     fn the_memory_in_the_table() {
         let table = "  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode ref pointer drops\n\
                      10201: 0100007F:1388 00000000:0000 07 00000000:00001380 00:00000000 00000000     0        0 38113 2 0000000071e85b8b 0\n";

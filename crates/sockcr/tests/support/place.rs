@@ -122,17 +122,22 @@ pub fn devices() -> io::Result<[Device; 2]> {
 }
 
 /// Waits until IPv6 has its routes: it makes them when the kernel has noticed that the cable is plugged
-/// in (`addrconf_notify`).
+/// in (`addrconf_notify`), and those of its own addresses some time after it has got them
+/// (`addrconf_dad_work`).
 fn ready(device: &Device) -> io::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(20);
     let end = Instant::now() + PATIENCE;
+    let own = [device.address6, device.link_local];
+    let routes = own.map(|address| format!("{:032x} 80 ", u128::from(address)));
     let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
     loop {
+        let table = fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
         let probe = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
-        match probe.connect(SocketAddrV6::new(all_nodes, 9, 0, device.index)) {
-            Err(error) if Instant::now() > end => return Err(error),
-            Err(_) => std::thread::yield_now(),
-            Ok(()) => return Ok(()),
+        let group = probe.connect(SocketAddrV6::new(all_nodes, 9, 0, device.index));
+        match group.is_ok() && routes.iter().all(|route| table.contains(route)) {
+            true => return Ok(()),
+            false if Instant::now() > end => return Err(io::ErrorKind::TimedOut.into()),
+            false => std::thread::yield_now(),
         }
     }
 }
