@@ -519,6 +519,11 @@ impl Reading {
         if !ips.all(|ip| ip.is_ipv6() == protocol.is_ipv6()) {
             return Err("has an address of another family than the socket".into());
         }
+        if protocol.is_raw()
+            && (self.local.is_some_and(|local| local.port() != 0) || self.port_locked)
+        {
+            return Err("has a port, and is a raw socket".into());
+        }
         let unbound = Endpoint::unbound(protocol);
         Ok(Endpoint {
             local: self.local.unwrap_or(unbound.local),
@@ -543,13 +548,7 @@ impl Reading {
     /// In the order of the rows; a flag of the RFC that is absent is off.
     fn options(&self, protocol: &Protocol) -> Options {
         let mut options = Options::default();
-        for row in protocol
-            .tables
-            .iter()
-            .copied()
-            .flatten()
-            .filter(|r| r.carried())
-        {
+        for row in protocol.carried() {
             let found = self.values.iter().find(|(have, _)| *have == row);
             let value = match (found, row.wire) {
                 (Some((_, Value::Pair(address, _))), Wire::MulticastInterface) => {

@@ -319,7 +319,11 @@ impl Checkpoint {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(program.restore(fd), "filter", report),
         }
-        let take = || self.endpoint.restore(fd, &self.options, &self.interfaces);
+        let take = || {
+            let (options, interfaces) = (&self.options, &self.interfaces);
+            self.endpoint
+                .restore(fd, self.protocol, options, interfaces)
+        };
         match queue_later {
             true => receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?,
             false => take()?,
@@ -504,8 +508,7 @@ pub fn restore_all(
 
 /// A fresh socket of this kind, in the network namespace of this thread.
 pub(crate) fn open(protocol: &Protocol) -> Result<OwnedFd, Error> {
-    new_socket(protocol)
-        .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))
+    new_socket(protocol).map_err(|error| Error::system(format!("open a {protocol} socket"), error))
 }
 
 pub(crate) fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
