@@ -274,7 +274,7 @@ fn read(
             "it is in one, but has taken SO_REUSEPORT off since",
         );
     }
-    let unread = unread::report(fd, hidden, &options, report);
+    let unread = unread::report(fd, protocol, hidden, &options, report);
     report.known("queues and errors", unread);
     let descriptor = Descriptor::dump(fd, held.pid, held.close_on_exec);
     let inode = rustix::fs::fstat(fd)?.st_ino;

@@ -302,6 +302,9 @@ impl Checkpoint {
             true => "pending error",
             false => "error queue",
         };
+        if !self.protocol.is_udp() {
+            return report.lose(what, "made again on UDP sockets only");
+        }
         let made = netns::within(fd, || errors.restore(fd, injector.get()?, report));
         lossy(made, what, report);
     }
@@ -438,6 +441,7 @@ impl Checkpoint {
                 Some("--lossy restores it with the port locked".into())
             }
             Some(Errno::NETUNREACH) => Some("no route leads there from here".into()),
+            _ if failure.step == "socket" => needed(self.protocol).map(String::from),
             _ => None,
         };
         let mut what = format!("{}: {}", self.name(), failure.step);
@@ -508,7 +512,24 @@ pub fn restore_all(
 
 /// A fresh socket of this kind, in the network namespace of this thread.
 pub(crate) fn open(protocol: &Protocol) -> Result<OwnedFd, Error> {
-    new_socket(protocol).map_err(|error| Error::system(format!("open a {protocol} socket"), error))
+    new_socket(protocol).map_err(|error| {
+        let error = Error::system(format!("open a {protocol} socket"), error);
+        match needed(protocol) {
+            Some(help) => error.help(help),
+            None => error,
+        }
+    })
+}
+
+/// What not everybody has who wants to open such a socket.
+fn needed(protocol: &Protocol) -> Option<&'static str> {
+    if protocol.is_raw() {
+        Some("raw sockets need CAP_NET_RAW")
+    } else if protocol.is_ping() {
+        Some("ping sockets are for the groups of net.ipv4.ping_group_range")
+    } else {
+        (!protocol.is_udp()).then_some("UDP-Lite is not in every kernel, and in none of the newest")
+    }
 }
 
 pub(crate) fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {

@@ -189,8 +189,7 @@ fn value(row: &'static Row, devices: &[Device]) -> BoxedStrategy<Value> {
 
 /// A subset of the carried options, in any order.
 fn options(devices: &[Device]) -> impl Strategy<Value = Vec<(&'static Row, bool, Value)>> + use<> {
-    let rows = sockcr::protocol::ALL[0].rows();
-    let rows = rows.filter(|row| row.carried());
+    let rows = sockcr::protocol::ALL[0].carried();
     let each: Vec<_> = rows
         .map(|row| {
             let setting = (Just(row), any::<bool>(), value(row, devices));

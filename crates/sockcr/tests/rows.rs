@@ -19,7 +19,7 @@ use sockcr::protocol::{self, Protocol};
 use sockcr::{Checkpoint, RestoreOptions, json};
 
 use support::place::{self, Device, isolated};
-use support::socket::{self, HIGHEST, IPV6, LEVELS, NOT_SWEPT, SOCKET, fresh};
+use support::socket::{self, HIGHEST, IPV6, LEVELS, NOT_SWEPT, SOCKET, UDP, UDPLITE, fresh};
 use support::values::{FOREIGN, apply, level, samples, spellings};
 use support::{Outcome, reader};
 
@@ -34,7 +34,7 @@ fn all() -> impl Iterator<Item = (&'static Protocol, &'static Row)> {
 }
 
 fn carried() -> impl Iterator<Item = (&'static Protocol, &'static Row)> {
-    all().filter(|(_, row)| row.carried())
+    all().filter(|(protocol, row)| protocol.carries(row))
 }
 
 /// Whether the kernel knows an option of this number, by asking a fresh socket for each try.
@@ -73,7 +73,14 @@ fn every_option_of_the_kernel_has_a_row() -> Outcome {
                 .filter(|(level, name)| known(protocol, *level, *name))
                 .collect();
             let lacking = "(level, number) that the tables lack";
-            assert_eq!(missing, [], "{}: {lacking}", protocol.name);
+            assert_eq!(missing, [], "{protocol}: {lacking}");
+            // What is known at level SOL_UDPLITE is what SOL_UDP means.
+            let other = (0..=HIGHEST).filter(|name| !rows.contains(&(UDP, *name)));
+            let other: Vec<i32> = other.filter(|n| known(protocol, UDPLITE, *n)).collect();
+            assert_eq!(
+                other, [0; 0],
+                "{protocol}: numbers of SOL_UDPLITE that SOL_UDP lacks"
+            );
         }
         Ok(())
     })
@@ -98,8 +105,7 @@ const SILENT: &[(&str, &str)] = &[
     ("IPV6_PATHMTU", "connected sockets"),
     ("IPV6_ADDRFORM", "connected sockets"),
     ("IPV6_PKTINFO", "no option reads it, only BPF"),
-    ("IPV6_CHECKSUM", "raw sockets"),
-    ("IPV6_HDRINCL", "raw sockets"),
+    ("SO_PEEK_OFF", "not raw and ping sockets"),
     ("IP6T_SO_GET_INFO", "with CAP_NET_ADMIN and a table's name"),
     (
         "IP6T_SO_GET_ENTRIES",
@@ -148,27 +154,29 @@ fn every_readable_row_answers() -> Outcome {
         )
     };
     let listed = |row: &&Row| SILENT.iter().any(|(name, _)| *name == row.name);
-    for protocol in protocol::ALL {
-        let socket = fresh(protocol)?;
-        let mute: Vec<_> = protocol
-            .rows()
-            .filter(readable)
-            .filter(|row| !listed(row))
-            .filter_map(|row| {
-                let answer = socket::get(&socket, level(row), row.number.into(), 256);
-                answer.err().map(|error| (row.name, error))
-            })
-            .collect();
-        let errnos = "rows said to be readable, and the errno";
-        assert_eq!(mute, [], "{}: {errnos}", protocol.name);
-        let cookie = socket::get(&socket, SOCKET, 71, 8);
-        assert!(cookie.is_ok(), "SO_NETNS_COOKIE");
-    }
-    assert!(
-        SILENT.iter().all(|(name, _)| option::find(name).is_some()),
-        "a row of the list is gone"
-    );
-    Ok(())
+    isolated(|| {
+        for protocol in protocol::ALL {
+            let socket = fresh(protocol)?;
+            let mute: Vec<_> = protocol
+                .rows()
+                .filter(readable)
+                .filter(|row| !listed(row))
+                .filter_map(|row| {
+                    let answer = socket::get(&socket, level(row), row.number.into(), 256);
+                    answer.err().map(|error| (row.name, error))
+                })
+                .collect();
+            let errnos = "rows said to be readable, and the errno";
+            assert_eq!(mute, [], "{protocol}: {errnos}");
+            let cookie = socket::get(&socket, SOCKET, 71, 8);
+            assert!(cookie.is_ok(), "SO_NETNS_COOKIE");
+        }
+        assert!(
+            SILENT.iter().all(|(name, _)| option::find(name).is_some()),
+            "a row of the list is gone"
+        );
+        Ok(())
+    })
 }
 
 /// The number a fresh socket answers, whatever its width.
@@ -182,32 +190,38 @@ fn number(bytes: &[u8]) -> i64 {
 
 #[test]
 fn a_fresh_socket_has_the_defaults() -> Outcome {
-    let mut wrong = Vec::new();
-    for (protocol, row) in all() {
-        let socket = fresh(protocol)?;
-        let name = (level(row), i32::from(row.number));
-        if NOT_SWEPT.contains(&name) {
-            continue;
-        }
-        let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else {
-            continue;
-        };
-        let right = match row.default {
-            Default::Number(default) => number(&bytes) == default,
-            Default::ByFamily(inet, inet6) => {
-                let six = protocol.family_name == "inet6";
-                number(&bytes) == if six { inet6 } else { inet }
+    isolated(|| {
+        let mut wrong = Vec::new();
+        for (protocol, row) in all() {
+            let socket = fresh(protocol)?;
+            let name = (level(row), i32::from(row.number));
+            if NOT_SWEPT.contains(&name) {
+                continue;
             }
-            Default::Empty => bytes.iter().all(|byte| *byte == 0),
-            Default::Sysctl(_) | Default::None => true,
-        };
-        let carried_names_its_default = !row.carried() || row.default != Default::None;
-        if !right || !carried_names_its_default {
-            wrong.push((protocol.name, row.name, row.default, bytes));
+            let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else {
+                continue;
+            };
+            let right = match row.default {
+                Default::Number(default) => number(&bytes) == default,
+                Default::ByFamily(inet, inet6) => {
+                    let six = protocol.family_name == "inet6";
+                    number(&bytes) == if six { inet6 } else { inet }
+                }
+                Default::ByProtocol(own, other) => {
+                    let own = own.iter().find(|(of, _)| *of == protocol.number);
+                    number(&bytes) == own.map_or(other, |(_, own)| *own)
+                }
+                Default::Empty => bytes.iter().all(|byte| *byte == 0),
+                Default::Sysctl(_) | Default::None => true,
+            };
+            let carried_names_its_default = !protocol.carries(row) || row.default != Default::None;
+            if !right || !carried_names_its_default {
+                wrong.push((protocol.to_string(), row.name, row.default, bytes));
+            }
         }
-    }
-    assert_eq!(wrong, []);
-    Ok(())
+        assert_eq!(wrong, []);
+        Ok(())
+    })
 }
 
 #[test]
@@ -236,7 +250,7 @@ fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
             for protocol in protocol::ALL.iter().filter(of_row) {
                 let socket = fresh(protocol)?;
                 let bytes = socket::get(&socket, level(row), row.number.into(), 4).unwrap();
-                assert_eq!(number(&bytes), says, "{} {}", protocol.name, row.name);
+                assert_eq!(number(&bytes), says, "{protocol} {}", row.name);
             }
         }
         Ok(())
@@ -294,8 +308,8 @@ fn there_and_back(
     }
     let socket = prepared(protocol, way);
     let words = |what: &str, error: &dyn Debug| {
-        let (kind, name) = (protocol.name, row.name);
-        format!("{kind} {name} {value:?} {way}: {what}: {error:?}")
+        let name = row.name;
+        format!("{protocol} {name} {value:?} {way}: {what}: {error:?}")
     };
     if let Err(error) = apply(&socket, row, value) {
         return refused(row, value, error).map_err(|why| words("set", &why));
@@ -400,7 +414,7 @@ fn what_is_written_is_what_was_meant() -> Outcome {
         for (protocol, row) in carried() {
             for value in samples(row, &devices) {
                 let (by_hand, socket) = (fresh(protocol)?, fresh(protocol)?);
-                let told = format!("{} {} {value:?}", protocol.name, row.name);
+                let told = format!("{protocol} {} {value:?}", row.name);
                 if let Err(error) = apply(&by_hand, row, &value) {
                     refused(row, &value, error).map_err(|why| format!("{told}: {why}"))?;
                     continue;

@@ -23,7 +23,7 @@ pub fn isolated<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
     let inside = std::env::var_os(INSIDE).is_some();
     let entered = std::thread::scope(|scope| {
         let thread = scope.spawn(|| match sockcr_sys::netns::unshare(libc::CLONE_NEWNET) {
-            Ok(()) => Some(up("lo").map_err(Into::into).and_then(|()| body())),
+            Ok(()) => Some(ready().map_err(Into::into).and_then(|()| body())),
             Err(_) => None,
         });
         thread
@@ -43,7 +43,7 @@ pub fn rootless<F: FnOnce() -> Outcome>(body: F) -> Outcome {
     match std::env::var_os(INSIDE) {
         Some(_) => {
             assert!(sockcr::kernel::reader().is_err(), "BPF in a user namespace");
-            up("lo")?;
+            ready()?;
             body()
         }
         None => in_user_namespace(&test_name(type_name_of_val(&body))),
@@ -82,6 +82,12 @@ fn in_user_namespace(test: &str) -> Outcome {
 
 fn control() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
+}
+
+/// The loopback device up, and ping sockets for the group of root.
+fn ready() -> io::Result<()> {
+    sysctl("net.ipv4.ping_group_range", "0 0")?;
+    up("lo")
 }
 
 /// Brings a device of this namespace up.

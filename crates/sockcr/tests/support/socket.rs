@@ -22,8 +22,14 @@ pub const IP: i32 = 0;
 pub const IPV6: i32 = 41;
 /// `SOL_UDP`
 pub const UDP: i32 = 17;
+/// `SOL_UDPLITE`, another name of `SOL_UDP`.
+pub const UDPLITE: i32 = 136;
+/// `SOL_RAW`
+pub const RAW: i32 = 255;
+/// `SOL_ICMPV6`
+pub const ICMPV6: i32 = 58;
 /// All of them.
-pub const LEVELS: [i32; 4] = [SOCKET, IP, IPV6, UDP];
+pub const LEVELS: [i32; 6] = [SOCKET, IP, IPV6, UDP, RAW, ICMPV6];
 /// The highest number of an option that is tried.
 pub const HIGHEST: i32 = 120;
 /// Longer than this nothing may take.
