@@ -118,6 +118,7 @@ fn fresh(row: &Row) -> String {
     match row.default {
         Default::Number(number) => number.to_string(),
         Default::ByFamily(inet, inet6) => format!("{inet}, of AF_INET6 {inet6}"),
+        Default::ByPort(udp, others) => format!("{udp}, of raw and ping sockets {others}"),
         Default::ByProtocol(own, other) => {
             let own = own
                 .iter()

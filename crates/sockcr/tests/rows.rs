@@ -14,12 +14,12 @@ use std::hash::Hash;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use sockcr::option::{self, Access, Default, Kind, Row, Value};
+use sockcr::option::{self, Access, Default, Kind, Level, Row, Value};
 use sockcr::protocol::{self, Protocol};
 use sockcr::{Checkpoint, RestoreOptions, json};
 
 use support::place::{self, Device, isolated};
-use support::socket::{self, HIGHEST, IPV6, LEVELS, NOT_SWEPT, SOCKET, UDP, UDPLITE, fresh};
+use support::socket::{self, HIGHEST, IP, IPV6, LEVELS, NOT_SWEPT, SOCKET, UDP, UDPLITE, fresh};
 use support::values::{FOREIGN, apply, level, samples, spellings};
 use support::{Outcome, reader};
 
@@ -54,9 +54,10 @@ fn known(protocol: &Protocol, level: i32, name: i32) -> bool {
     readable || writable
 }
 
-/// SO_ATTACH_FILTER, whose row is checked by the filters' tests, and IP6T_SO_SET_REPLACE: their
+/// SO_ATTACH_FILTER, whose row is checked by the filters' tests, and IP6T_SO_SET_REPLACE,
+/// IPT_SO_SET_REPLACE and ARPT_SO_SET_REPLACE, which are not of the socket: their
 /// values hold pointers, so that the calls are refused before they reach the kernel.
-const POINTERS: [(i32, i32); 2] = [(SOCKET, 26), (IPV6, 64)];
+const POINTERS: [(i32, i32); 4] = [(SOCKET, 26), (IPV6, 64), (IP, 64), (IP, 96)];
 
 #[test]
 fn every_option_of_the_kernel_has_a_row() -> Outcome {
@@ -207,6 +208,10 @@ fn a_fresh_socket_has_the_defaults() -> Outcome {
                     let six = protocol.family_name == "inet6";
                     number(&bytes) == if six { inet6 } else { inet }
                 }
+                Default::ByPort(udp, others) => {
+                    let udp = protocol.name.starts_with("udp").then_some(udp);
+                    number(&bytes) == udp.unwrap_or(others)
+                }
                 Default::ByProtocol(own, other) => {
                     let own = own.iter().find(|(of, _)| *of == protocol.number);
                     number(&bytes) == own.map_or(other, |(_, own)| *own)
@@ -258,9 +263,19 @@ fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
 }
 
 /// What no machine without the hardware or the controller can set.
-fn may_be_refused(row: &Row, value: &Value) -> Option<&'static str> {
+fn may_be_refused(protocol: &Protocol, row: &Row, value: &Value) -> Option<&'static str> {
     const BIND_PHC: i64 = 1 << 15;
+    let raw = protocol.type_name == "raw";
+    let udp = protocol.name.starts_with("udp");
     match (row.name, value) {
+        ("SO_ZEROCOPY", _) => (protocol.number != 17 || raw).then_some("UDP and TCP only"),
+        ("SO_PEEK_OFF", _) => (!udp).then_some("not raw and ping sockets"),
+        ("IPV6_V6ONLY", _) => {
+            raw.then_some("has a protocol from the start, which counts as a port")
+        }
+        ("IPV6_CHECKSUM", Value::Int(place)) => (place % 2 != 0).then_some("an odd place"),
+        ("IP_ROUTER_ALERT", Value::Int(0)) => Some("is off already"),
+        ("IP_ROUTER_ALERT", _) => (protocol.number == 255).then_some("not IPPROTO_RAW"),
         ("SO_RESERVE_MEM", Value::Int(size)) if *size != 0 => Some("needs a memory control group"),
         ("SO_RESERVE_MEM", _) => Some("needs memory control groups"),
         ("SO_TIMESTAMPING_OLD" | "SO_TIMESTAMPING_NEW", Value::Pair(flags, _)) => {
@@ -283,6 +298,17 @@ fn prepared(protocol: &Protocol, way: &str) -> OwnedFd {
         socket::connect(&socket, (here, 9)).unwrap();
     }
     socket
+}
+
+/// What UDP sockets have is tried in every way on these, and in one way on the other kinds.
+fn ways(protocol: &Protocol, row: &Row) -> impl Iterator<Item = &'static str> + use<> {
+    let shared = row.special.is_none() && !matches!(row.level, Level::Raw | Level::Icmpv6);
+    let once = match before_bind_only(row) {
+        true => "unbound",
+        false => "connected",
+    };
+    let all = protocol.number == 17 || !shared;
+    WAYS.into_iter().filter(move |way| all || *way == once)
 }
 
 /// Whether it can be set on an unbound socket only.
@@ -312,7 +338,7 @@ fn there_and_back(
         format!("{protocol} {name} {value:?} {way}: {what}: {error:?}")
     };
     if let Err(error) = apply(&socket, row, value) {
-        return refused(row, value, error).map_err(|why| words("set", &why));
+        return refused(protocol, row, value, error).map_err(|why| words("set", &why));
     }
     let before = socket::sweep(&socket);
     let hidden = reader()
@@ -355,12 +381,12 @@ fn there_and_back(
 }
 
 /// A plain user may not set everything; root may, but for what the hardware lacks.
-fn refused(row: &Row, value: &Value, error: i32) -> Result<(), String> {
+fn refused(protocol: &Protocol, row: &Row, value: &Value, error: i32) -> Result<(), String> {
     let error = std::io::Error::from_raw_os_error(error);
     let plain = error.kind() == std::io::ErrorKind::PermissionDenied && reader().is_err();
-    match may_be_refused(row, value) {
+    match may_be_refused(protocol, row, value) {
         Some(why) => println!(
-            "{} {value:?} is not settable here: {why} ({error})",
+            "{protocol} {} {value:?} is not settable here: {why} ({error})",
             row.name
         ),
         None if plain => println!("{} {value:?} is not settable here: {error}", row.name),
@@ -387,7 +413,10 @@ fn every_value_of_every_carried_row_comes_back() -> Outcome {
         for (protocol, row) in carried() {
             let values = samples(row, &devices);
             assert!(values.len() > 1, "{} has no values to try", row.name);
-            for (value, way) in values.iter().flat_map(|v| WAYS.map(|way| (v, way))) {
+            for (value, way) in values
+                .iter()
+                .flat_map(|v| ways(protocol, row).map(move |way| (v, way)))
+            {
                 if way != "unbound" && before_bind_only(row) {
                     continue;
                 }
@@ -416,7 +445,8 @@ fn what_is_written_is_what_was_meant() -> Outcome {
                 let (by_hand, socket) = (fresh(protocol)?, fresh(protocol)?);
                 let told = format!("{protocol} {} {value:?}", row.name);
                 if let Err(error) = apply(&by_hand, row, &value) {
-                    refused(row, &value, error).map_err(|why| format!("{told}: {why}"))?;
+                    refused(protocol, row, &value, error)
+                        .map_err(|why| format!("{told}: {why}"))?;
                     continue;
                 }
                 row.write(socket.as_fd(), &value)?;
@@ -438,6 +468,7 @@ fn a_disturbed_row_keeps_what_it_was_given() -> Outcome {
     isolated(|| {
         let disturbed =
             carried().filter_map(|(p, row)| Some((p, row, option::find(row.disturbed_by?)?)));
+        let disturbed = disturbed.filter(|(p, _, first)| p.carries(first));
         for (protocol, row, first) in disturbed {
             for disturbing in samples(first, &[]) {
                 let socket = fresh(protocol)?;

@@ -94,7 +94,7 @@ pub static ROWS: &[Row] = &[
     flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::ByFamily(1, 0)),
     row(50, "IP_UNICAST_IF", Kind::Interface(Order::Network)).since("3.4"),
     row(51, "IP_LOCAL_PORT_RANGE", Kind::PortRange).since("6.3").stage(Stage::AfterConnect),
-    row(52, "IP_PROTOCOL", Kind::Int(0, 65535, Unit::None)).since("6.4")
+    row(52, "IP_PROTOCOL", Kind::Int(0, 65535, Unit::None)).since("6.4").default(Default::None)
         .access(Access::ReadOnly("tells inet_sock.inet_num: the protocol of a raw socket, the own port of others"))
         .source("net/ipv4/ip_sockglue.c do_ip_getsockopt"),
     action(64, "IPT_SO_GET_INFO", NETFILTER).source("net/ipv4/netfilter/ip_tables.c do_ipt_get_ctl"),

@@ -236,6 +236,8 @@ pub enum Default {
     Number(i64),
     /// The first number on sockets of AF_INET, the second one on those of AF_INET6.
     ByFamily(i64, i64),
+    /// The first number on sockets of UDP and UDP-Lite, the second one on raw and ping sockets.
+    ByPort(i64, i64),
     /// The number that stands beside its protocol; the other one on sockets of all others.
     ByProtocol(&'static [(u32, i64)], i64),
     /// Nothing: no bytes, an empty name, zeroes.
@@ -388,6 +390,7 @@ impl Row {
             Default::Number(number) => Some(*value == Value::Int(number)),
             Default::Empty => Some(self.kind.is_empty(value)),
             Default::ByFamily(..)
+            | Default::ByPort(..)
             | Default::ByProtocol(..)
             | Default::Sysctl(_)
             | Default::None => None,
