@@ -134,6 +134,9 @@ fn endpoint(checkpoint: &Checkpoint) -> Vec<String> {
     if let Some(source) = endpoint.source {
         text.push(format!("  sends from {source}"));
     }
+    if let Some(heard) = endpoint.heard {
+        text.push(format!("  by IPv6 hears {heard} alone, its former peer"));
+    }
     if let Some(shutdown) = checkpoint.shutdown {
         let shut = [("receiving", shutdown.receive), ("sending", shutdown.send)];
         for (what, _) in shut.iter().filter(|(_, shut)| *shut) {

@@ -204,6 +204,10 @@ numbers! {
     /// In QUEUE, u32: the flow label of a datagram of IPv6; absent: 0.
     DATAGRAM_FLOW_LABEL = 103,
 
+    /// 16 bytes: the former peer of an AF_INET6 socket, which hears nobody else by IPv6 since it was
+    /// disconnected; absent: none.
+    HEARD = 120,
+
     /// Nested, once for each thing that was inferred rather than read: [`WHAT`] and [`REASON`].
     ASSUMED = 0x2001,
     /// u32: the place of the socket in its SO_REUSEPORT group.

@@ -94,6 +94,9 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     if let Some(source) = endpoint.source {
         add("source address", source.to_string());
     }
+    if let Some(heard) = endpoint.heard {
+        add("former peer", heard.to_string());
+    }
     for (row, value) in checkpoint.options.iter() {
         add(row.name, row.kind.show(value, &checkpoint.interfaces));
     }
@@ -200,12 +203,14 @@ fn device(checkpoint: &Checkpoint, index: u32) -> String {
 fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
     let given = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
     format!(
-        "{} to {}, ttl {}, tos {}, by {}, by a gateway {}, mark {}, priority {}, \
-         segment {}, at {}, options {}: {}",
+        "{} to {}, ttl {}, tos {}, flow label {}, in one piece {}, by {}, by a gateway {}, mark {}, \
+         priority {}, segment {}, at {}, options {}: {}",
         corked.source,
         corked.destination,
         given(corked.ttl),
         given(corked.tos),
+        corked.flow_label,
+        corked.dont_fragment,
         device(checkpoint, corked.device),
         corked.gateway,
         corked.mark,
@@ -221,7 +226,7 @@ fn error(checkpoint: &Checkpoint, entry: &ErrorEntry) -> String {
     let address = |address: Option<SocketAddr>| address.map_or("-".into(), |a| a.to_string());
     format!(
         "errno {}, origin {}, type {}, code {}, info {}, data {}, from {} to {}, about {}, ttl {}, \
-         tos {}, by {}, at {}, rest {}: {}",
+         tos {}, flow label {}, by {}, at {}, rest {}: {}",
         entry.error,
         entry.origin,
         entry.kind,
@@ -233,6 +238,7 @@ fn error(checkpoint: &Checkpoint, entry: &ErrorEntry) -> String {
         address(entry.destination),
         entry.ttl,
         entry.tos,
+        entry.flow_label,
         device(checkpoint, entry.interface),
         entry.received_at,
         crate::hex::encode(&entry.rest),

@@ -259,6 +259,9 @@ fn put_endpoint(pieces: &mut Pieces, checkpoint: &Checkpoint) {
     if let Some(source) = endpoint.source {
         pieces.plain(number::SOURCE, octets(source));
     }
+    if let Some(heard) = endpoint.heard {
+        pieces.plain(number::HEARD, octets(heard));
+    }
 }
 
 fn put_option(pieces: &mut Pieces, row: &Row, value: &Value) {
@@ -400,6 +403,7 @@ struct Reading {
     local: Option<SocketAddr>,
     peer: Option<SocketAddr>,
     source: Option<IpAddr>,
+    heard: Option<IpAddr>,
     address_locked: bool,
     port_locked: bool,
     memberships: Vec<Membership>,
@@ -437,6 +441,7 @@ impl Reading {
                 self.port_locked = true;
             }
             number::SOURCE => self.source = Some(ip(attribute)?),
+            number::HEARD => self.heard = Some(ip(attribute)?),
             number::SOCKOPT_SNDBUF_ULOCK => {
                 attribute.as_flag()?;
                 self.locks.send = true;
@@ -515,7 +520,8 @@ impl Reading {
     /// Every address is of the family of the socket.
     fn endpoint(&self, protocol: &Protocol) -> Result<Endpoint, String> {
         let ips = [self.local, self.peer].into_iter().flatten();
-        let mut ips = ips.map(|address| address.ip()).chain(self.source);
+        let ips = ips.map(|address| address.ip());
+        let mut ips = ips.chain(self.source).chain(self.heard);
         if !ips.all(|ip| ip.is_ipv6() == protocol.is_ipv6()) {
             return Err("has an address of another family than the socket".into());
         }
@@ -524,6 +530,12 @@ impl Reading {
         {
             return Err("has a port, and is a raw socket".into());
         }
+        if self.heard.is_some() && self.peer.is_some() {
+            return Err("has a peer and a former one".into());
+        }
+        if self.heard.is_some() && !protocol.is_ipv6() {
+            return Err("has a former peer, and does not speak IPv6".into());
+        }
         let unbound = Endpoint::unbound(protocol);
         Ok(Endpoint {
             local: self.local.unwrap_or(unbound.local),
@@ -531,6 +543,7 @@ impl Reading {
             address_locked: self.address_locked,
             port_locked: self.port_locked,
             source: self.source,
+            heard: self.heard,
         })
     }
 

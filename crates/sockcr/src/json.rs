@@ -84,6 +84,8 @@ struct EndpointJson {
     port_locked: bool,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     source: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    heard: Option<IpAddr>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -206,6 +208,7 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
             address_locked: endpoint.address_locked,
             port_locked: endpoint.port_locked,
             source: endpoint.source,
+            heard: endpoint.heard,
         },
         buffer_locks: LocksJson {
             send: checkpoint.buffer_locks.send,
@@ -324,6 +327,7 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
         address_locked: socket.endpoint.address_locked,
         port_locked: socket.endpoint.port_locked,
         source: socket.endpoint.source,
+        heard: socket.endpoint.heard,
     };
     if socket.state != state(&endpoint) {
         return Err(format!("state {:?} does not fit the peer", socket.state));

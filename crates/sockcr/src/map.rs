@@ -31,6 +31,8 @@ impl FromStr for Mapping {
                 }
                 Ok(Mapping::Network(old, new, size))
             }
+            // No device is called so (`dev_valid_name`).
+            (None, None) if text.contains('/') => Err(bad("has a network that is none")),
             (None, None) if !old.is_empty() && (1..16).contains(&new.len()) => {
                 Ok(Mapping::Device(old.into(), new.into()))
             }
@@ -145,6 +147,7 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
         peer.set_ip(ip);
     }
     endpoint.source.iter_mut().for_each(&mut change);
+    endpoint.heard.iter_mut().for_each(&mut change);
     for membership in &mut checkpoint.memberships {
         change(&mut membership.group);
         change_ipv4(&mut membership.address, &mut change);
@@ -206,5 +209,106 @@ fn map_devices(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]) 
     if let (Some(row), Some(Value::Text(mut name))) = (row, bound) {
         change(&mut name);
         checkpoint.options.set(row, Some(Value::Text(name)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn called(map: &str, address: &str) -> Option<String> {
+        let Mapping::Network(old, new, bits) = map.parse().unwrap() else {
+            panic!("{map} is no network");
+        };
+        let moved = moved(address.parse().unwrap(), old, new, bits);
+        moved.map(|address| address.to_string())
+    }
+
+    #[test]
+    fn the_first_bits_are_exchanged() {
+        for (map, address, expected) in [
+            ("10.0.0.1=10.0.0.2", "10.0.0.1", Some("10.0.0.2")),
+            ("10.0.0.1=10.0.0.2", "10.0.0.3", None),
+            (
+                "10.1.0.0/16=192.168.0.0/16",
+                "10.1.2.3",
+                Some("192.168.2.3"),
+            ),
+            ("10.1.0.0/16=192.168.0.0/16", "10.2.2.3", None),
+            ("10.1.0.7/31=10.9.0.8/31", "10.1.0.6", Some("10.9.0.8")),
+            ("0.0.0.0/0=0.0.0.0/0", "1.2.3.4", Some("1.2.3.4")),
+            ("fd00:1::/64=fd00:2::/64", "fd00:1::77", Some("fd00:2::77")),
+            ("fd00:1::/64=fd00:2::/64", "fd00:1:0:1::77", None),
+            (
+                "fd00:1::/60=fd00:2::/60",
+                "fd00:1:0:f::7",
+                Some("fd00:2:0:f::7"),
+            ),
+            ("fe80::1=fe80::2", "fe80::1", Some("fe80::2")),
+            ("::/0=::/0", "fd00::1", Some("fd00::1")),
+            ("fd00:1::/64=fd00:2::/64", "10.0.0.1", None),
+        ] {
+            assert_eq!(called(map, address).as_deref(), expected, "{map} {address}");
+        }
+    }
+
+    #[test]
+    fn an_ipv6_socket_that_speaks_ipv4_moves_as_ipv4() {
+        let map = "10.1.0.0/16=10.2.0.0/16";
+        let moved = called(map, "::ffff:10.1.2.3");
+        assert_eq!(moved.as_deref(), Some("::ffff:10.2.2.3"));
+        assert_eq!(called(map, "::ffff:10.3.2.3"), None);
+        assert_eq!(called(map, "::10.1.2.3"), None);
+        assert_eq!(called("0.0.0.0/0=0.0.0.0/0", "fd00::1"), None);
+    }
+
+    #[test]
+    fn two_of_one_family_and_size_or_two_devices() {
+        for wrong in [
+            "",
+            "=",
+            "a=",
+            "=b",
+            "10.0.0.1",
+            "10.0.0.1=eth0",
+            "10.0.0.0/8=10.0.0.0/9",
+            "10.0.0.0/33=10.0.0.0/33",
+            "fd00::/129=fd00::/129",
+            "10.0.0.1=fd00::1",
+            "fd00::/64=fd00::1",
+            "eth0=a_name_of_16_bytes",
+        ] {
+            assert!(wrong.parse::<Mapping>().is_err(), "{wrong}");
+        }
+        let device = Mapping::Device("eth0".into(), "eth1".into());
+        assert_eq!("eth0=eth1".parse::<Mapping>().unwrap(), device);
+    }
+
+    fn socket_of(local: &str) -> Checkpoint {
+        let socket = std::net::UdpSocket::bind(local).unwrap();
+        Checkpoint::dump(&socket).unwrap()
+    }
+
+    #[test]
+    fn all_that_is_of_this_place_moves() {
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let mut before = socket_of("[::1]:0");
+        before.endpoint.heard = Some(ip("fd00:1::9"));
+        let group = crate::state::membership::Membership::of(1, ip("ff05::1"));
+        before.memberships = vec![group];
+        let map = [
+            "::1=fd00:2::1",
+            "fd00:1::/64=fd00:2::/64",
+            "ff05::/16=ff08::/16",
+        ];
+        let map = map.map(|text| text.parse().unwrap());
+        let after = apply(std::slice::from_ref(&before), &map).unwrap();
+        assert_eq!(after[0].endpoint.local.ip(), ip("fd00:2::1"));
+        assert_eq!(after[0].endpoint.heard, Some(ip("fd00:2::9")));
+        assert_eq!(after[0].memberships[0].group, ip("ff08::1"));
+        let unused = apply(&[socket_of("[::1]:0")], &map)
+            .unwrap_err()
+            .to_string();
+        assert!(unused.contains("nothing called fd00:1::/64"), "{unused}");
     }
 }

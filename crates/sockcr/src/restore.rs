@@ -305,19 +305,22 @@ impl Checkpoint {
         if !self.protocol.is_udp() {
             return report.lose(what, "made again on UDP sockets only");
         }
-        let made = netns::within(fd, || errors.restore(fd, injector.get()?, report));
+        let made = netns::within(fd, || {
+            errors.restore(fd, &self.interfaces, injector.get()?, report)
+        });
         lossy(made, what, report);
     }
 
-    /// Attaches the programs, binds and connects; a socket that will be connected, gets its queue only
-    /// then, or brings its group a program, hears nobody before.
+    /// Attaches the programs, binds and connects; a socket that will be connected or was, gets its queue
+    /// only then, or brings its group a program, hears nobody before.
     fn take_place(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Failure> {
         let none = Filter::default();
         let program = self.filter.as_ref().unwrap_or(&none);
         let leads = self.reuseport_program.is_some() && self.reuseport_index.unwrap_or(0) == 0;
         let queue = &self.receive_queue;
         let queue_later = receive_queue::comes_later(queue);
-        let waits = self.endpoint.peer.is_some() || leads || queue_later;
+        let connects = self.endpoint.peer.is_some() || self.endpoint.heard.is_some();
+        let waits = connects || leads || queue_later;
         match waits {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(program.restore(fd), "filter", report),
@@ -402,6 +405,7 @@ impl Checkpoint {
         self.endpoint.address_locked = now.endpoint.address_locked;
         self.endpoint.port_locked = now.endpoint.port_locked;
         self.endpoint.source = now.endpoint.source;
+        self.endpoint.heard = now.endpoint.heard;
         // Each datagram was compared when it was put back; peeking again shows less of it.
         self.receive_queue.clone_from(&now.receive_queue);
         self.cork.clone_from(&now.cork);

@@ -9,7 +9,7 @@
 mod support;
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -21,8 +21,9 @@ use sockcr::{Checkpoint, ErrorKind, Mapping, RestoreOptions};
 use support::place::{self, isolated};
 use support::socket::{self, IP, Instruction, SOCKET, instruction, set_int, udp};
 use support::twin::{
-    ANY, GROUP, HERE, IP_ADD_MEMBERSHIP, IP_RECVTTL, IP_TTL, PORT, SO_BROADCAST, SO_REUSEADDR,
-    SO_REUSEPORT, WAYS, change_group, exactly, made, restored, same, send_to, to, with,
+    ANY, GROUP, HERE, HERES, IP_ADD_MEMBERSHIP, IP_RECVTTL, IP_TTL, PORT, SO_BROADCAST,
+    SO_REUSEADDR, SO_REUSEPORT, WAYS, change_group, exactly, fresh_for, made, restored, same,
+    send_to, to, with,
 };
 use support::{Outcome, reader, skip};
 
@@ -30,17 +31,73 @@ const SO_RCVTIMEO: i32 = 20;
 const IP_TOS: i32 = 1;
 const IP_RECVTOS: i32 = 13;
 
+/// Each way to an address, at each kind of address.
+fn everywhere() -> impl Iterator<Item = (IpAddr, &'static str)> {
+    let all = HERES.into_iter();
+    all.flat_map(|here| WAYS.into_iter().map(move |way| (here, way)))
+}
+
+/// An IPv6 socket that was disconnected hears only its former peer, until it is connected again.
+#[test]
+fn a_disconnected_socket_hears_its_former_peer() -> Outcome {
+    if let Err(why) = reader() {
+        return skip(&why);
+    }
+    isolated(|| {
+        let (any, here) = (Ipv6Addr::UNSPECIFIED, Ipv6Addr::LOCALHOST);
+        let gone = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+        let [device, _] = place::devices()?;
+        for (peer, heard) in [
+            (IpAddr::V6(here), [true, false, true]),
+            (device.address6.into(), [false, true, true]),
+            // Nothing that speaks IPv4 is asked for it.
+            (HERE.to_ipv6_mapped().into(), [false, false, true]),
+        ] {
+            let make = || {
+                let socket = fresh_for(peer);
+                socket::connect(&socket, (peer, 9)).unwrap();
+                rustix::net::connect_unspec(&socket).unwrap();
+                socket::bind(&socket, (any, PORT)).unwrap();
+                socket
+            };
+            let all = same(make, |socket| {
+                let from = [IpAddr::V6(here), device.address6.into(), HERE.into()];
+                from.map(|from| {
+                    let sender = with((from, 0), &[]);
+                    let to: IpAddr = if from.is_ipv4() {
+                        HERE.into()
+                    } else {
+                        here.into()
+                    };
+                    send_to(&sender, b"heard?", to, PORT).unwrap();
+                    !socket::receive_now(socket).unwrap().is_empty()
+                })
+            });
+            assert_eq!(all, heard, "{peer}");
+        }
+        // To where no route leads any more.
+        let mut checkpoint = Checkpoint::dump(&with((any, PORT), &[]))?;
+        checkpoint.endpoint.heard = Some(gone.into());
+        let restored = checkpoint.restore(&exactly())?;
+        assert_eq!(
+            Checkpoint::dump(&restored.fd)?.endpoint.heard,
+            Some(gone.into())
+        );
+        Ok(())
+    })
+}
+
 #[test]
 fn disconnecting_leaves_the_same_address() -> Outcome {
     if let Err(why) = reader() {
         return skip(&why);
     }
     isolated(|| {
-        // A receiver, so that nothing sent is answered with an error.
-        let _receiver = socket::bound((HERE, 9))?;
-        for way in WAYS {
+        for (here, way) in everywhere() {
+            // So that nothing sent is answered with an error.
+            let _receiver = with((here, 9), &[]);
             let left = same(
-                || made(way),
+                || made(way, here),
                 |socket| {
                     let before = socket::local(socket).unwrap();
                     rustix::net::connect_unspec(socket).unwrap();
@@ -53,7 +110,7 @@ fn disconnecting_leaves_the_same_address() -> Outcome {
                     )
                 },
             );
-            println!("{way}: {left:?}");
+            println!("{here} {way}: {left:?}");
         }
         Ok(())
     })
@@ -65,15 +122,16 @@ fn the_address_itself_comes_back() -> Outcome {
         return skip(&why);
     }
     isolated(|| {
-        let _receiver = socket::bound((HERE, 9))?;
-        for way in WAYS {
-            let original = made(way);
+        for (here, way) in everywhere() {
+            // So that nothing sent is answered with an error.
+            let _receiver = with((here, 9), &[]);
+            let original = made(way, here);
             let (local, peer) = (socket::local(&original)?, socket::peer(&original));
             let twin = restored(original);
             assert_eq!(
                 (socket::local(&twin)?, socket::peer(&twin)),
                 (local, peer),
-                "{way}"
+                "{here} {way}"
             );
         }
         Ok(())
@@ -157,51 +215,54 @@ fn datagrams_arrive_with_what_the_receiver_asked_for() -> Outcome {
 
 #[test]
 fn a_connected_socket_hears_only_its_peer() -> Outcome {
-    isolated(|| {
-        let make = || {
-            let socket = with((HERE, PORT), &[]);
-            socket::connect(&socket, (HERE, 9)).unwrap();
-            socket
-        };
-        let heard = same(make, |socket| {
-            let (stranger, peer) = (with((HERE, 10), &[]), with((HERE, 9), &[]));
-            let refused = send_to(&stranger, b"stranger", HERE, PORT);
-            send_to(&peer, b"peer", HERE, PORT).unwrap();
-            send(socket, b"back", SendFlags::empty()).unwrap();
-            (
-                refused.is_ok(),
-                socket::receive(socket).unwrap(),
-                socket::receive(&peer).unwrap(),
-            )
-        });
-        assert_eq!(heard, (true, b"peer".to_vec(), b"back".to_vec()));
-        Ok(())
-    })
+    isolated(|| HERES.into_iter().try_for_each(hears_only_its_peer))
+}
+
+fn hears_only_its_peer(here: IpAddr) -> Outcome {
+    let make = || {
+        let socket = with((here, PORT), &[]);
+        socket::connect(&socket, (here, 9)).unwrap();
+        socket
+    };
+    let heard = same(make, |socket| {
+        let (stranger, peer) = (with((here, 10), &[]), with((here, 9), &[]));
+        let refused = send_to(&stranger, b"stranger", here, PORT);
+        send_to(&peer, b"peer", here, PORT).unwrap();
+        send(socket, b"back", SendFlags::empty()).unwrap();
+        (
+            refused.is_ok(),
+            socket::receive(socket).unwrap(),
+            socket::receive(&peer).unwrap(),
+        )
+    });
+    assert_eq!(heard, (true, b"peer".to_vec(), b"back".to_vec()));
+    Ok(())
 }
 
 #[test]
 fn a_port_is_not_opened_to_others() -> Outcome {
     isolated(|| {
-        for way in [
+        let ways = [
             "address and port",
             "address, port 0",
             "any address and port, connected",
-        ] {
-            let _receiver = socket::bound((HERE, 9))?;
+        ];
+        for (here, way) in everywhere().filter(|(_, way)| ways.contains(way)) {
+            let _receiver = with((here, 9), &[]);
             let refused = same(
-                || made(way),
+                || made(way, here),
                 |socket| {
                     let local = socket::local(socket).unwrap();
                     [0, SO_REUSEADDR, SO_REUSEPORT].map(|option| {
-                        let other = udp().unwrap();
+                        let other = fresh_for(here);
                         if option != 0 {
                             set_int(&other, SOCKET, option, 1).unwrap();
                         }
-                        socket::bind(&other, (HERE, local.port())).map_err(|error| error.kind())
+                        socket::bind(&other, (here, local.port())).map_err(|error| error.kind())
                     })
                 },
             );
-            assert_eq!(refused, [Err(io::ErrorKind::AddrInUse); 3], "{way}");
+            assert_eq!(refused, [Err(io::ErrorKind::AddrInUse); 3], "{here} {way}");
         }
         Ok(())
     })
@@ -264,32 +325,34 @@ const ROUNDS: u16 = 4;
 /// Between bind(2) and connect(2) a socket would hear everybody.
 #[test]
 fn a_connected_socket_hears_no_stranger_while_it_is_restored() -> Outcome {
-    isolated(|| {
-        let checkpoint = Checkpoint::dump(&made("any address and port, connected"))?;
-        let stranger = with((HERE, 10), &[]);
-        let done = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for at in (0..ROUNDS).cycle() {
-                    // Refused while nobody is bound there.
-                    let _ = send_to(&stranger, b"stranger", HERE, PORT + at);
-                    if done.load(Ordering::Relaxed) {
-                        break;
-                    }
+    isolated(|| HERES.into_iter().try_for_each(no_stranger))
+}
+
+fn no_stranger(here: IpAddr) -> Outcome {
+    let checkpoint = Checkpoint::dump(&made("any address and port, connected", here))?;
+    let stranger = with((here, 10), &[]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for at in (0..ROUNDS).cycle() {
+                // Refused while nobody is bound there.
+                let _ = send_to(&stranger, b"stranger", here, PORT + at);
+                if done.load(Ordering::Relaxed) {
+                    break;
                 }
-            });
-            // Another port each round: a closed one may be held by whoever looks at this process.
-            let heard = (0..ROUNDS * 100).map(|round| {
-                let mut there = checkpoint.clone();
-                there.endpoint.local.set_port(PORT + round % ROUNDS);
-                let restored = there.restore(&RestoreOptions::default())?;
-                Ok(socket::receive_now(&restored.fd)?.len())
-            });
-            let heard: Result<usize, Box<dyn std::error::Error + Send + Sync>> = heard.sum();
-            done.store(true, Ordering::Relaxed);
-            assert_eq!(heard?, 0);
-            Ok(())
-        })
+            }
+        });
+        // Another port each round: a closed one may be held by whoever looks at this process.
+        let heard = (0..ROUNDS * 50).map(|round| {
+            let mut there = checkpoint.clone();
+            there.endpoint.local.set_port(PORT + round % ROUNDS);
+            let restored = there.restore(&RestoreOptions::default())?;
+            Ok(socket::receive_now(&restored.fd)?.len())
+        });
+        let heard: Result<usize, Box<dyn std::error::Error + Send + Sync>> = heard.sum();
+        done.store(true, Ordering::Relaxed);
+        assert_eq!(heard?, 0);
+        Ok(())
     })
 }
 
@@ -334,6 +397,34 @@ fn a_source_address_that_the_route_would_not_choose_stays() -> Outcome {
             (before.ip(), socket::local(socket).unwrap())
         });
         assert_eq!(seen, (other.address.into(), to(ANY, 0)));
+        Ok(())
+    })
+}
+
+/// The device of a link-local address is that of the socket, which may be another one later, or none.
+#[test]
+fn a_link_local_address_stays_without_its_device() -> Outcome {
+    const SO_BINDTOIFINDEX: i32 = 62;
+    if let Err(why) = reader() {
+        return skip(&why);
+    }
+    isolated(|| {
+        let [m0, m1] = place::devices()?;
+        let near = |address: Ipv6Addr| SocketAddrV6::new(address, PORT, 0, m0.index).into();
+        for device in [m0.index, m1.index, 0] {
+            for address in [m0.link_local, "ff02::77".parse()?] {
+                for connects in [false, true] {
+                    let socket = fresh_for(address.into());
+                    socket::bind_to(&socket, near(address))?;
+                    if connects {
+                        socket::connect_to(&socket, near(m0.link_local))?;
+                    }
+                    set_int(&socket, SOCKET, SO_BINDTOIFINDEX, device as i32)?;
+                    println!("{address} at device {device}, connected: {connects}");
+                    restored(socket);
+                }
+            }
+        }
         Ok(())
     })
 }

@@ -13,7 +13,7 @@ mod message;
 mod support;
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use feed::Told;
@@ -22,10 +22,10 @@ use rustix::event::PollFlags;
 use sockcr::kernel::ErrorEntry;
 use sockcr::state::errors::Errors;
 use sockcr::{Checkpoint, RestoreOptions};
-use support::inject::{PATIENCE, privileged, talkative};
+use support::inject::{FAMILIES, Family, PATIENCE, privileged, talkative};
 use support::place::{devices, sysctl};
-use support::socket::{self, IP, SOCKET, set_int};
-use support::twin::{exactly, lossy};
+use support::socket::{self, IP, IPV6, SOCKET, set_int};
+use support::twin::{exactly, identical, lossy};
 use support::{Outcome, reader};
 
 type Fallible<T> = Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -41,17 +41,35 @@ const IP_OPTIONS: i32 = 4;
 const IP_MTU_DISCOVER: i32 = 10;
 const IP_RECVERR: i32 = 11;
 const IP_RECVERR_RFC4884: i32 = 26;
+const IPV6_MTU_DISCOVER: i32 = 23;
+const IPV6_RECVERR: i32 = 25;
+const IPV6_RECVERR_RFC4884: i32 = 31;
+const IPV6_DSTOPTS: i32 = 59;
 const PORT: u16 = 4100;
 const UNREACHABLE: u8 = 3;
 
 /// A socket that wants to know everything, of always the same port: a child of another test may
 /// hold the last one for a moment.
 fn wanting() -> Fallible<OwnedFd> {
-    let socket = talkative()?;
-    set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
-    set_int(&socket, IP, IP_RECVERR, 1)?;
+    let socket = of(Family::Ipv4)?;
     socket::bind(&socket, (HERE, PORT))?;
     Ok(socket)
+}
+
+/// The same, not yet bound.
+fn of(family: Family) -> Fallible<OwnedFd> {
+    let socket = family.talkative()?;
+    set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+    recverr(&socket, family, true)?;
+    Ok(socket)
+}
+
+fn recverr(socket: &OwnedFd, family: Family, on: bool) -> io::Result<()> {
+    set_int(socket, IP, IP_RECVERR, on.into())?;
+    match family {
+        Family::Ipv4 => Ok(()),
+        Family::Ipv6 | Family::Dual => set_int(socket, IPV6, IPV6_RECVERR, on.into()),
+    }
 }
 
 /// An entry as of an ICMP message.
@@ -69,6 +87,7 @@ fn entry(kind: u8, code: u8, error: i32) -> ErrorEntry {
         received_at: 1,
         ttl: 64,
         tos: 0,
+        flow_label: 0,
         local: HERE.into(),
         rest: [0; 4],
         interface: 0,
@@ -142,21 +161,207 @@ fn compare(make: impl Fn() -> Fallible<OwnedFd>) -> Outcome {
 #[test]
 fn a_refused_datagram() -> Outcome {
     privileged(|| {
-        for (connects, queues) in [(true, true), (true, false), (false, true)] {
+        let ways = [(true, true), (true, false), (false, true)];
+        for (family, (connects, queues)) in FAMILIES.into_iter().flat_map(|f| ways.map(|w| (f, w)))
+        {
             compare(|| {
-                let socket = wanting()?;
-                set_int(&socket, IP, IP_RECVERR, queues.into())?;
+                let socket = of(family)?;
+                let here = SocketAddr::new(family.here(), 9);
+                socket::bind(&socket, (family.any(), PORT))?;
+                recverr(&socket, family, queues)?;
                 if connects {
-                    socket::connect(&socket, (HERE, 9))?;
+                    socket::connect_to(&socket, family.told(here))?;
                 }
+                send(&socket, here, b"anybody?", &[], 0)?;
+                socket::wait_for(&socket, PollFlags::ERR)?;
+                Ok(socket)
+            })?;
+        }
+        Ok(())
+    })
+}
+
+/// A socket of IPv6 hears everybody still when its errors were made.
+#[test]
+fn nobody_is_unheard_afterwards() -> Outcome {
+    privileged(|| {
+        let [one, other] = devices()?;
+        let all = [
+            (
+                Family::Ipv6,
+                [Ipv6Addr::LOCALHOST, one.address6, other.address6].map(IpAddr::V6),
+            ),
+            (
+                Family::Dual,
+                [HERE, one.address, other.address].map(IpAddr::V4),
+            ),
+        ];
+        for (family, addresses) in all {
+            let socket = of(family)?;
+            socket::bind(&socket, (family.any(), PORT))?;
+            let here = SocketAddr::new(family.here(), 9);
+            send(&socket, here, b"anybody?", &[], 0)?;
+            socket::wait_for(&socket, PollFlags::ERR)?;
+            let restored = identical(socket);
+            let error = socket::get_int(&restored, SOCKET, SO_ERROR)?;
+            assert_eq!(error, libc::ECONNREFUSED);
+            for address in addresses {
+                let sender = match family {
+                    Family::Dual => socket::udp()?,
+                    Family::Ipv4 | Family::Ipv6 => Family::Ipv6.udp()?,
+                };
+                socket::bind(&sender, (address, 0))?;
                 send(
-                    &socket,
-                    SocketAddr::new(HERE.into(), 9),
-                    b"anybody?",
+                    &sender,
+                    SocketAddr::new(family.here(), PORT),
+                    b"heard",
                     &[],
                     0,
                 )?;
-                socket::wait_for(&socket, PollFlags::ERR)?;
+                assert_eq!(socket::receive(&restored)?, b"heard", "{address}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// An ICMPv6 message from and to an address of this host, about a datagram that the socket sent from it.
+fn tell6(
+    socket: &OwnedFd,
+    at: Ipv6Addr,
+    hops: i32,
+    [kind, code]: [u8; 2],
+    rest: [u8; 4],
+    quoted: &[u8],
+) -> Outcome {
+    const HOPS: i32 = 16;
+    const TCLASS: i32 = 67;
+    let before = reader()?.read(socket.as_fd())?.error_queue;
+    let about = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 9);
+    let mut message = [&[kind, code, 0, 0][..], &rest].concat();
+    let length = (8 + quoted.len()) as u16;
+    message.extend([&[0x60, 0, 0, 0][..], &length.to_be_bytes(), &[17, 64]].concat());
+    message.extend([at.octets(), about.octets()].concat());
+    for word in [PORT, 9, length, 0] {
+        message.extend(word.to_be_bytes());
+    }
+    message.extend(quoted);
+    let raw = feed::raw_of(rustix::net::AddressFamily::INET6, 58)?;
+    set_int(&raw, IPV6, HOPS, hops)?;
+    set_int(&raw, IPV6, TCLASS, hops)?;
+    send(&raw, SocketAddr::new(at.into(), 0), &message, &[], 0)?;
+    let end = std::time::Instant::now() + PATIENCE;
+    while reader()?.read(socket.as_fd())?.error_queue == before {
+        assert!(std::time::Instant::now() < end, "never came");
+    }
+    Ok(())
+}
+
+/// Messages of every kind of ICMPv6 that becomes an error.
+fn of_every_kind6() -> Vec<([u8; 2], [u8; 4], usize)> {
+    let mut all: Vec<_> = (0..8).map(|code| ([1, code], [0; 4], 8)).collect();
+    all.extend([0, 1].map(|code| ([3, code], [0; 4], 0)));
+    all.extend([0, 1, 2].map(|code| ([4, code], [0, 0, 0, 40], 1)));
+    all.extend([501, 1000, 9000].map(|size| ([1, 4], [0; 4], size)));
+    all
+}
+
+#[test]
+fn messages_of_every_kind_of_ipv6() -> Outcome {
+    privileged(|| {
+        let [device, _] = devices()?;
+        for at in [Ipv6Addr::LOCALHOST, device.address6] {
+            let make = |kinds: &[([u8; 2], [u8; 4], usize)]| {
+                let socket = of(Family::Ipv6)?;
+                socket::bind(&socket, (Family::Ipv6.any(), PORT))?;
+                for ((kind, rest, size), hops) in kinds.iter().zip(50..) {
+                    tell6(&socket, at, hops, *kind, *rest, &vec![7; *size])?;
+                }
+                Ok(socket)
+            };
+            compare(|| make(&of_every_kind6()))?;
+            for one in of_every_kind6() {
+                compare(|| make(&[one]))?;
+            }
+        }
+        // Too big, by the loopback device: nothing that this host knows of a path becomes otherwise.
+        compare(|| {
+            let socket = of(Family::Ipv6)?;
+            socket::bind(&socket, (Family::Ipv6.any(), PORT))?;
+            tell6(
+                &socket,
+                Ipv6Addr::LOCALHOST,
+                64,
+                [2, 0],
+                1300_u32.to_be_bytes(),
+                &[1; 100],
+            )?;
+            Ok(socket)
+        })?;
+        let routes = std::process::Command::new("ip")
+            .args(["-6", "route", "show", "cache"])
+            .output()?;
+        assert_eq!(String::from_utf8(routes.stdout)?, "");
+        Ok(())
+    })
+}
+
+#[test]
+fn extensions_of_a_message_of_ipv6() -> Outcome {
+    privileged(|| {
+        let object = [0x20, 0, 0xdf, 0xff - 0x0c, 0, 8, 1, 1, 0, 0, 0, 3];
+        let quoted = [&[7; 80][..], &object].concat();
+        compare(|| {
+            let socket = of(Family::Ipv6)?;
+            set_int(&socket, IPV6, IPV6_RECVERR_RFC4884, 1)?;
+            socket::bind(&socket, (Family::Ipv6.any(), PORT))?;
+            tell6(
+                &socket,
+                Ipv6Addr::LOCALHOST,
+                64,
+                [3, 0],
+                [16, 0, 0, 0],
+                &quoted,
+            )?;
+            tell6(&socket, Ipv6Addr::LOCALHOST, 64, [3, 0], [0; 4], &[])?;
+            Ok(socket)
+        })
+    })
+}
+
+#[test]
+fn too_large_for_the_route_of_ipv6() -> Outcome {
+    privileged(|| {
+        let [device, _] = devices()?;
+        let mut near = device.address6.segments();
+        near[7] = 0x77;
+        let near = SocketAddr::new(Ipv6Addr::from(near).into(), 9);
+        let here = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 9);
+        let near4 = SocketAddr::new(Ipv4Addr::new(10, 9, 0, 77).into(), 9);
+        let padding = [0, 0, 1, 4, 0, 0, 0, 0];
+        for (family, to, pieces, before) in [
+            (Family::Ipv6, near, &[3000][..], &[][..]),
+            (Family::Ipv6, near, &[3000], &padding),
+            (Family::Ipv6, here, &[65_507, 100], &[]),
+            (Family::Dual, near4, &[3000], &[]),
+        ] {
+            compare(|| {
+                let socket = of(family)?;
+                set_int(&socket, SOCKET, SO_SNDBUFFORCE, 1 << 20)?;
+                set_int(&socket, IP, IP_MTU_DISCOVER, 2)?;
+                set_int(&socket, IPV6, IPV6_MTU_DISCOVER, 2)?;
+                socket::bind(&socket, (family.any(), PORT))?;
+                let header = |bytes: &[u8]| {
+                    socket::set(&socket, IPV6, IPV6_DSTOPTS, bytes)
+                        .map_err(io::Error::from_raw_os_error)
+                };
+                header(before)?;
+                let sent = pieces
+                    .iter()
+                    .try_for_each(|size| send(&socket, to, &vec![0; *size], &[], libc::MSG_MORE));
+                assert_eq!(sent.unwrap_err().raw_os_error(), Some(libc::EMSGSIZE));
+                // What comes later changes nothing.
+                header(if before.is_empty() { &padding } else { &[] })?;
                 Ok(socket)
             })?;
         }

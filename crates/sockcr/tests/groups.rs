@@ -8,7 +8,7 @@
 
 mod support;
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use sockcr::{Checkpoint, restore_all};
@@ -16,8 +16,8 @@ use sockcr::{Checkpoint, restore_all};
 use support::place::{self, isolated};
 use support::socket::{self, IP, SOCKET};
 use support::twin::{
-    ANY, GROUP, HERE, IP_ADD_MEMBERSHIP, IP_RECVTTL, IP_TTL, OTHER_GROUP, PORT, SO_REUSEADDR,
-    SO_REUSEPORT, change_group, exactly, join_request, same, send_to, with,
+    ANY, GROUP, HERE, HERES, IP_ADD_MEMBERSHIP, IP_RECVTTL, IP_TTL, OTHER_GROUP, PORT,
+    SO_REUSEADDR, SO_REUSEPORT, change_group, exactly, join_request, same, send_to, with,
 };
 use support::{Outcome, reader, skip};
 
@@ -30,9 +30,9 @@ const IP_ADD_SOURCE_MEMBERSHIP: i32 = 39;
 const IP_MULTICAST_ALL: i32 = 49;
 
 /// Five members of one group, bound in this order; one that came between them has left.
-fn group() -> Vec<OwnedFd> {
+fn group(here: IpAddr) -> Vec<OwnedFd> {
     let mut members: Vec<OwnedFd> = (0..6)
-        .map(|_| with((HERE, PORT), &[(SOCKET, SO_REUSEPORT, 1)]))
+        .map(|_| with((here, PORT), &[(SOCKET, SO_REUSEPORT, 1)]))
         .collect();
     members.remove(2);
     members
@@ -47,10 +47,10 @@ fn places(members: &[OwnedFd]) -> Vec<Option<u32>> {
 }
 
 /// How many of the datagrams from 300 ports each member gets.
-fn shares(members: &[OwnedFd]) -> Vec<usize> {
+fn shares(members: &[OwnedFd], from: IpAddr) -> Vec<usize> {
     for port in 20_000..20_300 {
-        let sender = with((HERE, port), &[]);
-        send_to(&sender, &port.to_be_bytes(), HERE, PORT).unwrap();
+        let sender = with((from, port), &[]);
+        send_to(&sender, &port.to_be_bytes(), from, PORT).unwrap();
     }
     let mut shares = vec![0; members.len()];
     while shares.iter().sum::<usize>() < 300 {
@@ -67,17 +67,27 @@ fn a_reuseport_group_keeps_its_order_and_its_shares() -> Outcome {
         return skip(&why);
     }
     isolated(|| {
-        let members = group();
-        let (order, before) = (places(&members), shares(&members));
-        assert!(order.iter().all(Option::is_some) && before.iter().all(|share| *share > 0));
-        let checkpoints: Result<Vec<_>, _> = members.iter().map(Checkpoint::dump).collect();
-        drop(members);
-        let restored = restore_all(&checkpoints?, &exactly())?;
-        let members: Vec<OwnedFd> = restored.into_iter().map(|restored| restored.fd).collect();
-        assert_eq!(places(&members), order);
-        assert_eq!(shares(&members), before);
+        // An IPv6 group hears IPv4 too.
+        let any = Ipv6Addr::UNSPECIFIED.into();
+        let both = [(any, HERE.into()), (any, Ipv6Addr::LOCALHOST.into())];
+        for (at, from) in HERES.map(|here| (here, here)).into_iter().chain(both) {
+            keeps_order_and_shares(at, from)?;
+        }
         Ok(())
     })
+}
+
+fn keeps_order_and_shares(at: IpAddr, from: IpAddr) -> Outcome {
+    let members = group(at);
+    let (order, before) = (places(&members), shares(&members, from));
+    assert!(order.iter().all(Option::is_some) && before.iter().all(|share| *share > 0));
+    let checkpoints: Result<Vec<_>, _> = members.iter().map(Checkpoint::dump).collect();
+    drop(members);
+    let restored = restore_all(&checkpoints?, &exactly())?;
+    let members: Vec<OwnedFd> = restored.into_iter().map(|restored| restored.fd).collect();
+    assert_eq!(places(&members), order);
+    assert_eq!(shares(&members, from), before, "{at} from {from}");
+    Ok(())
 }
 
 /// Sends to a group by this device, from an address.

@@ -359,6 +359,8 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         payload: b"hello".to_vec(),
     });
     checkpoint.cork = Some(Corked {
+        flow_label: 0,
+        dont_fragment: false,
         destination: address,
         source: Ipv4Addr::LOCALHOST.into(),
         tos: Some(8),
@@ -375,6 +377,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     });
     checkpoint.errors.pending = libc::ECONNREFUSED;
     checkpoint.errors.queue.push(ErrorEntry {
+        flow_label: 0,
         error: libc::EHOSTUNREACH,
         origin: 2,
         kind: 3,

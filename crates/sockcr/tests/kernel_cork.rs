@@ -175,6 +175,7 @@ fn entry(message: &Message) -> ErrorEntry {
         )
     });
     ErrorEntry {
+        flow_label: 0,
         error: word(0).cast_signed(),
         origin: raw[4],
         kind: raw[5],

@@ -11,7 +11,7 @@ mod message;
 mod support;
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,7 +21,7 @@ use sockcr::kernel::inject::{Datagram, Inexact, Injected};
 use support::inject::*;
 use support::octets::octets;
 use support::place::{Device, sysctl};
-use support::socket::{self, IP, SOCKET, UDP, set, set_int};
+use support::socket::{self, IP, IPV6, SOCKET, UDP, set, set_int};
 use support::{Outcome, skip};
 
 /// What a datagram looks like to its receiver: `spec_dst` and all.
@@ -204,36 +204,210 @@ fn everything_comes_as_it_was() -> Outcome {
     })
 }
 
+const IPV6_UNICAST_HOPS: i32 = 52;
+const IPV6_PKTINFO: i32 = 50;
+const IPV6_TCLASS: i32 = 67;
+const IPV6_ORIGDSTADDR: i32 = 74;
+const IPV6_FLOWINFO: i32 = 11;
+
+/// What a datagram of IPv6 looks like to its receiver.
+fn check6(datagram: &Datagram<'_>, got: &message::Message) {
+    let name = got.name.unwrap();
+    let plain = SocketAddr::new(name.ip(), name.port());
+    assert_eq!(plain, datagram.source, "{datagram:?}");
+    if let (SocketAddr::V6(name), IpAddr::V6(source)) = (name, datagram.source.ip()) {
+        let scope = match source.is_unicast_link_local() {
+            true => datagram.interface,
+            false => 0,
+        };
+        assert_eq!(name.scope_id(), scope, "{datagram:?}");
+    }
+    assert!(got.data == datagram.payload, "payload of {datagram:?}");
+    let seconds = datagram.received_at / 1_000_000_000;
+    let nanos = datagram.received_at % 1_000_000_000;
+    let time = [seconds.to_ne_bytes(), nanos.to_ne_bytes()].concat();
+    assert_eq!(got.control(SOCKET, SO_TIMESTAMPNS), Some(&time[..]));
+    assert_eq!(got.word(SOCKET, SO_MARK, 0), datagram.mark);
+    assert_eq!(
+        got.word(IPV6, IPV6_UNICAST_HOPS, 0),
+        u32::from(datagram.ttl)
+    );
+    assert_eq!(got.word(IPV6, IPV6_TCLASS, 0), u32::from(datagram.tos));
+    let flow = u32::from(datagram.tos) << 20 | datagram.flow_label;
+    assert_eq!(
+        u32::from_be(got.word(IPV6, IPV6_FLOWINFO, 0)),
+        flow,
+        "{datagram:?}"
+    );
+    let IpAddr::V6(destination) = datagram.destination.ip() else {
+        panic!("{datagram:?}");
+    };
+    let info = [&destination.octets()[..], &datagram.interface.to_ne_bytes()].concat();
+    assert_eq!(
+        got.control(IPV6, IPV6_PKTINFO),
+        Some(&info[..]),
+        "{datagram:?}"
+    );
+    let to = got.control(IPV6, IPV6_ORIGDSTADDR).unwrap_or_default();
+    assert_eq!(
+        to.get(2..4),
+        Some(&datagram.destination.port().to_be_bytes()[..])
+    );
+    assert_eq!(to.get(8..24), Some(&destination.octets()[..]));
+    let segment = u32::from(datagram.segment_size);
+    assert_eq!(got.word(UDP, UDP_GRO, 0), segment, "{datagram:?}");
+}
+
+/// One of everything by IPv6.
+fn variety6<'a>(m0: &Device, m1: &Device, large: &'a [u8], headers: &'a [u8]) -> Vec<Datagram<'a>> {
+    let small = Family::Ipv6.plain(b"small");
+    let to = |address: Ipv6Addr, interface| Datagram {
+        destination: SocketAddr::new(address.into(), PORT),
+        interface,
+        ..small
+    };
+    let from = |address: Ipv6Addr, port| SocketAddr::new(address.into(), port);
+    let gone = Ipv6Addr::new(0x2001, 0xdb8, 0, 5, 0, 0, 0, 9);
+    let near_group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0xfb);
+    let far_group = Ipv6Addr::new(0xff0e, 0, 0, 0, 0, 0, 0, 0x77);
+    let link_local = from(Ipv6Addr::new(0xfe80, 0, 0, 0, 1, 2, 3, 4), 0);
+    vec![
+        small,
+        Family::Ipv6.plain(b""),
+        Family::Ipv6.plain(large),
+        to(m0.address6, m0.index),
+        to(m0.address6, m1.index),
+        to(m1.link_local, m1.index),
+        to(gone, m1.index),
+        to(near_group, m0.index),
+        to(far_group, m1.index),
+        to(near_group, LOOPBACK),
+        Datagram {
+            source: link_local,
+            ..to(m0.link_local, m0.index)
+        },
+        Datagram {
+            source: link_local,
+            ..small
+        },
+        Datagram {
+            source: from(Ipv6Addr::UNSPECIFIED, 0),
+            mark: u32::MAX,
+            ..to(gone, m0.index)
+        },
+        Datagram {
+            source: from(m1.address6, 7),
+            ttl: 0,
+            tos: 0xff,
+            ..small
+        },
+        Datagram {
+            source: from(m0.address6, PORT),
+            ttl: 255,
+            flow_label: 0xf_ffff,
+            ..small
+        },
+        Datagram {
+            payload: large,
+            ..to(far_group, m0.index)
+        },
+        Datagram {
+            received_at: 1,
+            ip_options: headers,
+            ..small
+        },
+        Datagram {
+            ip_options: headers,
+            ..to(near_group, m1.index)
+        },
+        Datagram {
+            segment_size: 100,
+            payload: &large[..3000],
+            tos: 0xb8,
+            flow_label: 0x1234,
+            ..small
+        },
+        Datagram {
+            segment_size: 1400,
+            payload: &large[..65_000],
+            ..to(m0.address6, m0.index)
+        },
+        Datagram {
+            segment_size: 1000,
+            payload: &large[..4000],
+            ..to(far_group, m0.index)
+        },
+    ]
+}
+
 #[test]
-fn ten_thousand_in_order_and_then_live_ones() -> Outcome {
+fn everything_of_ipv6_comes_as_it_was() -> Outcome {
     privileged(|| {
-        let payloads: Vec<Vec<u8>> = (0..10_000_u32)
-            .map(|n| n.to_ne_bytes().repeat(n as usize % 50))
-            .collect();
-        let datagrams = payloads.iter().enumerate().map(|(n, payload)| Datagram {
-            source: at(FOREIGN, n as u16),
-            interface: (n % 7 == 0).into(),
-            segment_size: if n % 1000 == 999 { 20 } else { 0 },
-            ..plain(payload)
-        });
-        let datagrams: Vec<_> = datagrams.collect();
-        let target = socket::udp()?;
-        // Room behind the queue for a live one.
-        set_int(&target, SOCKET, SO_RCVBUFFORCE, i32::MAX / 2)?;
-        assert_eq!(inject(target.as_fd(), &datagrams)?, Injected::default());
-        assert_eq!(socket::local(&target)?, at(ANY, 0));
-        socket::bind(&target, (LOCALHOST, PORT))?;
-        let live = socket::bound((LOCALHOST, 0))?;
-        socket::connect(&live, (LOCALHOST, PORT))?;
-        rustix::net::send(&live, b"live", rustix::net::SendFlags::empty())?;
-        for datagram in &datagrams {
+        let [m0, m1] = strict()?;
+        let capture = Capture::on(&m1)?;
+        let others = bystanders(&m0)?;
+        let target = Family::Ipv6.talkative()?;
+        set_int(&target, SOCKET, SO_REUSEPORT, 1)?;
+        set_int(&target, SOCKET, SO_RCVBUF, 1)?;
+        set_int(&target, SOCKET, SO_BINDTOIFINDEX, m0.index as i32)?;
+        set_int(&target, IP, IP_LOCAL_PORT_RANGE, 4_001 << 16 | 4_000)?;
+        let before = socket::sweep(&target);
+        let hidden = support::reader()?.read(target.as_fd())?;
+        let large = vec![0x5a; 65_488];
+        // A hop-by-hop header with one option that nobody knows, as long as may be.
+        let mut headers = vec![0; 209];
+        headers[1..5].copy_from_slice(&[17, 25, 0x1e, 204]);
+        let all = variety6(&m0, &m1, &large, &headers);
+        assert_eq!(inject(target.as_fd(), &all)?, Injected::default());
+        let differences = socket::differences(&before, &socket::sweep(&target));
+        assert_eq!(differences, Vec::<String>::new());
+        let mut now = support::reader()?.read(target.as_fd())?;
+        assert_eq!(now.receive_queue as usize, all.len());
+        now.receive_queue = hidden.receive_queue;
+        assert_eq!(now, hidden);
+        for datagram in &all {
             let got = message::receive(&target, 0)?.ok_or("one is missing")?;
-            assert_eq!(got.name, Some(datagram.source));
-            assert!(got.data == datagram.payload);
+            check6(datagram, &got);
         }
-        assert_eq!(socket::receive(&target)?, b"live");
+        assert_eq!(message::receive(&target, 0)?, None);
+        heard_nothing(&others)?;
+        assert_eq!(capture.packets()?, Vec::<Vec<u8>>::new());
         Ok(())
     })
+}
+
+#[test]
+fn ten_thousand_in_order_and_then_live_ones() -> Outcome {
+    privileged(|| FAMILIES.into_iter().try_for_each(ten_thousand))
+}
+
+fn ten_thousand(family: Family) -> Outcome {
+    let payloads: Vec<Vec<u8>> = (0..10_000_u32)
+        .map(|n| n.to_ne_bytes().repeat(n as usize % 50))
+        .collect();
+    let datagrams = payloads.iter().enumerate().map(|(n, payload)| Datagram {
+        source: SocketAddr::new(family.foreign(), n as u16),
+        interface: (n % 7 == 0 || family == Family::Ipv6).into(),
+        segment_size: if n % 1000 == 999 { 20 } else { 0 },
+        ..family.plain(payload)
+    });
+    let datagrams: Vec<_> = datagrams.collect();
+    let target = family.udp()?;
+    // Room behind the queue for a live one.
+    set_int(&target, SOCKET, SO_RCVBUFFORCE, i32::MAX / 2)?;
+    assert_eq!(inject(target.as_fd(), &datagrams)?, Injected::default());
+    assert_eq!(socket::local(&target)?, SocketAddr::new(family.any(), 0));
+    socket::bind(&target, (family.any(), PORT))?;
+    family.send(1001, PORT, b"live")?;
+    family.send(1002, PORT, b"from another")?;
+    for datagram in &datagrams {
+        let got = message::receive(&target, 0)?.ok_or("one is missing")?;
+        assert_eq!(got.name, Some(family.told(datagram.source)));
+        assert!(got.data == datagram.payload);
+    }
+    assert_eq!(socket::receive(&target)?, b"live");
+    assert_eq!(socket::receive(&target)?, b"from another");
+    Ok(())
 }
 
 /// What IP_PKTINFO tells of datagrams to a group and to this host.
@@ -365,29 +539,42 @@ fn what_cannot_be_exact_is_told() -> Outcome {
 /// A flood to every port that the socket could get meanwhile never comes into the queue.
 #[test]
 fn nobody_else_comes_in() -> Outcome {
-    const PORTS: std::ops::RangeInclusive<u16> = 40_000..=40_007;
     privileged(|| {
         sysctl("net.ipv4.ip_local_port_range", "40000 40007")?;
-        let stop = AtomicBool::new(false);
-        let sender = socket::bound((LOCALHOST, 39_999))?;
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    for port in PORTS {
-                        let flags = rustix::net::SendFlags::empty();
-                        let _ = rustix::net::sendto(&sender, b"no", flags, &at(LOCALHOST, port));
-                    }
+        FAMILIES.into_iter().try_for_each(flooded)
+    })
+}
+
+fn flooded(family: Family) -> Outcome {
+    const PORTS: std::ops::RangeInclusive<u16> = 40_000..=40_007;
+    let stop = AtomicBool::new(false);
+    let sender = match family {
+        Family::Ipv6 => family.udp()?,
+        Family::Ipv4 | Family::Dual => socket::udp()?,
+    };
+    socket::bind(&sender, (family.here(), 39_999))?;
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                for port in PORTS {
+                    let flags = rustix::net::SendFlags::empty();
+                    let _ = rustix::net::sendto(
+                        &sender,
+                        b"no",
+                        flags,
+                        &SocketAddr::new(family.here(), port),
+                    );
                 }
-            });
-            let done = (0..200).try_for_each(|_| {
-                let target = socket::udp()?;
-                inject(target.as_fd(), &[plain(b"x"); 20])?;
-                assert_eq!(socket::receive_now(&target)?, vec![b"x"; 20]);
-                Ok(())
-            });
-            stop.store(true, Ordering::Relaxed);
-            done
-        })
+            }
+        });
+        let done = (0..100).try_for_each(|_| {
+            let target = family.udp()?;
+            inject(target.as_fd(), &[family.plain(b"x"); 20])?;
+            assert_eq!(socket::receive_now(&target)?, vec![b"x"; 20]);
+            Ok(())
+        });
+        stop.store(true, Ordering::Relaxed);
+        done
     })
 }
 

@@ -17,7 +17,8 @@ mod waits;
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::net::Ipv4Addr;
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, OwnedFd};
 
 use proptest::prelude::*;
@@ -28,12 +29,13 @@ use message::Message;
 use rustix::net::{SendFlags, Shutdown};
 use sockcr::kernel::Hidden;
 use sockcr::option::{Kind, Row, Value};
-use sockcr::{Checkpoint, RestoreOptions, json};
+use sockcr::protocol::{self, Protocol};
+use sockcr::{Checkpoint, ErrorKind, RestoreOptions, json};
 use sockcr_sys::descriptor;
 
 use support::place::{self, Device, isolated};
-use support::socket::{self, IP, Instruction, SOCKET, UDP, instruction, udp};
-use support::values::{self, IP_OPTIONS};
+use support::socket::{self, IP, IPV6, Instruction, SOCKET, UDP, instruction};
+use support::values;
 use support::{Outcome, reader, skip};
 use waits::Waits;
 
@@ -44,20 +46,20 @@ enum Way {
     /// A send() without a destination.
     Autobind,
     /// bind(2), with port 0 for one of the kernel's choice.
-    Bind(Ipv4Addr, u16),
+    Bind(SocketAddr),
     /// IP_BIND_ADDRESS_NO_PORT and bind(address, 0).
-    AddressOnly(Ipv4Addr),
+    AddressOnly(SocketAddr),
 }
 
 /// What happens after that.
 #[derive(Clone, Debug)]
 enum Then {
     Nothing,
-    Connect(Ipv4Addr, u16),
+    Connect(SocketAddr),
     /// connect(2) and then connect(AF_UNSPEC).
-    Disconnect(Ipv4Addr, u16),
+    Disconnect(SocketAddr),
     /// Two connections: the first one's source address stays.
-    Reconnect((Ipv4Addr, u16), (Ipv4Addr, u16)),
+    Reconnect(SocketAddr, SocketAddr),
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -67,8 +69,17 @@ enum Mode {
     Only,
 }
 
+/// What is joined.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Ipv4,
+    Ipv6,
+    Anycast,
+}
+
 #[derive(Clone, Debug)]
 struct Join {
+    what: What,
     group: u16,
     /// 0 is lo.
     device: usize,
@@ -85,8 +96,9 @@ struct Flags {
     signal: i32,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 struct Plan {
+    protocol: &'static Protocol,
     way: Way,
     then: Then,
     shutdown: Option<u8>,
@@ -100,13 +112,60 @@ struct Plan {
     waits: Waits,
 }
 
+/// Rows and protocols by their names.
+impl fmt::Debug for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let options = self.options.iter();
+        let options = options.map(|(row, late, value)| (row.name, *late, value));
+        f.debug_struct(self.protocol.name)
+            .field("way", &self.way)
+            .field("then", &self.then)
+            .field("shutdown", &self.shutdown)
+            .field("options", &options.collect::<Vec<_>>())
+            .field("buffer_locks", &self.buffer_locks)
+            .field("joins", &self.joins)
+            .field("filter", &self.filter)
+            .field("flags", &self.flags)
+            .field("waits", &self.waits)
+            .finish()
+    }
+}
+
 const SIGNALS: [i32; 5] = [0, libc::SIGIO, libc::SIGUSR1, 34, 64];
 
 fn port() -> impl Strategy<Value = u16> {
     prop_oneof![1u16..1024, 1024u16..32_768, 32_768u16..=65_535]
 }
 
-fn local(devices: &[Device]) -> impl Strategy<Value = Ipv4Addr> + use<> {
+/// The address of an IPv6 socket that speaks IPv4.
+fn mapped(address: Ipv4Addr) -> SocketAddr {
+    SocketAddr::new(address.to_ipv6_mapped().into(), 0)
+}
+
+fn scoped(address: Ipv6Addr, scope: u32) -> SocketAddr {
+    SocketAddrV6::new(address, 0, 0, scope).into()
+}
+
+fn local(ipv6: bool, devices: &[Device]) -> BoxedStrategy<SocketAddr> {
+    if !ipv6 {
+        let local = local4(devices);
+        return local.prop_map(|to| SocketAddr::new(to.into(), 0)).boxed();
+    }
+    let device = |of: fn(&Device) -> SocketAddr| select(devices.iter().map(of).collect::<Vec<_>>());
+    let group = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 3, 2, 1);
+    prop_oneof![
+        3 => Just(scoped(Ipv6Addr::UNSPECIFIED, 0)),
+        3 => Just(scoped(Ipv6Addr::LOCALHOST, 0)),
+        2 => device(|device| scoped(device.address6, 0)),
+        2 => device(|device| scoped(device.link_local, device.index)),
+        1 => Just(scoped(group, 0)),
+        1 => device(|device| scoped(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 3, 2, 1), device.index)),
+        3 => local4(devices).prop_map(mapped),
+    ]
+    .boxed()
+}
+
+fn local4(devices: &[Device]) -> impl Strategy<Value = Ipv4Addr> + use<> {
     let own: Vec<Ipv4Addr> = devices.iter().map(|device| device.address).collect();
     let special = [
         Ipv4Addr::new(239, 3, 2, 1),
@@ -121,7 +180,42 @@ fn local(devices: &[Device]) -> impl Strategy<Value = Ipv4Addr> + use<> {
     ]
 }
 
-fn peer() -> impl Strategy<Value = (Ipv4Addr, u16)> {
+fn peer(ipv6: bool, devices: &[Device]) -> BoxedStrategy<SocketAddr> {
+    let peer = match ipv6 {
+        true => peer6(devices),
+        false => peer4().prop_map(|to| SocketAddr::new(to.into(), 0)).boxed(),
+    };
+    let port = prop_oneof![9 => port(), 1 => Just(0)];
+    (peer, port).prop_map(at).boxed()
+}
+
+fn at((mut address, port): (SocketAddr, u16)) -> SocketAddr {
+    address.set_port(port);
+    address
+}
+
+fn peer6(devices: &[Device]) -> BoxedStrategy<SocketAddr> {
+    let there = [
+        Ipv6Addr::LOCALHOST,
+        Ipv6Addr::UNSPECIFIED,
+        Ipv6Addr::new(0xfd00, 9, 0, 0, 0, 0, 0, 2),
+        Ipv6Addr::new(0xfd00, 9, 0, 1, 0, 0, 0, 2),
+        Ipv6Addr::new(0xff05, 0, 0, 0, 0, 1, 1, 1),
+    ];
+    let on = |address: Ipv6Addr| {
+        let device = devices.iter().map(|device| scoped(address, device.index));
+        select(device.collect::<Vec<_>>())
+    };
+    prop_oneof![
+        3 => select(there.map(|address| scoped(address, 0)).to_vec()),
+        1 => on(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 9, 9)),
+        1 => on(Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 1, 1)),
+        2 => peer4().prop_map(mapped),
+    ]
+    .boxed()
+}
+
+fn peer4() -> impl Strategy<Value = Ipv4Addr> {
     let others = [
         Ipv4Addr::new(10, 9, 0, 2),
         Ipv4Addr::new(10, 9, 1, 2),
@@ -130,25 +224,26 @@ fn peer() -> impl Strategy<Value = (Ipv4Addr, u16)> {
         Ipv4Addr::UNSPECIFIED,
     ];
     let loopback = any::<(u8, u8)>().prop_map(|(c, d)| Ipv4Addr::new(127, 0, c, d | 1));
-    let address = prop_oneof![2 => loopback, 1 => select(others.to_vec())];
-    (address, prop_oneof![9 => port(), 1 => Just(0)])
+    prop_oneof![2 => loopback, 1 => select(others.to_vec())]
 }
 
-fn way(devices: &[Device]) -> impl Strategy<Value = Way> + use<> {
+fn way(ipv6: bool, devices: &[Device]) -> impl Strategy<Value = Way> + use<> {
+    let local = || local(ipv6, devices);
     prop_oneof![
         1 => Just(Way::Unbound),
         1 => Just(Way::Autobind),
-        2 => local(devices).prop_map(|address| Way::Bind(address, 0)),
-        3 => (local(devices), port()).prop_map(|(address, port)| Way::Bind(address, port)),
-        1 => local(devices).prop_map(Way::AddressOnly),
+        2 => local().prop_map(Way::Bind),
+        3 => (local(), port()).prop_map(|to| Way::Bind(at(to))),
+        1 => local().prop_map(Way::AddressOnly),
     ]
 }
 
-fn then() -> impl Strategy<Value = Then> {
+fn then(ipv6: bool, devices: &[Device]) -> impl Strategy<Value = Then> + use<> {
+    let peer = || peer(ipv6, devices);
     prop_oneof![
         3 => Just(Then::Nothing),
-        3 => peer().prop_map(|(address, port)| Then::Connect(address, port)),
-        1 => peer().prop_map(|(address, port)| Then::Disconnect(address, port)),
+        3 => peer().prop_map(Then::Connect),
+        1 => peer().prop_map(Then::Disconnect),
         1 => (peer(), peer()).prop_map(|(first, second)| Then::Reconnect(first, second)),
     ]
 }
@@ -176,20 +271,16 @@ fn value(row: &'static Row, devices: &[Device]) -> BoxedStrategy<Value> {
         Kind::Timestamping(_) => (0..1i64 << 19)
             .prop_map(|bits| Value::Pair((bits | 1 << 7 | 1 << 11) & !(1 << 15), 0))
             .boxed(),
-        Kind::Bytes(_) => select(
-            IP_OPTIONS
-                .iter()
-                .map(|bytes| Value::Bytes(bytes.to_vec()))
-                .collect::<Vec<_>>(),
-        )
-        .boxed(),
         _ => sample.boxed(),
     }
 }
 
 /// A subset of the carried options, in any order.
-fn options(devices: &[Device]) -> impl Strategy<Value = Vec<(&'static Row, bool, Value)>> + use<> {
-    let rows = sockcr::protocol::ALL[0].carried();
+fn options(
+    protocol: &Protocol,
+    devices: &[Device],
+) -> impl Strategy<Value = Vec<(&'static Row, bool, Value)>> + use<> {
+    let rows = protocol.carried();
     let each: Vec<_> = rows
         .map(|row| {
             let setting = (Just(row), any::<bool>(), value(row, devices));
@@ -200,18 +291,29 @@ fn options(devices: &[Device]) -> impl Strategy<Value = Vec<(&'static Row, bool,
         .prop_shuffle()
 }
 
-fn join() -> impl Strategy<Value = Join> {
+fn join(ipv6: bool) -> impl Strategy<Value = Join> {
+    let what = match ipv6 {
+        true => vec![What::Ipv4, What::Ipv6, What::Ipv6, What::Anycast],
+        false => vec![What::Ipv4],
+    };
     let mode = select(vec![Mode::Any, Mode::Except, Mode::Only]);
     let sources = proptest::collection::vec(any::<u8>(), 1..=10);
-    (any::<u16>(), 0..3usize, any::<bool>(), mode, sources).prop_map(
-        |(group, device, by_address, mode, sources)| Join {
+    (
+        select(what),
+        any::<u16>(),
+        0..3usize,
+        any::<bool>(),
+        mode,
+        sources,
+    )
+        .prop_map(|(what, group, device, by_address, mode, sources)| Join {
+            what,
             group,
             device,
             by_address,
             mode,
             sources,
-        },
-    )
+        })
 }
 
 /// Loads of the packet, arithmetic, and one return at the end: what the kernel's check lets pass.
@@ -250,32 +352,44 @@ fn flags() -> impl Strategy<Value = Flags> {
         })
 }
 
+/// As many sockets of IPv6 as of IPv4.
 fn plan(devices: &[Device]) -> impl Strategy<Value = Plan> + use<> {
-    let few = proptest::collection::vec(join(), 0..=20);
+    prop_oneof![
+        plan_of(protocol::ALL[0], devices),
+        plan_of(protocol::ALL[1], devices),
+    ]
+}
+
+fn plan_of(protocol: &'static Protocol, devices: &[Device]) -> impl Strategy<Value = Plan> + use<> {
+    let ipv6 = protocol.is_ipv6();
+    let few = proptest::collection::vec(join(ipv6), 0..=20);
     let joins = prop_oneof![3 => Just(Vec::new()), 2 => few];
     let filter = prop_oneof![2 => Just(Vec::new()), 1 => filter()];
     let buffer_locks = proptest::option::weighted(0.3, 0..4i32);
     let shutdown = proptest::option::weighted(0.2, 0..3u8);
-    let address = (way(devices), then(), shutdown);
+    let address = (way(ipv6, devices), then(ipv6, devices), shutdown);
     (
         address,
-        options(devices),
+        options(protocol, devices),
         buffer_locks,
         joins,
         filter,
         (flags(), waits::strategy()),
     )
         .prop_map(
-            |((way, then, shutdown), options, buffer_locks, joins, filter, (flags, waits))| Plan {
-                way,
-                then,
-                shutdown,
-                options,
-                buffer_locks,
-                joins,
-                filter,
-                flags,
-                waits,
+            move |((way, then, shutdown), options, buffer_locks, joins, filter, (flags, waits))| {
+                Plan {
+                    protocol,
+                    way,
+                    then,
+                    shutdown,
+                    options,
+                    buffer_locks,
+                    joins,
+                    filter,
+                    flags,
+                    waits: if ipv6 { waits.queue_only() } else { waits },
+                }
             },
         )
 }
@@ -297,7 +411,7 @@ impl Tally {
 }
 
 fn build(plan: &Plan, devices: &[Device], tally: &mut Tally) -> OwnedFd {
-    let socket = udp().unwrap();
+    let socket = socket::fresh(plan.protocol).unwrap();
     if !plan.filter.is_empty() {
         tally.count("filter", socket::attach(&socket, &plan.filter));
     }
@@ -310,13 +424,14 @@ fn build(plan: &Plan, devices: &[Device], tally: &mut Tally) -> OwnedFd {
     plan.waits.cork(&socket, true, &mut done);
     connect(&socket, &plan.then, tally);
     plan.waits.cork(&socket, false, &mut done);
-    let group = plan
-        .joins
-        .first()
-        .map_or(0, |join| join.group)
-        .to_be_bytes();
-    let group = Ipv4Addr::new(239, 7, group[0], group[1]);
-    plan.waits.come(&socket, group, devices, &mut done);
+    let group = |what: What| {
+        let mut joins = plan.joins.iter();
+        let first = joins.find(|join| join.what == what);
+        first.map_or(0, |join| join.group)
+    };
+    let [high, low] = group(What::Ipv4).to_be_bytes();
+    let groups = (Ipv4Addr::new(239, 7, high, low), group6(group(What::Ipv6)));
+    plan.waits.come(&socket, groups, devices, &mut done);
     for (what, done) in done {
         tally.count(what, done);
     }
@@ -347,21 +462,21 @@ fn take_address(socket: &OwnedFd, way: &Way, tally: &mut Tally) {
             let sent = rustix::net::send(socket, &[], SendFlags::NOSIGNAL);
             assert!(sent.is_err(), "there is no destination");
         }
-        Way::Bind(address, port) => tally.count("bind", socket::bind(socket, (address, port))),
-        Way::AddressOnly(address) => {
+        Way::Bind(to) => tally.count("bind", socket::bind_to(socket, to)),
+        Way::AddressOnly(to) => {
             socket::set_int(socket, IP, BIND_ADDRESS_NO_PORT, 1).unwrap();
-            tally.count("bind", socket::bind(socket, (address, 0)));
+            tally.count("bind", socket::bind_to(socket, to));
         }
     }
 }
 
 fn connect(socket: &OwnedFd, then: &Then, tally: &mut Tally) {
-    let mut to = |(address, port)| tally.count("connect", socket::connect(socket, (address, port)));
+    let mut to = |peer| tally.count("connect", socket::connect_to(socket, peer));
     match *then {
         Then::Nothing => {}
-        Then::Connect(address, port) => to((address, port)),
-        Then::Disconnect(address, port) => {
-            to((address, port));
+        Then::Connect(peer) => to(peer),
+        Then::Disconnect(peer) => {
+            to(peer);
             rustix::net::connect_unspec(socket).unwrap();
         }
         Then::Reconnect(first, second) => {
@@ -371,7 +486,65 @@ fn connect(socket: &OwnedFd, then: &Then, tally: &mut Tally) {
     }
 }
 
+/// Of this place, or of the device alone.
+fn group6(number: u16) -> Ipv6Addr {
+    let scope = if number.is_multiple_of(2) {
+        0xff05
+    } else {
+        0xff02
+    };
+    Ipv6Addr::new(scope, 0, 0, 0, 0, 0, 7, number)
+}
+
+/// `struct sockaddr_in6` in a `struct sockaddr_storage`.
+fn storage(address: Ipv6Addr) -> Vec<u8> {
+    let mut storage = [10_u16.to_ne_bytes(), [0; 2], [0; 2], [0; 2]].concat();
+    storage.extend(address.octets());
+    storage.resize(128, 0);
+    storage
+}
+
+fn join_group6(socket: &OwnedFd, join: &Join, devices: &[Device], tally: &mut Tally) {
+    const ADD_MEMBERSHIP: i32 = 20;
+    const JOIN_ANYCAST: i32 = 27;
+    const BLOCK_SOURCE: i32 = 43;
+    const JOIN_SOURCE: i32 = 46;
+    let device = join.device.checked_sub(1).and_then(|at| devices.get(at));
+    let index = device.map_or(1, |device| device.index);
+    let mut set = |what: &str, name: i32, value: &[u8]| {
+        tally.count(what, socket::set(socket, IPV6, name, value));
+    };
+    let group = group6(join.group);
+    let request = |address: Ipv6Addr| [&address.octets()[..], &index.to_ne_bytes()].concat();
+    if join.what == What::Anycast {
+        let device = device.or_else(|| devices.first()).unwrap();
+        let mut address = device.address6.segments();
+        address[7] = join.group;
+        let request = [
+            &Ipv6Addr::from(address).octets()[..],
+            &device.index.to_ne_bytes(),
+        ];
+        return set("IPV6_JOIN_ANYCAST", JOIN_ANYCAST, &request.concat());
+    }
+    if !matches!(join.mode, Mode::Only) {
+        set("IPV6_ADD_MEMBERSHIP", ADD_MEMBERSHIP, &request(group));
+    }
+    for source in &join.sources {
+        let source = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, (*source).into());
+        let head = [index.to_ne_bytes(), [0; 4]].concat();
+        let request = [head, storage(group), storage(source)].concat();
+        match join.mode {
+            Mode::Any => {}
+            Mode::Except => set("MCAST_BLOCK_SOURCE", BLOCK_SOURCE, &request),
+            Mode::Only => set("MCAST_JOIN_SOURCE_GROUP", JOIN_SOURCE, &request),
+        }
+    }
+}
+
 fn join_group(socket: &OwnedFd, join: &Join, devices: &[Device], tally: &mut Tally) {
+    if join.what != What::Ipv4 {
+        return join_group6(socket, join, devices, tally);
+    }
     const ADD_MEMBERSHIP: i32 = 35;
     const BLOCK_SOURCE: i32 = 38;
     const ADD_SOURCE_MEMBERSHIP: i32 = 39;
@@ -477,28 +650,29 @@ fn refuses_rightly(plan: &Plan, checkpoint: &Checkpoint, refused: &sockcr::Error
     let counts = checkpoint.options.get("SO_RXQ_OVFL") == Some(&Value::Int(1));
     let text = refused.to_string();
     let mut lines = text.lines().skip(1);
-    lines.all(|line| {
-        // connect(2) gives corked data another destination and source, but not another route.
-        let strands = line.starts_with("  corked data: ");
-        // `Injector::inject` says when one more packet is dropped.
-        let drops = line.starts_with("  drop counter: stands at 1 from the start");
-        // `Checkpoint::corks` says why.
-        let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
-        let behind = line == "  pending error: corking the data takes it away";
-        let elsewhere = checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
-        let local = checkpoint
-            .errors
-            .queue
-            .iter()
-            .any(|entry| entry.origin == 1);
-        let behind = behind && to.is_some() && (elsewhere || local);
-        // `tell_statistics` says by what chance.
-        let chance = line.starts_with("  error queue: SCM_TIMESTAMPING_OPT_STATS");
-        chance
-            || behind
-            || (strands && connected && plan.waits.corks_early())
-            || (drops && counts && !checkpoint.receive_queue.is_empty())
-    })
+    refused.kind() == ErrorKind::Refused
+        && lines.all(|line| {
+            // connect(2) gives corked data another destination and source, but not another route.
+            let strands = line.starts_with("  corked data: ");
+            // `Injector::inject` says when one more packet is dropped.
+            let drops = line.starts_with("  drop counter: stands at 1 from the start");
+            // `Checkpoint::corks` says why.
+            let to = checkpoint.cork.as_ref().map(|corked| corked.destination);
+            let behind = line == "  pending error: corking the data takes it away";
+            let elsewhere = checkpoint.endpoint.peer.is_some_and(|p| Some(p) != to);
+            let local = checkpoint
+                .errors
+                .queue
+                .iter()
+                .any(|entry| entry.origin == 1);
+            let behind = behind && to.is_some() && (elsewhere || local);
+            // `tell_statistics` says by what chance.
+            let chance = line.starts_with("  error queue: SCM_TIMESTAMPING_OPT_STATS");
+            chance
+                || behind
+                || (strands && connected && plan.waits.corks_early())
+                || (drops && counts && !checkpoint.receive_queue.is_empty())
+        })
 }
 
 fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<(), TestCaseError> {
@@ -545,8 +719,10 @@ fn there_and_back(plan: &Plan, devices: &[Device], tally: &mut Tally) -> Result<
 
 /// What the owner is told, datagrams and errors, when it wants to know everything about them.
 fn received(socket: &OwnedFd, of: &Checkpoint) -> Result<Vec<Message>, TestCaseError> {
-    for (level, name) in EVERYTHING {
-        socket::set_int(socket, level, name, 1).map_err(fail)?;
+    let ipv6 = of.protocol.is_ipv6();
+    let of_ipv6 = EVERYTHING6.iter().filter(|_| ipv6);
+    for (level, name) in EVERYTHING.iter().chain(of_ipv6) {
+        socket::set_int(socket, *level, *name, 1).map_err(fail)?;
     }
     let mut all = Vec::new();
     let datagrams = of.receive_queue.iter().map(|d| (0, d.received_at));
@@ -586,6 +762,23 @@ const EVERYTHING: [(i32, i32); 10] = [
     (IP, 13),
     (IP, 20),
     (UDP, 104),
+];
+/// IPV6_RECVPKTINFO, IPV6_RECVHOPLIMIT, IPV6_RECVHOPOPTS, IPV6_RECVRTHDR, IPV6_RECVDSTOPTS,
+/// IPV6_RECVTCLASS, IPV6_RECVORIGDSTADDR; IPV6_FLOWINFO; their forms of RFC 2292.
+const EVERYTHING6: [(i32, i32); 13] = [
+    (IPV6, 49),
+    (IPV6, 51),
+    (IPV6, 53),
+    (IPV6, 56),
+    (IPV6, 58),
+    (IPV6, 66),
+    (IPV6, 74),
+    (IPV6, 11),
+    (IPV6, 2),
+    (IPV6, 3),
+    (IPV6, 4),
+    (IPV6, 5),
+    (IPV6, 8),
 ];
 /// SO_TIMESTAMP, SO_TIMESTAMPNS and SO_TIMESTAMPING, old and new.
 const TIMES: [i32; 6] = [29, 35, 37, 63, 64, 65];

@@ -6,23 +6,29 @@
     reason = "that is how a test fails"
 )]
 
+#[path = "support/feed.rs"]
+mod feed;
 #[path = "support/message.rs"]
 mod message;
 mod support;
 
+use feed::{By, DESTINATION, HOP_BY_HOP, Heard, Packet6, ROUTING, packet6};
 use message::Message;
 use rustix::net::{RecvFlags, recv};
 use sockcr::{Checkpoint, Mapping, RestoreOptions, json};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use support::Outcome;
 use support::inject::*;
-use support::socket::{self, SOCKET, UDP, instruction, set_int};
+use support::place::Device;
+use support::socket::{self, IPV6, SOCKET, UDP, instruction, set_int};
 
 const SO_ERROR: i32 = 4;
 const IP_RECVERR: i32 = 11;
 const UDP_CORK: i32 = 1;
 const UDP_SEGMENT: i32 = 103;
+const IPV6_V6ONLY: i32 = 26;
+const UDP_NO_CHECK6_RX: i32 = 102;
 
 fn exactly() -> RestoreOptions {
     RestoreOptions {
@@ -99,6 +105,206 @@ fn everything_queued_is_received_as_it_was() -> Outcome {
         let mut again = drain(&restored.fd)?;
         assert_eq!(again.pop().unwrap().data, b"live");
         assert!(again == seen, "the application sees a difference");
+        Ok(())
+    })
+}
+
+const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x77);
+const NEAR_GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x77);
+
+/// Every way in which a datagram comes, with everything it can have.
+fn every_kind() -> Vec<Heard> {
+    const PADDING: &[u8] = &[0, 0, 1, 4, 0, 0, 0, 0];
+    let anybody = |address: [u8; 4], port| By::Anybody(address.into(), port);
+    let ways = [
+        By::Loopback,
+        By::Group(0),
+        By::Group(1),
+        By::Broadcast(1),
+        anybody([203, 0, 113, 9], 0),
+        anybody([169, 254, 3, 4], 77),
+        anybody([0, 0, 0, 0], 68),
+        By::Segments,
+    ];
+    let headers: [&[(u8, &[u8])]; 4] = [
+        &[],
+        &[(HOP_BY_HOP, PADDING)],
+        &[(DESTINATION, PADDING)],
+        &[
+            (HOP_BY_HOP, PADDING),
+            (ROUTING, &[0; 8]),
+            (DESTINATION, PADDING),
+        ],
+    ];
+    let mut all = Vec::new();
+    for (at, by) in ways.into_iter().enumerate() {
+        for (size, headers) in [950, 0, 1, 30_000, 65_450]
+            .into_iter()
+            .zip(headers.iter().cycle())
+        {
+            let segments = matches!(by, By::Segments);
+            all.push(Heard {
+                by: by.clone(),
+                size: if segments { size.max(200) } else { size },
+                ttl: 3 + at as u8,
+                tos: (size % 251) as u8,
+                mark: size as i32 * 7,
+                options: &[],
+                ipv4: false,
+                flow_label: 0x12345 + size as u32,
+                headers: if segments { &[] } else { headers },
+            });
+        }
+    }
+    all
+}
+
+fn join6(socket: &OwnedFd, group: Ipv6Addr, device: u32) {
+    let request = [&group.octets()[..], &device.to_ne_bytes()].concat();
+    socket::set(socket, IPV6, 20, &request).unwrap();
+}
+
+fn bystander6(device: &Device) -> std::io::Result<OwnedFd> {
+    let socket = Family::Ipv6.udp()?;
+    set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+    set_int(&socket, IPV6, IPV6_V6ONLY, 1)?;
+    socket::bind(&socket, (Ipv6Addr::UNSPECIFIED, PORT))?;
+    join6(&socket, GROUP6, device.index);
+    join6(&socket, NEAR_GROUP6, device.index);
+    Ok(socket)
+}
+
+/// From one end of the cable to the other.
+fn by_cable(from: &Device, to: &Device) -> std::io::Result<()> {
+    let sender = Family::Ipv6.udp()?;
+    let own = SocketAddrV6::new(from.link_local, 4000, 0, from.index);
+    socket::bind_to(&sender, own.into())?;
+    let there = SocketAddrV6::new(to.link_local, PORT, 0, from.index);
+    message::send(&sender, there.into(), b"by cable", &[], 0)
+}
+
+/// Without a checksum, which UDP_NO_CHECK6_RX lets pass.
+fn without_checksum() -> std::io::Result<()> {
+    let packet = packet6(&Packet6 {
+        from: SocketAddrV6::new(FOREIGN6, 9, 0, 0),
+        to: SocketAddrV6::new(Ipv6Addr::LOCALHOST, PORT, 0, 0),
+        hops: 7,
+        class: 1,
+        flow_label: 9,
+        headers: &[],
+        summed: false,
+        data: b"without a checksum",
+    });
+    feed::by_loopback6(&packet, Ipv6Addr::LOCALHOST)
+}
+
+#[test]
+fn every_kind_is_received_as_it_was_by_every_family() -> Outcome {
+    privileged(|| {
+        let devices = support::place::devices()?;
+        // Time stamps begin some time after the first who asks (`netstamp_work`).
+        let _asks = talkative()?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+        for family in FAMILIES {
+            every_kind_as_it_was(family, &devices)?;
+        }
+        Ok(())
+    })
+}
+
+fn every_kind_as_it_was(family: Family, devices: &[Device; 2]) -> Outcome {
+    let [m0, m1] = devices;
+    let socket = family.talkative()?;
+    set_int(&socket, SOCKET, SO_RCVBUFFORCE, 1 << 24)?;
+    set_int(&socket, UDP, UDP_NO_CHECK6_RX, 1)?;
+    set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
+    for device in devices {
+        join(&socket, device.index)?;
+        if family == Family::Ipv6 {
+            join6(&socket, GROUP6, device.index);
+            join6(&socket, NEAR_GROUP6, device.index);
+        }
+    }
+    socket::bind(&socket, (family.any(), PORT))?;
+    let to = SocketAddr::new(family.any(), PORT);
+    for group6 in [GROUP6, NEAR_GROUP6] {
+        for heard in every_kind() {
+            let heard = Heard {
+                ipv4: family == Family::Dual,
+                ..heard
+            };
+            heard.send(to, None, (GROUP, group6), devices)?;
+        }
+    }
+    if family == Family::Ipv6 {
+        without_checksum()?;
+        by_cable(m0, m1)?;
+        std::thread::sleep(std::time::Duration::from_millis(200));
+    }
+    let checkpoint = Checkpoint::dump(&socket)?;
+    assert!(checkpoint.report.is_exact(), "{:?}", checkpoint.report);
+    let seen = drain(&socket)?;
+    assert_eq!(seen.len(), checkpoint.receive_queue.len());
+    println!("{family:?}: {} datagrams", seen.len());
+    let sent = 2 * every_kind().len();
+    assert!(seen.len() >= sent - 10, "{family:?}: {} came", seen.len());
+    if family == Family::Ipv6 {
+        assert!(seen.iter().any(|one| one.data == b"without a checksum"));
+        assert!(seen.iter().any(|one| one.data == b"by cable"));
+    }
+    drop(socket);
+    let mut others = bystanders(m0)?;
+    others.push(bystander6(m0)?);
+    let restored = Checkpoint::from_bytes(&checkpoint.to_bytes()?)?.restore(&exactly());
+    heard_nothing(&others)?;
+    drop(others);
+    let restored = restored?.fd;
+    // It hears everybody, more than one.
+    for from in [1998, 1999] {
+        family.send(from, PORT, b"live")?;
+    }
+    let again = drain(&restored)?;
+    assert_eq!(again.len(), seen.len() + 2, "{family:?}");
+    for (seen, again) in seen.iter().zip(&again) {
+        assert_eq!(seen.controls, again.controls, "{family:?}: {:?}", seen.name);
+        assert!(
+            seen == again,
+            "{family:?}: {:?} {:?}",
+            seen.name,
+            again.name
+        );
+    }
+    Ok(())
+}
+
+/// What comes in fragments by IPv6 and is longer than what the loopback device takes.
+#[test]
+fn what_is_too_long_is_a_loss_by_name() -> Outcome {
+    privileged(|| {
+        let socket = Family::Ipv6.talkative()?;
+        set_int(&socket, SOCKET, SO_RCVBUFFORCE, 1 << 24)?;
+        socket::bind(&socket, (Ipv6Addr::LOCALHOST, PORT))?;
+        for size in [1, 65_488, 65_489, 65_527, 2] {
+            Family::Ipv6.send(2000, PORT, &vec![7; size])?;
+        }
+        let checkpoint = Checkpoint::dump(&socket)?;
+        assert_eq!(checkpoint.receive_queue.len(), 5);
+        drop(socket);
+        let refused = checkpoint.restore(&exactly()).err().ok_or("not refused")?;
+        let text = refused.to_string();
+        assert!(
+            text.contains("receive queue: 2 of them: too long"),
+            "{text}"
+        );
+        let options = RestoreOptions {
+            lossy: true,
+            ..exactly()
+        };
+        let restored = checkpoint.restore(&options)?;
+        let notes = &restored.report.not_carried;
+        println!("{notes:?}");
+        let sizes = drain(&restored.fd)?.into_iter().map(|one| one.data.len());
+        assert_eq!(sizes.collect::<Vec<_>>(), [1, 65_488, 2]);
         Ok(())
     })
 }

@@ -18,8 +18,11 @@ const MOST_OPTIONS: usize = 40;
 /// The kind of the first extension header, and the headers.
 const MOST_EXTENSIONS: usize = 1 + 2048;
 const MOST_FLOW_LABEL: u32 = 0xf_ffff;
-/// In [`number::CORK`]: by a gateway.
+/// The extension headers of corked data: four, and one byte before each.
+const MOST_HEADERS: usize = 4 * (1 + 2048);
+/// In [`number::CORK`]: by a gateway; not to be cut into fragments.
 const GATEWAY: u32 = 1;
+const DONT_FRAGMENT: u32 = 2;
 
 /// What a QUEUE message holds; within a socket they come in this order.
 pub(super) enum Waiting {
@@ -78,11 +81,22 @@ fn can_be(waiting: &Waiting) -> bool {
                 && (!datagram.peeked || datagram.payload.is_empty())
         }
         Waiting::Corked(corked) => {
-            corked.source.is_ipv6() == corked.destination.is_ipv6()
-                && corked.ip_options.len() <= MOST_OPTIONS
-                && corked.payload.len() <= MOST_PAYLOAD
+            let ipv6 = corked.destination.is_ipv6();
+            let (options, payload) = match ipv6 {
+                true => (MOST_HEADERS, MOST_PAYLOAD6),
+                false => (MOST_OPTIONS, MOST_PAYLOAD),
+            };
+            corked.source.is_ipv6() == ipv6
+                && corked.ip_options.len() <= options
+                && corked.payload.len() <= payload
+                && corked.flow_label <= if ipv6 { MOST_FLOW_LABEL } else { 0 }
+                && (ipv6 || !corked.dont_fragment)
         }
-        Waiting::Error(entry) => errors::can_be_made(entry) && entry.payload.len() <= MOST_QUOTED,
+        Waiting::Error(entry) => {
+            errors::can_be_made(entry)
+                && entry.payload.len() <= MOST_QUOTED
+                && entry.flow_label <= MOST_FLOW_LABEL
+        }
     }
 }
 
@@ -138,11 +152,19 @@ pub(super) fn from_cork(corked: &Corked) -> Result<Vec<u8>, ImageError> {
     writer.u32(number::DATAGRAM_SEGMENT, corked.segment_size.into())?;
     writer.put(number::DATAGRAM_OPTIONS, &corked.ip_options)?;
     writer.put(number::DATAGRAM_PAYLOAD, &corked.payload)?;
-    let flags = if corked.gateway { GATEWAY } else { 0 };
-    writer.u32(number::CORK, flags)?;
+    let gateway = if corked.gateway { GATEWAY } else { 0 };
+    let whole = if corked.dont_fragment {
+        DONT_FRAGMENT
+    } else {
+        0
+    };
+    writer.u32(number::CORK, gateway | whole)?;
     let time = corked.transmit_time.to_ne_bytes();
     writer.put(number::CORK_TRANSMIT_TIME, &time)?;
     put_priority(&mut writer, corked.priority)?;
+    if corked.flow_label != 0 {
+        writer.u32(number::DATAGRAM_FLOW_LABEL, corked.flow_label)?;
+    }
     Ok(writer.finish())
 }
 
@@ -163,6 +185,9 @@ pub(super) fn from_error(entry: &ErrorEntry) -> Result<Vec<u8>, ImageError> {
     writer.put(number::DATAGRAM_PAYLOAD, &entry.payload)?;
     writer.put(number::EXTENDED_ERROR, &extended_error(entry))?;
     writer.put(number::ICMP_REST, &entry.rest)?;
+    if entry.flow_label != 0 {
+        writer.u32(number::DATAGRAM_FLOW_LABEL, entry.flow_label)?;
+    }
     Ok(writer.finish())
 }
 
@@ -256,6 +281,8 @@ impl<'a> Fields<'a> {
             ttl: byte(number::DATAGRAM_TTL)?,
             segment_size: u16::try_from(segment).map_err(|error| error.to_string())?,
             device: self.u32(number::DATAGRAM_INTERFACE)?,
+            flow_label: self.u32_or_0(number::DATAGRAM_FLOW_LABEL)?,
+            dont_fragment: self.u32(number::CORK)? & DONT_FRAGMENT != 0,
             gateway: self.u32(number::CORK)? & GATEWAY != 0,
             mark: self.u32(number::DATAGRAM_MARK)?,
             priority: self.u32_or_0(number::DATAGRAM_PRIORITY)?,
@@ -302,6 +329,7 @@ impl<'a> Fields<'a> {
             received_at: i64::from_ne_bytes(self.array(number::DATAGRAM_TIME)?),
             ttl: self.u8(number::DATAGRAM_TTL)?,
             tos: self.u8(number::DATAGRAM_TOS)?,
+            flow_label: self.u32_or_0(number::DATAGRAM_FLOW_LABEL)?,
             local: self.ip(number::DATAGRAM_SPEC_DST)?,
             rest: self.array(number::ICMP_REST)?,
             interface: self.u32(number::DATAGRAM_INTERFACE)?,

@@ -38,6 +38,8 @@ pub struct Skb {
     pub interface: Field,
     pub mark: Field,
     pub priority: Field,
+    /// Which version of IP it came by, in network order.
+    pub protocol: Field,
     pub transport_header: Field,
     pub network_header: Field,
     pub end: Field,
@@ -140,6 +142,30 @@ pub struct Cork {
     pub last_hop: Field,
     pub destination_port: Field,
     pub route: Route,
+    /// Of data for IPv6.
+    pub ipv6: Option<Cork6>,
+}
+
+/// What a cork for IPv6 has besides: `struct flowi6`, and `ipv6_pinfo.cork`.
+#[derive(Debug)]
+pub struct Cork6 {
+    /// In `struct inet_sock`.
+    pub source: usize,
+    pub destination: usize,
+    pub port: Field,
+    pub flow: Field,
+    /// The device that it was to leave by; 0: any.
+    pub device: Field,
+    /// In `struct ipv6_pinfo`: the whole `struct inet6_cork`.
+    pub whole: Field,
+    pub options: Field,
+    pub hop_limit: Field,
+    pub traffic_class: Field,
+    pub dont_fragment: Field,
+    /// In `struct ipv6_txoptions`, which has so many bytes: hop-by-hop, destination before the routing
+    /// header, routing, destination.
+    pub headers: [Field; 4],
+    pub headers_extent: usize,
 }
 
 /// What a cork says of its route: `struct rtable`.
@@ -217,6 +243,7 @@ impl Skb {
             interface: field("skb_iif")?,
             mark: field("mark")?,
             priority: field("priority")?,
+            protocol: field("protocol")?,
             transport_header: field("transport_header")?,
             network_header: field("network_header")?,
             end: field("end")?,
@@ -234,7 +261,7 @@ impl Skb {
         let mut fields = vec![control, skb.mark, skb.network_header, skb.transport_header];
         fields.extend([skb.end, skb.head, skb.data, skb.interface, skb.priority]);
         fields.extend([skb.time, skb.checksum_state, skb.checksum_valid]);
-        fields.extend([skb.true_size, skb.peeked]);
+        fields.extend([skb.true_size, skb.peeked, skb.protocol]);
         fields.extend(flags);
         skb.extent = extent(&fields);
         Ok(skb)
@@ -371,6 +398,34 @@ impl Cork {
             last_hop: field("cork.base.addr")?,
             destination_port: field("cork.fl.u.ip4.uli.ports.dport")?,
             route: Route::of(btf)?,
+            ipv6: Cork6::of(btf).ok(),
+        })
+    }
+}
+
+impl Cork6 {
+    fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        let part = |path| btf.field("ipv6_pinfo", path);
+        let header = |path| btf.field("ipv6_txoptions", path);
+        let flow = |path: &str| btf.field("inet_sock", &format!("cork.fl.u.ip6.{path}"));
+        Ok(Self {
+            source: flow("saddr")?.offset,
+            destination: flow("daddr")?.offset,
+            port: flow("uli.ports.dport")?,
+            flow: flow("flowlabel")?,
+            device: flow("__fl_common.flowic_oif")?,
+            whole: part("cork")?,
+            options: part("cork.opt")?,
+            hop_limit: part("cork.hop_limit")?,
+            traffic_class: part("cork.tclass")?,
+            dont_fragment: part("cork.dontfrag")?,
+            headers: [
+                header("hopopt")?,
+                header("dst0opt")?,
+                header("srcrt")?,
+                header("dst1opt")?,
+            ],
+            headers_extent: btf.size("ipv6_txoptions")?,
         })
     }
 }

@@ -5,14 +5,17 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 use super::btf::Field;
-use super::buffer::{Buffer, Buffers, Options};
+use super::buffer::{Buffer, Buffers, Cork6, Options};
 use super::copier::{Copier, Head, Sock, Tried, steady};
+use super::inet6;
 use super::reader::{Reader, address, damaged};
 use super::walk::View;
 
 const UDP_HEADER: usize = 8;
 /// `IPCORK_OPT`: the cork has IP options of its own.
 const CORK_OPTIONS: u64 = 1;
+/// IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR, IPV6_DSTOPTS
+const EXTENSIONS: [u8; 4] = [54, 55, 57, 59];
 const AF_INET: u64 = rustix::net::AddressFamily::INET.as_raw() as u64;
 const AF_INET6: u64 = rustix::net::AddressFamily::INET6.as_raw() as u64;
 
@@ -31,9 +34,15 @@ pub struct Corked {
     pub ttl: Option<u8>,
     /// UDP_SEGMENT as it was; 0: one datagram.
     pub segment_size: u16,
-    /// The interface by which its route leaves (`rtable.dst.dev`), 0 when that is gone.
+    /// The flow label of IPv6.
+    pub flow_label: u32,
+    /// IPV6_DONTFRAG, or as given with the data.
+    pub dont_fragment: bool,
+    /// The interface by which its route leaves (`rtable.dst.dev`), 0 when that is gone. Of IPv6, where
+    /// that is the loopback device, the one that the data were to leave by, if any was named.
     pub device: u32,
-    /// Its route goes by a gateway (`rtable.rt_uses_gateway`).
+    /// Its route goes by a gateway (`rtable.rt_uses_gateway`). Of IPv6 always false: nothing that a
+    /// sendmsg(2) says depends on it.
     pub gateway: bool,
     /// SO_MARK, or the one given with the data.
     pub mark: u32,
@@ -43,14 +52,16 @@ pub struct Corked {
     pub transmit_time: u64,
     /// A time stamp is wanted when it is sent (SO_TIMESTAMPING).
     pub stamped: bool,
-    /// The IP options as IP_RETOPTS wants them, those of the socket included.
+    /// The IP options as IP_RETOPTS wants them, those of the socket included. Of IPv6 the extension
+    /// headers, before each one byte: the number of its option (IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS,
+    /// IPV6_RTHDR, IPV6_DSTOPTS).
     pub ip_options: Vec<u8>,
     /// The data so far.
     pub payload: Vec<u8>,
 }
 
 impl Reader {
-    /// The pending datagram of an IPv4 UDP socket: `udp_sock.pending`, `inet_sock.cork` and the
+    /// The pending datagram of a UDP socket: `udp_sock.pending`, `inet_sock.cork` and the
     /// buffers in `sk_write_queue`, as `ip_append_data` laid them out. None: nothing is pending.
     ///
     /// `WouldBlock`: the owner adds data all the time. Nothing is changed.
@@ -60,12 +71,12 @@ impl Reader {
 
     fn try_cork(&self, socket: BorrowedFd<'_>) -> Tried<Option<Corked>> {
         let (layout, sock) = (self.buffers()?, self.udp(socket)?);
-        match self.layout.udp.pending.value(&sock.raw) {
+        let ipv6 = match self.layout.udp.pending.value(&sock.raw) {
             Some(0) => return Ok(Some(None)),
-            Some(AF_INET) => {}
-            Some(AF_INET6) => return Err(unsupported("data for IPv6 are not read yet")),
+            Some(AF_INET) => false,
+            Some(AF_INET6) => true,
             _ => return Err(damaged()),
-        }
+        };
         let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
         let head = Head::of(layout, &sock.raw, sock.address, layout.heads.write)?;
         let mut payload = Vec::new();
@@ -76,7 +87,10 @@ impl Reader {
             number += 1;
             Ok(())
         })?;
-        let ip_options = self.options(&sock)?;
+        let ip_options = match ipv6 {
+            true => self.extensions(&sock)?,
+            false => self.options(&sock)?,
+        };
         let route = self.route(&sock)?;
         if done.is_none() || !self.is_still(&sock, layout, socket)? {
             return Ok(None);
@@ -84,10 +98,65 @@ impl Reader {
         if get(self.layout.udp.length)? as usize != payload.len() + UDP_HEADER {
             return Ok(None);
         }
-        corked(layout, &sock, ip_options, route, payload).map(|corked| Some(Some(corked)))
+        let mut corked = corked(layout, &sock, ip_options, route, payload)?;
+        if ipv6 {
+            self.for_ipv6(&sock, &mut corked)?;
+        }
+        Ok(Some(Some(corked)))
     }
 
-    /// The interface of the route, and whether it goes by a gateway.
+    /// What the cork says of data for IPv6, and where the part of the socket begins that has the rest.
+    fn cork6(&self, sock: &Sock) -> io::Result<(&'static Cork6, usize)> {
+        let layout = self.buffers()?.cork.ipv6.as_ref();
+        let inet6 = self.layout.inet6.as_ref();
+        let place = inet6.map(|inet6| inet6.place(&sock.raw, sock.address));
+        layout.zip(place.transpose()?.flatten()).ok_or_else(damaged)
+    }
+
+    /// Puts what differs for IPv6 in the place of what was read as for IPv4.
+    fn for_ipv6(&self, sock: &Sock, corked: &mut Corked) -> io::Result<()> {
+        const LOOPBACK: u32 = 1;
+        let (layout, place) = self.cork6(sock)?;
+        let part = sock.raw.get(place..).ok_or_else(damaged)?;
+        let get = |field: Field, raw: &[u8]| field.value(raw).ok_or_else(damaged);
+        let port = u16::from_be(get(layout.port, &sock.raw)? as u16);
+        let destination = inet6::ipv6(&sock.raw, layout.destination)?;
+        corked.destination = SocketAddr::new(destination.into(), port);
+        corked.source = inet6::ipv6(&sock.raw, layout.source)?.into();
+        corked.ttl = Some(get(layout.hop_limit, part)? as u8);
+        corked.tos = Some(get(layout.traffic_class, part)? as u8);
+        corked.flow_label = u32::from_be(get(layout.flow, &sock.raw)? as u32) & 0xf_ffff;
+        corked.dont_fragment = get(layout.dont_fragment, part)? != 0;
+        corked.gateway = false;
+        let named = get(layout.device, &sock.raw)? as u32;
+        if corked.device == LOOPBACK && named != 0 {
+            corked.device = named;
+        }
+        Ok(())
+    }
+
+    /// The extension headers of a cork (`ip6_setup_cork` copies them).
+    fn extensions(&self, sock: &Sock) -> io::Result<Vec<u8>> {
+        let (layout, place) = self.cork6(sock)?;
+        let part = sock.raw.get(place..).ok_or_else(damaged)?;
+        let options = layout.options.value(part).ok_or_else(damaged)?;
+        if options == 0 {
+            return Ok(Vec::new());
+        }
+        let whole = self.bytes(options, layout.headers_extent)?;
+        let mut all = Vec::new();
+        for (number, header) in EXTENSIONS.into_iter().zip(layout.headers) {
+            let at = header.value(&whole).ok_or_else(damaged)?;
+            if at != 0 {
+                let length = self.bytes(at, 2)?.last().copied().unwrap_or(0);
+                all.push(number);
+                all.extend(self.bytes(at, (usize::from(length) + 1) * 8)?);
+            }
+        }
+        Ok(all)
+    }
+
+    /// The interface of the route, and whether it goes by a gateway; of IPv6 only the interface is one.
     fn route(&self, sock: &Sock) -> io::Result<(u32, bool)> {
         let layout = &self.buffers()?.cork.route;
         let place = layout.route.value(&sock.raw).ok_or_else(damaged)?;
@@ -105,7 +174,7 @@ impl Reader {
         }
     }
 
-    /// The memory, in bytes, that datagrams of an IPv4 UDP socket take while they are with a device
+    /// The memory, in bytes, that datagrams of a UDP socket take while they are with a device
     /// (`sk_wmem_alloc` without what is corked). As [`cork`](Self::cork) otherwise.
     pub fn in_flight(&self, socket: BorrowedFd<'_>) -> io::Result<u32> {
         steady(|| {
@@ -135,12 +204,15 @@ impl Reader {
     ) -> io::Result<bool> {
         let after = self.udp(socket)?;
         let (cork, heads, udp) = (layout.cork.whole, &layout.heads, &self.layout.udp);
-        let places = [
+        let mut places = vec![
             (cork.offset, cork.size),
             (heads.write, heads.extent),
             (udp.length.offset, udp.length.size),
             (udp.pending.offset, udp.pending.size),
         ];
+        if let Ok((ipv6, place)) = self.cork6(before) {
+            places.push((place + ipv6.whole.offset, ipv6.whole.size));
+        }
         let part = |sock: &Sock, at: usize, size: usize| {
             let raw = sock.raw.get(at..at + size).map(<[u8]>::to_vec);
             raw.ok_or_else(damaged)
@@ -170,10 +242,6 @@ impl Reader {
         let data = self.bytes(at.wrapping_add(options.size as u64), length)?;
         restored(options, &header, data)
     }
-}
-
-fn unsupported(why: &'static str) -> io::Error {
-    io::Error::new(io::ErrorKind::Unsupported, why)
 }
 
 /// The bytes in front of the data: `ip_append_data` leaves room for the headers of IP, and in the
@@ -210,6 +278,8 @@ fn corked(
         tos: u8::try_from(get(cork.tos)? as i16).ok(),
         ttl: u8::try_from(get(cork.ttl)?).ok().filter(|ttl| *ttl != 0),
         segment_size: get(cork.segment_size)? as u16,
+        flow_label: 0,
+        dont_fragment: false,
         device,
         gateway,
         mark: optional(cork.mark)? as u32,

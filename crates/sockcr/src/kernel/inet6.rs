@@ -129,10 +129,16 @@ impl Inet6 {
         }
     }
 
-    /// The part of a copy of an IPv6 socket; `None` where it lies outside the copy.
-    pub fn part<'a>(&'a self, raw: &'a [u8], address: u64) -> io::Result<Option<Part<'a>>> {
+    /// Where the part begins in the copy of an IPv6 socket, if it is in there.
+    pub fn place(&self, raw: &[u8], address: u64) -> io::Result<Option<usize>> {
         let place = self.part.value(raw).ok_or_else(damaged)?;
         let inside = usize::try_from(place.wrapping_sub(address)).ok();
+        Ok(inside.filter(|at| at + self.extent <= raw.len()))
+    }
+
+    /// The part of a copy of an IPv6 socket; `None` where it lies outside the copy.
+    pub fn part<'a>(&'a self, raw: &'a [u8], address: u64) -> io::Result<Option<Part<'a>>> {
+        let inside = self.place(raw, address)?;
         let bytes = inside.and_then(|at| raw.get(at..)?.get(..self.extent));
         Ok(bytes.map(|bytes| Part {
             layout: self,

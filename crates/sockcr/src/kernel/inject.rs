@@ -89,6 +89,8 @@ pub struct Notice<'a> {
     pub ttl: u8,
     /// TOS.
     pub tos: u8,
+    /// The flow label of IPv6.
+    pub flow_label: u32,
     /// The type of the message.
     pub kind: u8,
     /// Its code.
@@ -312,6 +314,14 @@ impl Injector {
         }
         Ok(())
     }
+}
+
+/// Whether a datagram passes the loopback device in one piece: one of IPv6 can be longer than its MTU
+/// (`loopback_setup`).
+pub fn fits(destination: &SocketAddr, options: &[u8], payload: &[u8]) -> bool {
+    const MTU: usize = 64 * 1024;
+    let headers = record::HEADER6 + options.len().saturating_sub(1) + record::UDP_HEADER_SIZE;
+    destination.is_ipv4() || headers + payload.len() <= MTU
 }
 
 /// The way of each, and what is lost on it from the start.

@@ -30,6 +30,7 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "ipv6_pinfo"),
     (Kind::Structure, "ipv6_mc_socklist"),
     (Kind::Structure, "ipv6_ac_socklist"),
+    (Kind::Structure, "ipv6_txoptions"),
     (Kind::Structure, "numa_drop_counters"),
     (Kind::Structure, "sock_reuseport"),
     (Kind::Structure, "ip_mc_socklist"),

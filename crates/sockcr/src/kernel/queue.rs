@@ -4,6 +4,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
+use rustix::net::AddressFamily;
+
 use super::btf::Field;
 use super::buffer::{Buffer, Buffers};
 use super::copier::{Copier, Head, Sock, Tried, steady};
@@ -22,6 +24,9 @@ const CHECKSUM_COMPLETE: u64 = 2;
 const CHECKSUM_PARTIAL: u64 = 3;
 const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
+const ORIGIN_ICMP6: u8 = 3;
+/// `ETH_P_IPV6`
+const PROTOCOL_IPV6: u16 = 0x86dd;
 
 /// A datagram in the receive queue, as recvmsg(2) with every option would tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +105,8 @@ pub struct ErrorEntry {
     pub ttl: u8,
     /// IP_RECVTOS of the ICMP message.
     pub tos: u8,
+    /// IPV6_FLOWINFO of the ICMP message without the traffic class.
+    pub flow_label: u32,
     /// Whom the ICMP message was sent to.
     pub local: IpAddr,
     /// The second word of the ICMP header: an MTU, a pointer, the length of RFC 4884.
@@ -169,20 +176,21 @@ impl Reader {
         Ok(sock)
     }
 
-    fn ipv4(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {
+    fn inet(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {
         let sock = self.sock(socket)?;
         let family = self.layout.sock.family.value(&sock.raw);
-        if family == Some(u64::from(rustix::net::AddressFamily::INET.as_raw())) {
+        let known = [AddressFamily::INET, AddressFamily::INET6].map(|f| Some(f.as_raw().into()));
+        if known.contains(&family) {
             Ok(sock)
         } else {
             Err(io::Error::new(
                 io::ErrorKind::Unsupported,
-                "the socket is not an IPv4 socket",
+                "the socket is neither one of IPv4 nor of IPv6",
             ))
         }
     }
 
-    /// The errors that wait in an IPv4 socket with IP_RECVERR, and its transmit time stamps and
+    /// The errors that wait in a socket with IP_RECVERR or IPV6_RECVERR, and its transmit time stamps and
     /// zero-copy notices: `sk_error_queue`, oldest first. As [`receive_queue`](Self::receive_queue)
     /// otherwise.
     pub fn error_queue(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<ErrorEntry>> {
@@ -192,7 +200,7 @@ impl Reader {
     fn try_error_queue(&self, socket: BorrowedFd<'_>) -> Tried<Vec<ErrorEntry>> {
         let layout = self.buffers()?;
         let head = |sock: &Sock| Head::of(layout, &sock.raw, sock.address, layout.heads.error);
-        let before = head(&self.ipv4(socket)?)?;
+        let before = head(&self.inet(socket)?)?;
         let mut entries = Vec::new();
         if before.is_empty() {
             return Ok(Some(entries));
@@ -201,7 +209,7 @@ impl Reader {
             entries.push(error_entry(buffer, payload)?);
             Ok(())
         })?;
-        let after = head(&self.ipv4(socket)?)?;
+        let after = head(&self.inet(socket)?)?;
         Ok(done.filter(|()| after.extends(&before)).map(|()| entries))
     }
 }
@@ -416,17 +424,25 @@ fn sum(bytes: &[u8]) -> u64 {
     words.sum::<u64>() + last
 }
 
-/// `ip_recv_error` says what of an entry counts.
+/// `ip_recv_error` and `ipv6_recv_error` say what of an entry counts.
 fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> {
     let (layout, ee) = (buffer.layout, &buffer.layout.error);
     let origin = buffer.get(ee.origin)? as u8;
     let port = u16::from_be(buffer.get(ee.port)? as u16);
     let place = buffer.get(ee.address)? as usize;
-    let named = matches!(origin, ORIGIN_LOCAL | ORIGIN_ICMP) || port != 0;
-    let destination = || Ok(SocketAddr::new(ip(buffer.window, place)?.into(), port));
-    let notice = match origin == ORIGIN_ICMP {
-        true => Notice::of(buffer)?,
-        false => Notice::default(),
+    let named = matches!(origin, ORIGIN_LOCAL | ORIGIN_ICMP | ORIGIN_ICMP6) || port != 0;
+    let protocol = u16::from_be(buffer.get(layout.skb.protocol)? as u16);
+    let destination = || {
+        let address = match protocol == PROTOCOL_IPV6 {
+            true => inet6::ipv6(buffer.window, place)?.into(),
+            false => ip(buffer.window, place)?.into(),
+        };
+        Ok(SocketAddr::new(address, port))
+    };
+    let notice = match origin {
+        ORIGIN_ICMP => Notice::of(buffer)?,
+        ORIGIN_ICMP6 => Notice::of_ipv6(buffer, place)?,
+        _ => Notice::default(),
     };
     Ok(ErrorEntry {
         error: buffer.get(ee.error)? as i32,
@@ -436,14 +452,13 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
         info: buffer.get(ee.info)? as u32,
         data: buffer.get(ee.data)? as u32,
         statistics: buffer.optional(ee.statistics)? != 0,
-        offender: notice
-            .source
-            .map(|source| SocketAddr::new(source.into(), 0)),
+        offender: notice.source.map(|source| SocketAddr::new(source, 0)),
         destination: when(named, destination)?,
         received_at: stamp(buffer, layout)?,
         ttl: notice.ttl,
         tos: notice.tos,
-        local: notice.destination.unwrap_or(Ipv4Addr::UNSPECIFIED).into(),
+        flow_label: notice.flow_label,
+        local: notice.destination.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
         rest: notice.rest,
         interface: notice.interface,
         payload,
@@ -453,10 +468,11 @@ fn error_entry(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<ErrorEntry> 
 /// What the headers of an ICMP message tell besides the error.
 #[derive(Default)]
 struct Notice {
-    source: Option<Ipv4Addr>,
-    destination: Option<Ipv4Addr>,
+    source: Option<IpAddr>,
+    destination: Option<IpAddr>,
     ttl: u8,
     tos: u8,
+    flow_label: u32,
     rest: [u8; 4],
     interface: u32,
 }
@@ -466,18 +482,44 @@ impl Notice {
         let window = buffer.window;
         let byte = |at: usize| window.get(at).copied().ok_or_else(damaged);
         let icmp = usize::from(byte(0)? & 0x0f) * 4;
-        let rest = window.get(icmp + 4..);
         Ok(Self {
-            source: Some(ip(window, 12)?),
-            destination: Some(ip(window, 16)?),
+            source: Some(ip(window, 12)?.into()),
+            destination: Some(ip(window, 16)?.into()),
             ttl: byte(8)?,
             tos: byte(1)?,
-            rest: *rest
-                .and_then(|rest| rest.first_chunk())
-                .ok_or_else(damaged)?,
+            flow_label: 0,
+            rest: rest(window, icmp)?,
             interface: buffer.get(buffer.layout.skb.interface)? as u32,
         })
     }
+
+    /// `quoted`: where the message quotes the destination of the datagram (`ipv6_icmp_error`).
+    fn of_ipv6(buffer: &Buffer<'_>, quoted: usize) -> io::Result<Self> {
+        const DESTINATION: usize = 24;
+        const ICMP_HEADER: usize = 8;
+        let headers = Headers {
+            bytes: buffer.window,
+            ipv6: true,
+            transport: IPV6_HEADER,
+        };
+        let icmp = quoted.checked_sub(DESTINATION + ICMP_HEADER);
+        let (tos, flow_label) = headers.tos()?;
+        Ok(Self {
+            source: Some(headers.address(12, 8)?),
+            destination: Some(headers.address(16, 24)?),
+            ttl: headers.ttl()?,
+            tos,
+            flow_label,
+            rest: rest(buffer.window, icmp.ok_or_else(damaged)?)?,
+            interface: buffer.optional(buffer.layout.control.interface6)? as u32,
+        })
+    }
+}
+
+/// The second word of an ICMP header.
+fn rest(window: &[u8], icmp: usize) -> io::Result<[u8; 4]> {
+    let rest = window.get(icmp + 4..).and_then(|rest| rest.first_chunk());
+    rest.copied().ok_or_else(damaged)
 }
 
 fn when<T>(wanted: bool, get: impl FnOnce() -> io::Result<T>) -> io::Result<Option<T>> {

@@ -48,6 +48,11 @@ impl Protocol {
         !self.is_raw() && self.number == IPPROTO_UDP
     }
 
+    /// Whether its ports are those of UDP or UDP-Lite.
+    pub fn has_ports(&self) -> bool {
+        !self.is_raw() && !self.is_ping()
+    }
+
     /// Whether a port of its own is an identifier of ICMP.
     pub fn is_ping(&self) -> bool {
         !self.is_raw() && matches!(self.number, IPPROTO_ICMP | IPPROTO_ICMPV6)

@@ -5,12 +5,13 @@ use super::filter;
 use super::interfaces::Interfaces;
 use super::meanwhile::{self, Buffer, Meanwhile};
 use crate::kernel::{self, Corked, Hidden};
-use crate::option::{Options, Value};
+use crate::option::{self, Options, Value};
 use crate::report::Report;
 use rustix::io::Errno;
 use sockcr_sys::message::{Outgoing, add_control, send_many};
+use std::collections::BTreeMap;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
@@ -29,6 +30,21 @@ const IP_TTL: i32 = 2;
 const IP_RETOPTS: i32 = 7;
 const IP_PKTINFO: i32 = 8;
 const IP_MTU_DISCOVER: i32 = 10;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_FLOWINFO: i32 = 11;
+const IPV6_MTU_DISCOVER: i32 = 23;
+const IPV6_PKTINFO: i32 = 50;
+const IPV6_HOPLIMIT: i32 = 52;
+const IPV6_DONTFRAG: i32 = 62;
+const IPV6_TCLASS: i32 = 67;
+const LOOPBACK: u32 = 1;
+/// The options that say which extension headers all datagrams have, and their numbers.
+const STICKY: [(&str, u8); 4] = [
+    ("IPV6_HOPOPTS", 54),
+    ("IPV6_RTHDRDSTOPTS", 55),
+    ("IPV6_RTHDR", 57),
+    ("IPV6_DSTOPTS", 59),
+];
 const PMTUDISC_WANT: i32 = 1;
 const PMTUDISC_DO: i32 = 2;
 const PMTUDISC_PROBE: i32 = 3;
@@ -100,9 +116,27 @@ pub(crate) fn restore(
         report.lose("corked data: device", crate::error::reason(&error));
         0
     });
-    let control = control(corked, device, options);
+    let mut control = Vec::new();
+    let to = match corked.destination {
+        SocketAddr::V6(to) if to.ip().to_ipv4_mapped().is_none() => {
+            control_ipv6(corked, device, &mut control);
+            SocketAddrV6::new(*to.ip(), to.port(), 0, scope(to.ip(), device)).into()
+        }
+        to => {
+            control_ipv4(corked, device, options, &mut control);
+            to
+        }
+    };
+    control_socket(corked, options, &mut control);
     let mut meanwhile = Meanwhile::new(fd);
-    let sent = send_somehow(fd, corked, &control, &mut meanwhile);
+    let sent = with_headers(fd, corked, options, interfaces, || {
+        let one = Outgoing {
+            to,
+            control: &control,
+            parts: [&corked.payload, &[]],
+        };
+        send_somehow(fd, corked, &one, &mut meanwhile)
+    });
     let back = meanwhile.put_back();
     sent.and(back).map_err(|error| {
         let step = format!("corked data: send it to {}", corked.destination);
@@ -143,13 +177,15 @@ fn check(fd: BorrowedFd<'_>, corked: &Corked, device: u32, report: &mut Report) 
     }
 }
 
-fn words(corked: &Corked) -> [(&'static str, String); 11] {
+fn words(corked: &Corked) -> [(&'static str, String); 13] {
     let given = |value: Option<u8>| value.map_or("the socket's".into(), |value| value.to_string());
     [
         ("destination", corked.destination.to_string()),
         ("source", corked.source.to_string()),
         ("device", corked.device.to_string()),
         ("gateway", corked.gateway.to_string()),
+        ("flow label", corked.flow_label.to_string()),
+        ("IPV6_DONTFRAG", corked.dont_fragment.to_string()),
         ("ttl", given(corked.ttl)),
         ("tos", given(corked.tos)),
         ("mark", corked.mark.to_string()),
@@ -192,9 +228,10 @@ pub(crate) fn restore_unbound(
 fn send_somehow(
     fd: BorrowedFd<'_>,
     corked: &Corked,
-    control: &[u8],
+    one: &Outgoing<'_>,
     meanwhile: &mut Meanwhile<'_>,
 ) -> io::Result<()> {
+    // An IPv6 one takes no notice.
     let mut route = MSG_DONTROUTE;
     if corked.gateway {
         route = 0;
@@ -202,16 +239,20 @@ fn send_somehow(
     }
     // To be cut into fragments may have been forbidden since: that would be an error in the queue.
     // What the path or the device takes stays the measure (`ip_sk_use_pmtu`).
-    match meanwhile.keep(IPPROTO_IP, IP_MTU_DISCOVER)? {
-        PMTUDISC_DO => meanwhile::set(fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)?,
+    let (level, name) = match corked.destination.ip().to_canonical() {
+        IpAddr::V4(_) => (IPPROTO_IP, IP_MTU_DISCOVER),
+        IpAddr::V6(_) => (IPPROTO_IPV6, IPV6_MTU_DISCOVER),
+    };
+    match meanwhile.keep(level, name)? {
+        PMTUDISC_DO => meanwhile::set(fd, level, name, PMTUDISC_WANT)?,
         PMTUDISC_PROBE | PMTUDISC_INTERFACE => {
-            meanwhile::set(fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT)?;
+            meanwhile::set(fd, level, name, PMTUDISC_OMIT)?;
         }
         _ => {}
     }
     let mut tries = 0;
     loop {
-        let error = match send(fd, corked, control, route) {
+        let error = match send(fd, one, route) {
             Ok(()) => return Ok(()),
             Err(error) => error,
         };
@@ -229,18 +270,62 @@ fn send_somehow(
     }
 }
 
-fn send(fd: BorrowedFd<'_>, corked: &Corked, control: &[u8], route: i32) -> io::Result<()> {
-    let one = Outgoing {
-        to: corked.destination,
-        control,
-        parts: [&corked.payload, &[]],
-    };
-    send_many(fd, &[one], MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL | route).map(drop)
+fn send(fd: BorrowedFd<'_>, one: &Outgoing<'_>, route: i32) -> io::Result<()> {
+    let flags = MSG_MORE | MSG_DONTWAIT | MSG_NOSIGNAL | route;
+    send_many(fd, std::slice::from_ref(one), flags).map(drop)
 }
 
-fn control(corked: &Corked, device: u32, options: &Options) -> Vec<u8> {
-    let mut control = Vec::new();
-    let mut add = |level, kind, data: &[u8]| add_control(&mut control, level, kind, data);
+/// The device of a link-local destination.
+fn scope(to: &Ipv6Addr, device: u32) -> u32 {
+    match kernel::needs_scope(to) {
+        true => device,
+        false => 0,
+    }
+}
+
+/// Sends with the extension headers of the data as the socket's own: a control message takes none away,
+/// and not every routing header (`ip6_datagram_send_ctl`).
+fn with_headers(
+    fd: BorrowedFd<'_>,
+    corked: &Corked,
+    options: &Options,
+    interfaces: &Interfaces,
+    send: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let ipv6 = corked.destination.ip().to_canonical().is_ipv6();
+    let sticky = STICKY.iter().any(|(name, _)| options.has(name));
+    if !ipv6 || (corked.ip_options.is_empty() && !sticky) {
+        return send();
+    }
+    let none = Value::Bytes(Vec::new());
+    let put = |name: &str, value: &Value| option::put(fd, name, value, interfaces);
+    let mut own = headers(&corked.ip_options);
+    let set = STICKY.iter().try_for_each(|(name, number)| {
+        let header = own.remove(number);
+        put(name, &Value::Bytes(header.unwrap_or_default()))
+    });
+    let sent = set.and_then(|()| send());
+    let names = STICKY.iter().map(|(name, _)| *name);
+    let back = names.map(|name| put(name, options.get(name).unwrap_or(&none)));
+    back.fold(sent, Result::and)
+}
+
+/// The headers of a cork by the numbers of their options.
+fn headers(mut rest: &[u8]) -> BTreeMap<u8, Vec<u8>> {
+    let mut all = BTreeMap::new();
+    while let [number, header @ ..] = rest {
+        let length = header
+            .get(1)
+            .map_or(0, |length| (usize::from(*length) + 1) * 8);
+        let (header, others) = header.split_at_checked(length).unwrap_or((header, &[]));
+        all.insert(*number, header.to_vec());
+        rest = others;
+    }
+    all
+}
+
+fn control_ipv4(corked: &Corked, device: u32, options: &Options, control: &mut Vec<u8>) {
+    let mut add = |level, kind, data: &[u8]| add_control(control, level, kind, data);
     let source = match corked.source.to_canonical() {
         IpAddr::V4(source) => source.octets(),
         IpAddr::V6(_) => [0; 4],
@@ -253,14 +338,48 @@ fn control(corked: &Corked, device: u32, options: &Options) -> Vec<u8> {
     if let Some(ttl) = corked.ttl {
         add(IPPROTO_IP, IP_TTL, &i32::from(ttl).to_ne_bytes());
     }
+    if options.has("IP_OPTIONS") || !corked.ip_options.is_empty() {
+        add(IPPROTO_IP, IP_RETOPTS, &corked.ip_options);
+    }
+}
+
+/// The route that leads to an address of this host is found without a device: it is that of another one
+/// than the loopback device, by which it leaves (`ip6_rt_get_dev_rcu`).
+fn control_ipv6(corked: &Corked, device: u32, control: &mut Vec<u8>) {
+    let mut add = |kind, data: &[u8]| add_control(control, IPPROTO_IPV6, kind, data);
+    let source = match corked.source {
+        IpAddr::V6(source) => source,
+        IpAddr::V4(_) => Ipv6Addr::UNSPECIFIED,
+    };
+    let device = if device == LOOPBACK { 0 } else { device };
+    let from = [&source.octets()[..], &device.to_ne_bytes()].concat();
+    add(IPV6_PKTINFO, &from);
+    for (kind, value) in [(IPV6_TCLASS, corked.tos), (IPV6_HOPLIMIT, corked.ttl)] {
+        if let Some(value) = value {
+            add(kind, &i32::from(value).to_ne_bytes());
+        }
+    }
+    add(
+        IPV6_DONTFRAG,
+        &i32::from(corked.dont_fragment).to_ne_bytes(),
+    );
+    if corked.flow_label != 0 {
+        add(IPV6_FLOWINFO, &corked.flow_label.to_be_bytes());
+    }
+}
+
+/// What is said at the level of the socket, and of UDP.
+fn control_socket(corked: &Corked, options: &Options, control: &mut Vec<u8>) {
+    let mut add = |level, kind, data: &[u8]| add_control(control, level, kind, data);
     // None of the time stamps that the owner wants now.
     add(SOL_SOCKET, SO_TIMESTAMPING, &[0; 4]);
     let own = |name: &str| options.get(name).and_then(Value::number).unwrap_or(0);
     if i64::from(corked.mark) != own("SO_MARK") {
         add(SOL_SOCKET, SO_MARK, &corked.mark.to_ne_bytes());
     }
-    // A priority comes with the TOS (ip_cmsg_send).
-    let given = corked.tos.map(priority_of);
+    // A priority comes with the TOS of IPv4 (ip_cmsg_send).
+    let ipv4 = corked.destination.ip().to_canonical().is_ipv4();
+    let given = corked.tos.filter(|_| ipv4).map(priority_of);
     if given.unwrap_or_else(|| own("SO_PRIORITY")) != i64::from(corked.priority) {
         add(SOL_SOCKET, SO_PRIORITY, &corked.priority.to_ne_bytes());
     }
@@ -270,10 +389,6 @@ fn control(corked: &Corked, device: u32, options: &Options) -> Vec<u8> {
     if corked.transmit_time != 0 {
         add(SOL_SOCKET, SCM_TXTIME, &corked.transmit_time.to_ne_bytes());
     }
-    if options.has("IP_OPTIONS") || !corked.ip_options.is_empty() {
-        add(IPPROTO_IP, IP_RETOPTS, &corked.ip_options);
-    }
-    control
 }
 
 /// `rt_tos2priority`

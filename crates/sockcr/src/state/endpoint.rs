@@ -11,9 +11,13 @@
 //! | yes | no port | IP_BIND_ADDRESS_NO_PORT, bind(address, 0) |
 //! | no | no | IP_LOCAL_PORT_RANGE to just this port, a connect() that fails |
 //!
-//! and then connect(peer). An identifier of a ping socket comes from no range: where it is not locked, the
+//! and then connect(peer). Before all of them a former peer is connected to and left.
+//!
+//! An identifier of a ping socket comes from no range: where it is not locked, the
 //! kernel is asked for the next one until it is the turn of this one (`ping_get_port`). A raw socket has no
-//! port, and nothing of it is ever locked (`raw_bind`, `rawv6_bind`): bind(address, 0). The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
+//! port, and nothing of it is ever locked (`raw_bind`, `rawv6_bind`): bind(address, 0).
+//!
+//! The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
 //! no scope travels with it: the device of a link-local address is that of SO_BINDTODEVICE, which
 //! bind(2) and connect(2) to such an address set (`__inet6_bind`, `__ip6_datagram_connect`).
 
@@ -23,25 +27,29 @@ use crate::option::{self, Options, Value};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::interfaces::Interfaces;
-use crate::state::meanwhile::Meanwhile;
+use crate::state::meanwhile::{self, Meanwhile};
 use crate::target::parse_address;
 use rustix::io::Errno;
 use rustix::net::{SocketAddrAny, SocketAddrUnix};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::os::fd::BorrowedFd;
 
 const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_REUSEPORT: i32 = 15;
 const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_V6ONLY: i32 = 26;
+const IPV6_FREEBIND: i32 = 78;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
-const IPPROTO_IPV6: i32 = 41;
-const IPV6_FREEBIND: i32 = 78;
 const LOOPBACK_INDEX: u32 = 1;
-const ESTABLISHED: u8 = 1;
+/// `TCP_ESTABLISHED`: connected.
+pub(crate) const ESTABLISHED: u8 = 1;
 
 /// The addresses of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +64,9 @@ pub struct Endpoint {
     pub port_locked: bool,
     /// `inet_saddr`, where datagrams of a connected socket come from, when it is not `local`.
     pub source: Option<IpAddr>,
+    /// The former peer of an AF_INET6 socket: since it was disconnected it hears nobody else by IPv6
+    /// (`__udp_disconnect` leaves `sk_v6_daddr`).
+    pub heard: Option<IpAddr>,
 }
 
 impl Endpoint {
@@ -67,6 +78,7 @@ impl Endpoint {
             address_locked: false,
             port_locked: false,
             source: None,
+            heard: None,
         }
     }
 
@@ -124,6 +136,7 @@ impl Endpoint {
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
+            heard: Some(hidden.peer_address).filter(|peer| !connected && !peer.is_unspecified()),
         }
     }
 
@@ -145,6 +158,10 @@ impl Endpoint {
         if !what.is_empty() {
             report.assume(what.join(", "), "only BPF sees whether bind(2) chose it");
         }
+        if self.peer.is_none() && self.local.is_ipv6() {
+            let why = "only BPF sees whom a socket hears alone that was connected once";
+            report.assume("no former peer", why);
+        }
     }
 
     /// Gives it another local address. Without a peer only bind(2) can have given it one, and locked
@@ -160,7 +177,7 @@ impl Endpoint {
     /// socket nobody knows whether it did.
     fn disconnect(&mut self, protocol: &Protocol) {
         self.peer = None;
-        self.source = None;
+        (self.source, self.heard) = (None, None);
         if !self.address_locked && !protocol.is_raw() {
             self.local.set_ip(any(self.local));
         }
@@ -190,7 +207,7 @@ impl Endpoint {
             }
         };
         match (name, address) {
-            ("peer", Some(peer)) => self.peer = Some(peer),
+            ("peer", Some(peer)) => (self.peer, self.heard) = (Some(peer), None),
             ("peer", None) => self.disconnect(protocol),
             (_, None) if self.peer.is_some() => {
                 return Err("a connected socket has a local address: peer=none first".into());
@@ -221,25 +238,24 @@ impl Endpoint {
         options: &Options,
         interfaces: &Interfaces,
     ) -> Result<(), Failure> {
+        // A raw socket that left a peer would hear nobody.
+        if let Some(heard) = self.heard.filter(|_| !protocol.is_raw()) {
+            let directions = Directions::to(heard, fd, options, interfaces);
+            directions.leave(heard)?;
+        }
         let mut place = *self;
         // An address that it was bound to and one that connect(2) gave it are the same to it.
         place.address_locked |= protocol.is_raw() && !self.local.ip().is_unspecified();
-        place.bind(fd, protocol)?;
+        place.bind(fd, protocol, options)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
                 true => Ok(()),
                 false => self.check(fd, protocol),
             };
         };
-        let directions = Directions {
-            ipv6: peer.ip().to_canonical().is_ipv6(),
-            fd,
-            options,
-            interfaces,
-        };
+        let directions = Directions::to(peer.ip(), fd, options, interfaces);
         if let Err(failure) = place.connect(fd, peer, &directions) {
-            let detour = directions
-                .any()
+            let detour = (directions.any() || needs_device(peer.ip()))
                 .then(|| place.connect_undirected(fd, peer, &directions));
             detour.and_then(Result::ok).ok_or(failure)?;
         }
@@ -275,11 +291,16 @@ impl Endpoint {
         if !self.address_locked || self.source.is_some() {
             self.choose_source(fd)?;
         }
-        connect(fd, peer)?;
+        directions.connect(peer)?;
         directions.put_back().map_err(failed)
     }
 
-    fn bind(&self, fd: BorrowedFd<'_>, protocol: &Protocol) -> Result<(), Failure> {
+    fn bind(
+        &self,
+        fd: BorrowedFd<'_>,
+        protocol: &Protocol,
+        options: &Options,
+    ) -> Result<(), Failure> {
         let address = match self.address_locked || self.peer.is_none() {
             true => self.local.ip(),
             false => any(self.local),
@@ -289,10 +310,23 @@ impl Endpoint {
             let to = SocketAddr::new(address, port);
             let bound = match rustix::net::bind(fd, &to) {
                 Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, to),
+                Err(Errno::INVAL) if needs_device(address) && bound_device(fd) == 0 => {
+                    bind_without_device(fd, to)
+                }
                 done => done.map_err(io::Error::from),
             };
             bound.map_err(|error| Failure::at(format!("bind to {}", self.local), error))
         };
+        let range = || with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port));
+        if let Some(only_ipv6) = changed_v6only(address, options)
+            && !self.port_locked
+            && protocol.has_ports()
+        {
+            set_v6only(fd, false)?;
+            with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0))?;
+            set_v6only(fd, only_ipv6)?;
+            return if port == 0 { Ok(()) } else { range() };
+        }
         match (self.address_locked, self.port_locked, port) {
             (true, false, 0) if protocol.is_raw() => bind(0),
             (true, false, port) if protocol.is_ping() => take_identifier(fd, port, || bind(0)),
@@ -303,9 +337,7 @@ impl Endpoint {
             (true, false, 0) => with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0)),
             (true, false, port) => with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || bind(0)),
             (false, false, 0) => Ok(()),
-            (false, false, port) => {
-                with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port))
-            }
+            (false, false, _) => range(),
         }
     }
 
@@ -349,14 +381,33 @@ fn bind_elsewhere(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
     if bound_device(fd) == 0 {
         return Err(Errno::ADDRNOTAVAIL.into());
     }
-    netns::within(fd, || {
-        UdpSocket::bind(SocketAddr::new(to.ip(), 0)).map(drop)
-    })?;
-    let free =
-        |on: u32| sockcr_sys::sockopt::set(fd, IPPROTO_IPV6, IPV6_FREEBIND, &on.to_ne_bytes());
-    free(1)?;
+    is_somewhere(fd, to.ip())?;
+    bind_freely(fd, to)
+}
+
+/// Binds to an address of one device a socket whose device its owner has taken away since: at the
+/// loopback device meanwhile, by which it hears no more than afterwards.
+fn bind_without_device(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
+    is_somewhere(fd, to.ip())?;
+    bind_freely(fd, scoped(to))?;
+    meanwhile::set(fd, SOL_SOCKET, SO_BINDTOIFINDEX, 0)
+}
+
+fn is_somewhere(fd: BorrowedFd<'_>, address: IpAddr) -> io::Result<()> {
+    match address {
+        IpAddr::V6(address) if address.is_multicast() => Ok(()),
+        IpAddr::V6(address) if needs_device(address.into()) => device_of(fd, address).map(drop),
+        _ => netns::within(fd, || {
+            UdpSocket::bind(SocketAddr::new(address, 0)).map(drop)
+        }),
+    }
+}
+
+fn bind_freely(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
+    let mut meanwhile = Meanwhile::new(fd);
+    meanwhile.set(IPPROTO_IPV6, IPV6_FREEBIND, 1)?;
     let bound = rustix::net::bind(fd, &to).map_err(io::Error::from);
-    bound.and(free(0))
+    bound.and(meanwhile.put_back())
 }
 
 /// To a multicast peer, `__ip4_datagram_connect` takes the source from IP_MULTICAST_IF. Nothing can
@@ -385,13 +436,46 @@ fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<(
 /// (`IPV6_SADDR_RULE_LOCAL`, net/ipv6/addrconf.c). What it sends itself meanwhile is nothing, and the
 /// filter of a socket that is not connected yet lets nothing in (`restore.rs`).
 fn take_ipv6(fd: BorrowedFd<'_>, source: Ipv6Addr) -> io::Result<()> {
-    rustix::net::connect(fd, &SocketAddr::new(source.into(), 9))?;
+    let before = bound_device(fd);
+    let scope = match source.is_unicast_link_local() {
+        true => device_of(fd, source)?,
+        false => 0,
+    };
+    rustix::net::connect(fd, &SocketAddrV6::new(source, 9, 0, scope))?;
+    if scope != 0 && before == 0 {
+        meanwhile::set(fd, SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+    }
     let got = plain(rustix::net::getsockname(fd)?)?.ip();
     // A group that it is bound to hides the source.
     match got == source || got.is_multicast() {
         true => Ok(()),
         false => Err(Errno::ADDRNOTAVAIL.into()),
     }
+}
+
+/// Whether an address is of one device alone (`__ipv6_addr_needs_scope_id`).
+fn needs_device(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(address) => {
+            let [first, ..] = address.segments();
+            address.is_unicast_link_local() || matches!(first & 0xff0f, 0xff01 | 0xff02)
+        }
+    }
+}
+
+/// The device that has a link-local address: that of the socket, or the first (`if6_seq_show`).
+fn device_of(fd: BorrowedFd<'_>, address: Ipv6Addr) -> io::Result<u32> {
+    let table = netns::within(fd, || {
+        std::fs::read_to_string("/proc/thread-self/net/if_inet6")
+    })?;
+    let address = format!("{:032x}", u128::from(address));
+    let lines = table.lines().filter_map(|line| line.strip_prefix(&address));
+    let devices = lines.filter_map(|line| line.split_whitespace().next());
+    let devices = devices.filter_map(|device| u32::from_str_radix(device, 16).ok());
+    let bound = bound_device(fd);
+    let found = devices.min_by_key(|device| *device != bound);
+    found.ok_or_else(|| Errno::ADDRNOTAVAIL.into())
 }
 
 fn connect(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
@@ -410,14 +494,42 @@ fn connect_broadcast(fd: BorrowedFd<'_>, peer: SocketAddr) -> io::Result<()> {
 }
 
 /// What says where an IPv6 peer is, and its values when it says nothing.
-static IPV6_DIRECTIONS: [(&str, Value); 3] = [
+static IPV6_DIRECTIONS: [(&str, Value); 4] = [
     ("IPV6_UNICAST_IF", Value::Int(0)),
+    ("IPV6_MULTICAST_IF", Value::Int(0)),
     ("IPV6_PKTINFO", Value::Scoped(Ipv6Addr::UNSPECIFIED, 0)),
     ("IPV6_RTHDR", Value::Bytes(Vec::new())),
 ];
 
+/// What would let the socket share a port, choose it, or not connect to an IPv4 peer.
+const ALONE: [(i32, i32); 4] = [
+    (SOL_SOCKET, SO_REUSEADDR),
+    (SOL_SOCKET, SO_REUSEPORT),
+    (IPPROTO_IP, IP_LOCAL_PORT_RANGE),
+    (IPPROTO_IPV6, IPV6_V6ONLY),
+];
+
+/// A routing header by way of ::1 (`struct ipv6_sr_hdr`: next header, length, type, segments left, last
+/// entry, flags, tag).
+fn by_this_host() -> Vec<u8> {
+    [&[0, 2, 4, 0, 0, 0, 0, 0], &Ipv6Addr::LOCALHOST.octets()[..]].concat()
+}
+
+/// The peer, and where it must have one its device: the loopback device.
+fn scoped(peer: SocketAddr) -> SocketAddr {
+    match peer {
+        SocketAddr::V6(mut peer) => {
+            peer.set_scope_id(LOOPBACK_INDEX);
+            peer.into()
+        }
+        peer => peer,
+    }
+}
+
 /// The options that say by which device to send.
 struct Directions<'a> {
+    /// It is an AF_INET6 socket, whose source may be of another protocol than its peer.
+    inet6: bool,
     /// The peer speaks IPv6.
     ipv6: bool,
     fd: BorrowedFd<'a>,
@@ -425,13 +537,29 @@ struct Directions<'a> {
     interfaces: &'a Interfaces,
 }
 
-impl Directions<'_> {
+impl<'a> Directions<'a> {
+    fn to(
+        peer: IpAddr,
+        fd: BorrowedFd<'a>,
+        options: &'a Options,
+        interfaces: &'a Interfaces,
+    ) -> Self {
+        Self {
+            inet6: peer.is_ipv6(),
+            ipv6: peer.to_canonical().is_ipv6(),
+            fd,
+            options,
+            interfaces,
+        }
+    }
+
     fn any(&self) -> bool {
         let names = [
             "SO_BINDTODEVICE",
             "IP_UNICAST_IF",
             "IP_MULTICAST_IF",
             "IPV6_UNICAST_IF",
+            "IPV6_MULTICAST_IF",
             "IPV6_PKTINFO",
             "IPV6_RTHDR",
         ];
@@ -450,20 +578,15 @@ impl Directions<'_> {
 
     /// What taking an IPv4 source has changed.
     fn put_multicast_back(&self) -> io::Result<()> {
-        match self.ipv6 {
-            true => Ok(()),
-            false => self.again("IP_MULTICAST_IF", &Value::Pair(0, 0)),
-        }
+        self.again("IP_MULTICAST_IF", &Value::Pair(0, 0))
     }
 
     /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
     fn to_loopback(&self) -> io::Result<()> {
-        if bound_device(self.fd) != 0 {
-            self.put("SO_BINDTODEVICE", &Value::Text(String::new()))?;
-        }
-        if self.ipv6 {
+        self.leave_device()?;
+        if self.inet6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
-            return fresh.try_for_each(|(name, fresh)| self.put(name, fresh));
+            fresh.try_for_each(|(name, fresh)| self.put(name, fresh))?;
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -471,15 +594,48 @@ impl Directions<'_> {
         sockcr_sys::sockopt::set(self.fd, IPPROTO_IP, IP_MULTICAST_IF, &multicast)
     }
 
+    fn leave_device(&self) -> io::Result<()> {
+        match bound_device(self.fd) {
+            0 => Ok(()),
+            _ => self.put("SO_BINDTODEVICE", &Value::Text(String::new())),
+        }
+    }
+
+    /// Connects after [`Self::to_loopback`]; by way of this host there is always a route for IPv6
+    /// (`fl6_update_dst`).
+    fn connect(&self, peer: SocketAddr) -> Result<(), Failure> {
+        if self.ipv6 {
+            self.put("IPV6_RTHDR", &Value::Bytes(by_this_host()))
+                .map_err(|error| Failure::at("IPV6_RTHDR", error))?;
+        }
+        connect(self.fd, scoped(peer))
+    }
+
+    /// Connects the unbound socket and disconnects it, which leaves the peer of IPv6 as the only one that
+    /// is heard, and leaves no device (`__udp_disconnect`). It takes a port meanwhile that nobody else has.
+    fn leave(&self, peer: IpAddr) -> Result<(), Failure> {
+        let failed = |error: io::Error| Failure::at(format!("former peer {peer}"), error);
+        let mut meanwhile = Meanwhile::new(self.fd);
+        for (level, name) in ALONE {
+            meanwhile.set(level, name, 0).map_err(failed)?;
+        }
+        self.to_loopback().map_err(failed)?;
+        self.connect(SocketAddr::new(peer, 9))?;
+        rustix::net::connect_unspec(self.fd).map_err(|error| failed(error.into()))?;
+        meanwhile.put_back().map_err(failed)?;
+        self.put_back().map_err(failed)
+    }
+
     /// SO_BINDTODEVICE last: it restricts the others, and makes the socket forget the route.
     fn put_back(&self) -> io::Result<()> {
-        if self.ipv6 {
+        if self.inet6 {
+            // That of connecting to an address of one device.
+            self.leave_device()?;
             let mut fresh = IPV6_DIRECTIONS.iter();
             fresh.try_for_each(|(name, fresh)| self.again(name, fresh))?;
-        } else {
-            self.put_multicast_back()?;
-            self.again("IP_UNICAST_IF", &Value::Int(0))?;
         }
+        self.put_multicast_back()?;
+        self.again("IP_UNICAST_IF", &Value::Int(0))?;
         self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
     }
 }
@@ -525,6 +681,22 @@ fn any(address: SocketAddr) -> IpAddr {
         true => Ipv6Addr::UNSPECIFIED.into(),
         false => Ipv4Addr::UNSPECIFIED.into(),
     }
+}
+
+/// IPV6_V6ONLY, where it was changed after the socket was bound to this address and to no port: bind(2)
+/// to an address of IPv6 sets it, and one of IPv4 does not go with it (`__inet6_bind`).
+fn changed_v6only(address: IpAddr, options: &Options) -> Option<bool> {
+    let IpAddr::V6(ipv6) = address else {
+        return None;
+    };
+    let mapped = ipv6.to_ipv4_mapped().is_some();
+    let only_ipv6 = options.get("IPV6_V6ONLY")?.number()? != 0;
+    (!ipv6.is_unspecified() && only_ipv6 == mapped).then_some(only_ipv6)
+}
+
+fn set_v6only(fd: BorrowedFd<'_>, on: bool) -> Result<(), Failure> {
+    meanwhile::set(fd, IPPROTO_IPV6, IPV6_V6ONLY, on.into())
+        .map_err(|error| Failure::at("IPV6_V6ONLY", error))
 }
 
 fn only(port: u16) -> u32 {

@@ -5,23 +5,28 @@
 //! | ICMP | the ICMP message once more, on the loopback device, about a datagram from a port that nobody else has ([`Injector::notify`]) |
 //! | this host | sending a datagram that is too large, where the route has the same MTU as it had |
 //!
-//! Each ICMP entry also becomes the pending error (`__udp4_lib_err`). One without an entry is made
+//! An AF_INET6 socket hears those of both families. It is never connected meanwhile: it would stay deaf to
+//! all others afterwards (`__udp_disconnect`).
+//!
+//! Each ICMP entry also becomes the pending error (`__udp4_lib_err`, `__udp6_lib_err`). One without an entry is made
 //! with one, which IP_RECVERR=0 then throws away; the error of the first entry, by taking another
 //! one from before it (`sock_dequeue_err_skb`).
 
 use super::endpoint::plain;
 use super::filter;
+use super::interfaces::Interfaces;
 use super::meanwhile::{self, Buffer, Meanwhile};
 use crate::kernel::inject::{Injector, Notice};
 use crate::kernel::{self, ErrorEntry, Hidden};
 use crate::option::Options;
 use crate::report::Report;
 use rustix::io::Errno;
-use rustix::net::{SendFlags, send};
+use rustix::net::{AddressFamily, SendFlags, SocketFlags, SocketType, send, socket_with};
+use sockcr_sys::message::{Outgoing, add_control, send_many};
 use sockcr_sys::sockopt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::os::fd::BorrowedFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
@@ -38,9 +43,19 @@ const IP_MTU: i32 = 14;
 const IP_RECVERR_RFC4884: i32 = 26;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPPROTO_IPV6: i32 = 41;
+const IPV6_MTU_DISCOVER: i32 = 23;
+const IPV6_MTU: i32 = 24;
+const IPV6_RECVERR: i32 = 25;
+const IPV6_RECVERR_RFC4884: i32 = 31;
+const IPV6_PKTINFO: i32 = 50;
+const IP_PKTINFO: i32 = 8;
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
 const MSG_ERRQUEUE: i32 = 0x2000;
+const MSG_DONTWAIT: i32 = 0x40;
+const MSG_MORE: i32 = 0x8000;
+const PMTUDISC_WANT: i32 = 1;
 const PMTUDISC_DO: i32 = 2;
 /// With it no ICMP message changes what this host knows of a path (`ip_sk_accept_pmtu`), and corked
 /// data stay.
@@ -53,8 +68,16 @@ const NO_OPERATION: u8 = 1;
 /// The largest datagram.
 const LARGEST: usize = 65_507;
 
+const ANY_PORT: u16 = 9;
+
 const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
+const ORIGIN_ICMP6: u8 = 3;
+/// ICMPV6_DEST_UNREACH to ICMPV6_PARAMPROB
+const UNREACHABLE6: u8 = 1;
+const TOO_BIG6: u8 = 2;
+const TIME_EXCEEDED6: u8 = 3;
+const PARAMETER_PROBLEM6: u8 = 4;
 const UNREACHABLE: u8 = 3;
 const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
@@ -118,11 +141,12 @@ impl Errors {
             let why = "is that of another message, which quotes another datagram";
             report.lose("error queue: IP_CHECKSUM", why);
         }
-        if !options.has("IP_PKTINFO") {
-            errors
-                .queue
-                .iter_mut()
-                .for_each(|entry| entry.interface = 0);
+        let told = DEVICE_TELLING.iter().any(|name| options.has(name));
+        for entry in &mut errors.queue {
+            let by_link = entry.offender.is_some_and(|by| is_of_a_link(by.ip()));
+            if !told && !by_link {
+                entry.interface = 0;
+            }
         }
         lose(&lost, report);
         errors
@@ -132,31 +156,39 @@ impl Errors {
     pub(crate) fn restore(
         &self,
         fd: BorrowedFd<'_>,
+        interfaces: &Interfaces,
         injector: &mut Injector,
         report: &mut Report,
     ) -> io::Result<()> {
         if !self.queue.iter().all(can_be_made) {
             return Err(io::Error::other("holds an entry that nothing makes"));
         }
-        let mut maker = Maker::prepare(fd, injector)?;
+        let mut maker = Maker::prepare(fd, interfaces, injector)?;
         let made = maker.make(self, report);
         let back = maker.finish();
         made.and(back)?;
-        self.check(fd, report)
+        self.check(fd, interfaces, report)
     }
 
     /// What a message of ours could not make the same is told.
-    fn check(&self, fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
+    fn check(
+        &self,
+        fd: BorrowedFd<'_>,
+        interfaces: &Interfaces,
+        report: &mut Report,
+    ) -> io::Result<()> {
         let reader = kernel::reader().map_err(io::Error::other)?;
         let now = reader.error_queue(fd)?;
         tell_statistics(fd, &now, report);
         let same = |(wanted, made): &(&ErrorEntry, &ErrorEntry)| {
             let mut made = (*made).clone();
             made.statistics = false;
-            if wanted.interface == 0 {
-                made.interface = 0;
+            let mut wanted = (*wanted).clone();
+            match wanted.interface {
+                0 => made.interface = 0,
+                index => wanted.interface = interfaces.local(fd, index).unwrap_or(0),
             }
-            **wanted == made
+            wanted == made
         };
         let same = self.queue.iter().zip(&now).take_while(same).count();
         let first = self.queue.get(same).zip(now.get(same));
@@ -192,9 +224,18 @@ fn tell_statistics(fd: BorrowedFd<'_>, queue: &[ErrorEntry], report: &mut Report
     }
 }
 
+/// What tells the device of an ICMP message.
+const DEVICE_TELLING: [&str; 3] = ["IP_PKTINFO", "IPV6_RECVPKTINFO", "IPV6_2292PKTINFO"];
+
+/// Whether its scope tells the device.
+fn is_of_a_link(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if kernel::needs_scope(&ip))
+}
+
 /// Whether an entry can be made again: no other message becomes an error (`icmp_unreach`), and some
 /// would do something to this host.
 pub(crate) fn can_be_made(entry: &ErrorEntry) -> bool {
+    let is = |address: Option<SocketAddr>, ipv6| address.is_some_and(|a| a.is_ipv6() == ipv6);
     entry.destination.is_some()
         && match entry.origin {
             ORIGIN_LOCAL => {
@@ -206,7 +247,18 @@ pub(crate) fn can_be_made(entry: &ErrorEntry) -> bool {
                     TIME_EXCEEDED => entry.code != FRAGMENT_TIME,
                     kind => kind == PARAMETER_PROBLEM,
                 };
-                becomes_an_error && entry.offender.is_some_and(|by| by.port() == 0)
+                becomes_an_error
+                    && entry.offender.is_some_and(|by| by.port() == 0)
+                    && is(entry.offender, false)
+                    && is(entry.destination, false)
+                    && entry.local.is_ipv4()
+            }
+            ORIGIN_ICMP6 => {
+                (UNREACHABLE6..=PARAMETER_PROBLEM6).contains(&entry.kind)
+                    && entry.offender.is_some_and(|by| by.port() == 0)
+                    && is(entry.offender, true)
+                    && is(entry.destination, true)
+                    && entry.local.is_ipv6()
             }
             _ => false,
         }
@@ -231,6 +283,9 @@ fn lose(lost: &[ErrorEntry], report: &mut Report) {
 /// A new socket on its way to its errors.
 struct Maker<'a> {
     fd: BorrowedFd<'a>,
+    /// It is one of AF_INET6.
+    ipv6: bool,
+    interfaces: &'a Interfaces,
     injector: &'a mut Injector,
     meanwhile: Meanwhile<'a>,
     /// The device it is bound to otherwise.
@@ -245,10 +300,16 @@ struct Maker<'a> {
 
 impl<'a> Maker<'a> {
     /// Nothing comes in meanwhile, and no port is shared.
-    fn prepare(fd: BorrowedFd<'a>, injector: &'a mut Injector) -> io::Result<Self> {
+    fn prepare(
+        fd: BorrowedFd<'a>,
+        interfaces: &'a Interfaces,
+        injector: &'a mut Injector,
+    ) -> io::Result<Self> {
         filter::block(fd)?;
         let mut maker = Self {
             fd,
+            ipv6: plain(rustix::net::getsockname(fd)?)?.is_ipv6(),
+            interfaces,
             injector,
             meanwhile: Meanwhile::new(fd),
             device: 0,
@@ -286,13 +347,23 @@ impl<'a> Maker<'a> {
         ] {
             meanwhile.set(level, name, value)?;
         }
+        for (name, value) in [
+            (IPV6_RECVERR, 1),
+            (IPV6_RECVERR_RFC4884, 0),
+            (IPV6_MTU_DISCOVER, PMTUDISC_OMIT),
+        ] {
+            if self.ipv6 {
+                meanwhile.set(IPPROTO_IPV6, name, value)?;
+            }
+        }
         Ok(())
     }
 
     fn make(&mut self, errors: &Errors, report: &mut Report) -> io::Result<()> {
-        let messages = errors.queue.iter().filter(|e| e.origin == ORIGIN_ICMP);
+        let is_message = |e: &&ErrorEntry| e.origin != ORIGIN_LOCAL;
+        let messages = errors.queue.iter().filter(is_message);
         let last = messages.clone().next_back().map_or(0, |entry| entry.error);
-        let first = errors.queue.first().filter(|e| e.origin == ORIGIN_ICMP);
+        let first = errors.queue.first().filter(is_message);
         let pending = errors.pending;
         let by_first = first.is_some_and(|entry| entry.error == pending);
         let before = pending != 0 && pending != last && (by_first || messages.count() == 0);
@@ -302,7 +373,7 @@ impl<'a> Maker<'a> {
         for entry in &errors.queue {
             match entry.origin {
                 ORIGIN_LOCAL => self.exceed(entry, report)?,
-                _ => self.hear(entry)?,
+                _ => self.hear(entry, report)?,
             }
         }
         if before && by_first {
@@ -317,18 +388,23 @@ impl<'a> Maker<'a> {
     /// Makes the pending error before the queue: with an entry that is thrown away at once, or
     /// taken at the end.
     fn begin(&mut self, pending: i32, stays: bool, report: &mut Report) -> io::Result<()> {
-        let Some((kind, code)) = message_of(pending) else {
+        let message = match self.ipv6 {
+            true => message6_of(pending).map(|message| (Ipv6Addr::LOCALHOST.into(), message)),
+            false => None,
+        };
+        let ipv4 = || message_of(pending).map(|message| (Ipv4Addr::LOCALHOST.into(), message));
+        let Some((here, (kind, code))) = message.or_else(ipv4) else {
             let error = crate::error::reason(&io::Error::from_raw_os_error(pending));
             report.lose("pending error", format!("{error}: no ICMP message says so"));
             return Ok(());
         };
-        let here = IpAddr::V4(Ipv4Addr::LOCALHOST);
         self.notify(&Notice {
             source: here,
             local: here,
             device: 0,
             ttl: 64,
             tos: 0,
+            flow_label: 0,
             kind,
             code,
             rest: [0; 4],
@@ -337,22 +413,35 @@ impl<'a> Maker<'a> {
             payload: &[],
         })?;
         if !stays {
-            meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR, 0)?;
-            meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR, 1)?;
+            for on in [0, 1] {
+                meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR, on)?;
+                if self.ipv6 {
+                    meanwhile::set(self.fd, IPPROTO_IPV6, IPV6_RECVERR, on)?;
+                }
+            }
         }
         Ok(())
     }
 
-    fn hear(&mut self, entry: &ErrorEntry) -> io::Result<()> {
+    fn hear(&mut self, entry: &ErrorEntry, report: &mut Report) -> io::Result<()> {
         let extended = i32::from(entry.data != 0);
-        meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR_RFC4884, extended)?;
+        let mut device = 0;
+        if entry.origin == ORIGIN_ICMP6 {
+            meanwhile::set(self.fd, IPPROTO_IPV6, IPV6_RECVERR_RFC4884, extended)?;
+            device = self.device_of(entry, report);
+            self.listen(entry.kind == TOO_BIG6, device)?;
+        } else {
+            meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR_RFC4884, extended)?;
+            self.listen(false, 0)?;
+        }
         let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
         self.notify(&Notice {
             source: entry.offender.map_or(nowhere.ip(), |by| by.ip()),
             local: entry.local,
-            device: 0,
+            device,
             ttl: entry.ttl,
             tos: entry.tos,
+            flow_label: entry.flow_label,
             kind: entry.kind,
             code: entry.code,
             rest: entry.rest,
@@ -362,15 +451,42 @@ impl<'a> Maker<'a> {
         })
     }
 
-    fn notify(&mut self, notice: &Notice<'_>) -> io::Result<()> {
-        let port = match self.port {
-            Some(port) => port,
-            None => self.take_port()?,
+    /// The index here of the device that the message came by.
+    fn device_of(&self, entry: &ErrorEntry, report: &mut Report) -> u32 {
+        let local = self.interfaces.local(self.fd, entry.interface);
+        local.unwrap_or_else(|error| {
+            report.lose("error queue: IPV6_PKTINFO", crate::error::reason(&error));
+            0
+        })
+    }
+
+    /// Hears by the device that the message comes by. One that says that a packet was too big is listened
+    /// to only by who minds (`ip6_sk_accept_pmtu`), and changes what this host knows of a path unless the
+    /// socket is at the loopback device, by which none leads there (`ip6_sk_update_pmtu`).
+    fn listen(&mut self, too_big: bool, device: u32) -> io::Result<()> {
+        if !self.ipv6 {
+            return Ok(());
+        }
+        self.take_port()?;
+        let (mode, at) = match too_big {
+            true => (PMTUDISC_WANT, LOOPBACK),
+            false if device == 0 => (PMTUDISC_OMIT, LOOPBACK),
+            false => (PMTUDISC_OMIT, 0),
         };
+        meanwhile::set(self.fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, mode)?;
+        meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, at)
+    }
+
+    fn notify(&mut self, notice: &Notice<'_>) -> io::Result<()> {
+        let port = self.take_port()?;
         self.injector.notify(self.fd, port, notice)
     }
 
+    /// The port that it has, or a new one.
     fn take_port(&mut self) -> io::Result<u16> {
+        if let Some(port) = self.port {
+            return Ok(port);
+        }
         meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, LOOPBACK)?;
         super::endpoint::bind_to_any(self.fd)?;
         let name = plain(rustix::net::getsockname(self.fd)?)?;
@@ -400,6 +516,9 @@ impl<'a> Maker<'a> {
     /// without the IP options that the socket had then.
     fn try_to_exceed(&self, entry: &ErrorEntry) -> io::Result<()> {
         let to = entry.destination.ok_or(io::ErrorKind::InvalidInput)?;
+        if self.ipv6 {
+            return self.exceed_unconnected(to, entry.info);
+        }
         let taken = self.find_route(to, entry.info)?;
         sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &vec![NO_OPERATION; taken])?;
         meanwhile::set(self.fd, IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_DO)?;
@@ -413,6 +532,84 @@ impl<'a> Maker<'a> {
             Err(error) => Err(error.into()),
             Ok(_) => Err(io::Error::other("the kernel took twice as much")),
         }
+    }
+
+    /// The same of an AF_INET6 socket, by a route that another socket has found.
+    fn exceed_unconnected(&self, to: SocketAddr, told: u32) -> io::Result<()> {
+        let (device, taken) = self.find_device(to, told)?;
+        let (level, name, kind, request) = match to {
+            SocketAddr::V4(_) => {
+                let request = [device.to_ne_bytes(), [0; 4], [0; 4]].concat();
+                (IPPROTO_IP, IP_MTU_DISCOVER, IP_PKTINFO, request)
+            }
+            SocketAddr::V6(_) => {
+                let request = [&[0; 16][..], &device.to_ne_bytes()].concat();
+                (IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PKTINFO, request)
+            }
+        };
+        let mut control = Vec::new();
+        if device != 0 {
+            add_control(&mut control, level, kind, &request);
+        }
+        // Of IPv4 the port of the peer is told, whatever port it goes to (`ip_local_error`).
+        let port = if to.port() == 0 { ANY_PORT } else { to.port() };
+        let one = Outgoing {
+            to: SocketAddr::new(to.ip(), port),
+            control: &control,
+            parts: [&[0; LARGEST], &[]],
+        };
+        let own = self.headers()?;
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &vec![NO_OPERATION; taken])?;
+        self.set_headers(&header_of(taken))?;
+        meanwhile::set(self.fd, level, name, PMTUDISC_DO)?;
+        let piece = || send_many(self.fd, &[one], MSG_DONTWAIT | MSG_MORE);
+        let sent = piece().and_then(|_| piece());
+        meanwhile::set(self.fd, level, name, PMTUDISC_OMIT)?;
+        self.set_headers(&own)?;
+        sockopt::set(self.fd, IPPROTO_IP, IP_OPTIONS, &self.options)?;
+        match sent {
+            Err(error) if Errno::from_io_error(&error) == Some(Errno::MSGSIZE) => Ok(()),
+            Err(error) => Err(error),
+            Ok(_) => Err(io::Error::other("the kernel took twice as much")),
+        }
+    }
+
+    /// The extension headers that all its datagrams have, by their options.
+    fn headers(&self) -> io::Result<Headers> {
+        let mut all = Headers::default();
+        for (name, header) in STICKY.into_iter().zip(&mut all) {
+            let mut room = vec![0; MOST_HEADER];
+            let length = sockopt::get(self.fd, IPPROTO_IPV6, name, &mut room)?;
+            room.truncate(length);
+            *header = room;
+        }
+        Ok(all)
+    }
+
+    fn set_headers(&self, headers: &Headers) -> io::Result<()> {
+        let mut all = STICKY.into_iter().zip(headers);
+        all.try_for_each(|(name, header)| sockopt::set(self.fd, IPPROTO_IPV6, name, header))
+    }
+
+    /// The device by which a route of the MTU that was told leads there, 0 for any, and how much of it
+    /// options or extension headers took.
+    fn find_device(&self, to: SocketAddr, told: u32) -> io::Result<(i32, usize)> {
+        let most = if to.is_ipv6() {
+            MOST_HEADER
+        } else {
+            MOST_OPTIONS
+        };
+        let others = devices(self.fd)?;
+        for device in [self.device, 0].into_iter().chain(others) {
+            let taken = mtu(to, device).map(|mtu| i64::from(mtu) - i64::from(told));
+            let taken = taken.ok().and_then(|taken| usize::try_from(taken).ok());
+            let fits = |taken: &usize| *taken <= most && (!to.is_ipv6() || taken.is_multiple_of(8));
+            if let Some(taken) = taken.filter(fits) {
+                return Ok((device, taken));
+            }
+        }
+        // What becomes of another one is told.
+        mtu(to, self.device).map(|_| (self.device, 0))
     }
 
     /// Connects by a route of the MTU that was told, and answers how much of it IP options took: by
@@ -448,6 +645,34 @@ impl<'a> Maker<'a> {
     }
 }
 
+/// IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR, IPV6_DSTOPTS
+const STICKY: [i32; 4] = [54, 55, 57, 59];
+type Headers = [Vec<u8>; STICKY.len()];
+/// The longest extension header.
+const MOST_HEADER: usize = 2048;
+
+/// A header of so many bytes in which nothing is said.
+fn header_of(size: usize) -> Headers {
+    let mut padding = vec![0; size];
+    if let (Some(length), Some(words)) = (padding.get_mut(1), (size / 8).checked_sub(1)) {
+        *length = words as u8;
+    }
+    [vec![], vec![], vec![], padding]
+}
+
+/// The MTU of the route that leads there by a device.
+fn mtu(to: SocketAddr, device: i32) -> io::Result<i32> {
+    let (family, level, name) = match to {
+        SocketAddr::V4(_) => (AddressFamily::INET, IPPROTO_IP, IP_MTU),
+        SocketAddr::V6(_) => (AddressFamily::INET6, IPPROTO_IPV6, IPV6_MTU),
+    };
+    let probe = socket_with(family, SocketType::DGRAM, SocketFlags::CLOEXEC, None)?;
+    meanwhile::set(probe.as_fd(), SOL_SOCKET, SO_BINDTOIFINDEX, device)?;
+    meanwhile::set(probe.as_fd(), SOL_SOCKET, SO_BROADCAST, 1)?;
+    rustix::net::connect(&probe, &to)?;
+    meanwhile::get(probe.as_fd(), level, name)
+}
+
 /// The devices of the network namespace of this thread.
 fn devices(fd: BorrowedFd<'_>) -> io::Result<Vec<i32>> {
     let table = std::fs::read_to_string("/proc/thread-self/net/dev")?;
@@ -477,4 +702,18 @@ fn message_of(error: i32) -> Option<(u8, u8)> {
         None if error == Errno::PROTO.raw_os_error() => Some((PARAMETER_PROBLEM, 0)),
         None => None,
     }
+}
+
+/// The ICMPv6 message that becomes this error (`icmpv6_err_convert`, net/ipv6/icmp.c).
+fn message6_of(error: i32) -> Option<(u8, u8)> {
+    const MESSAGES: [(Errno, u8, u8); 5] = [
+        (Errno::NETUNREACH, UNREACHABLE6, 0),
+        (Errno::ACCESS, UNREACHABLE6, 1),
+        (Errno::CONNREFUSED, UNREACHABLE6, 4),
+        (Errno::HOSTUNREACH, TIME_EXCEEDED6, 0),
+        (Errno::PROTO, PARAMETER_PROBLEM6, 0),
+    ];
+    let mut messages = MESSAGES.iter();
+    let found = messages.find(|(known, ..)| known.raw_os_error() == error);
+    found.map(|(_, kind, code)| (*kind, *code))
 }

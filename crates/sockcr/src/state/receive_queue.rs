@@ -65,7 +65,7 @@ struct Loss {
 const LOSSES: [Loss; 4] = [
     Loss {
         what: "IP_RECVFRAGSIZE",
-        options: &["IP_RECVFRAGSIZE"],
+        options: &["IP_RECVFRAGSIZE", "IPV6_RECVFRAGSIZE"],
         has: |queued| queued.fragment_size > 0,
         why: "came in fragments, and would not again",
     },
@@ -154,6 +154,7 @@ pub(crate) fn restore(
     report: &mut Report,
 ) -> Result<(), Failure> {
     let devices = devices(fd, queue, interfaces, report);
+    let queue = &without_too_long(queue, report)[..];
     let datagrams = queue.iter().map(|datagram| inject::Datagram {
         source: datagram.source,
         destination: datagram.destination,
@@ -183,9 +184,25 @@ pub(crate) fn restore(
     peek_again(fd, queue).map_err(|error| Failure::at("receive queue: peek again", error))
 }
 
+/// What comes by IPv6 and does not pass the loopback device in one piece cannot be put back.
+fn without_too_long<'a>(queue: &'a [Datagram], report: &mut Report) -> Vec<&'a Datagram> {
+    let fits = |datagram: &&Datagram| {
+        inject::fits(&datagram.destination, &datagram.options, &datagram.payload)
+    };
+    let whole: Vec<&Datagram> = queue.iter().filter(fits).collect();
+    match queue.len() - whole.len() {
+        0 => {}
+        lost => report.lose(
+            "receive queue",
+            format!("{lost} of them: too long to come by the loopback device in one piece"),
+        ),
+    }
+    whole
+}
+
 /// Peeks at the empty datagrams that somebody has peeked at: with SO_PEEK_OFF the first one at that
 /// place that is not marked yet is found (`__skb_try_recv_from_queue`).
-fn peek_again(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
+fn peek_again(fd: BorrowedFd<'_>, queue: &[&Datagram]) -> io::Result<()> {
     if !queue.iter().any(|datagram| datagram.peeked) {
         return Ok(());
     }
@@ -196,7 +213,7 @@ fn peek_again(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
     peeked.and(back)
 }
 
-fn peek_at_each(fd: BorrowedFd<'_>, queue: &[Datagram]) -> io::Result<()> {
+fn peek_at_each(fd: BorrowedFd<'_>, queue: &[&Datagram]) -> io::Result<()> {
     let mut before = 0;
     for datagram in queue {
         if datagram.peeked {

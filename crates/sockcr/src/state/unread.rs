@@ -1,5 +1,6 @@
 //! What a socket holds beyond its settings, and a checkpoint does not: each is reported by name.
 
+use super::endpoint::ESTABLISHED;
 use super::shutdown::poll_now;
 use crate::kernel::Hidden;
 use crate::option::{self, Options, Value};
@@ -65,7 +66,7 @@ fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
         report.lose("drop counter", why);
     }
     let source = hidden.source_address;
-    let connected = !hidden.peer_address.is_unspecified();
+    let connected = hidden.state == ESTABLISHED;
     if source != hidden.bound_address && !source.is_unspecified() && !connected {
         report.lose(
             "source address",

@@ -3,14 +3,14 @@
 
 use super::support::octets::octets;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
 use rustix::net::{AddressFamily, Protocol, RawProtocol, SocketFlags, SocketType, socket_with};
 
 use crate::message::send;
 use crate::support::place::Device;
-use crate::support::socket::{self, IP, SOCKET, UDP, set, set_int};
+use crate::support::socket::{self, IP, IPV6, SOCKET, UDP, set, set_int};
 
 const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
 const SO_BROADCAST: i32 = 6;
@@ -22,13 +22,27 @@ const IP_OPTIONS: i32 = 4;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_MULTICAST_TTL: i32 = 33;
 const UDP_SEGMENT: i32 = 103;
+const IPV6_UNICAST_HOPS: i32 = 16;
+const IPV6_MULTICAST_IF: i32 = 17;
+const IPV6_MULTICAST_HOPS: i32 = 18;
+const IPV6_HOPOPTS: i32 = 54;
+const IPV6_DSTOPTS: i32 = 59;
+const IPV6_TCLASS: i32 = 67;
+/// The kinds of extension headers.
+pub const HOP_BY_HOP: u8 = 0;
+pub const ROUTING: u8 = 43;
+pub const DESTINATION: u8 = 60;
+const NUMBER_UDP: u8 = 17;
 const ICMP: u32 = 1;
 /// `IPPROTO_RAW`: what is sent begins with its IP header.
 const RAW: u32 = 255;
 
 fn raw(protocol: u32) -> io::Result<OwnedFd> {
+    raw_of(AddressFamily::INET, protocol)
+}
+
+pub fn raw_of(family: AddressFamily, protocol: u32) -> io::Result<OwnedFd> {
     let protocol = RawProtocol::new(protocol).map(Protocol::from_raw);
-    let family = AddressFamily::INET;
     let kind = SocketType::RAW;
     Ok(socket_with(family, kind, SocketFlags::CLOEXEC, protocol)?)
 }
@@ -91,6 +105,80 @@ fn checksum(bytes: &[u8]) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
+/// A datagram of IPv6, header by header.
+pub struct Packet6<'a> {
+    pub from: SocketAddrV6,
+    pub to: SocketAddrV6,
+    pub hops: u8,
+    pub class: u8,
+    pub flow_label: u32,
+    /// The kind of each extension header, and its bytes; the first of them is written here.
+    pub headers: &'a [(u8, &'a [u8])],
+    /// With a checksum.
+    pub summed: bool,
+    pub data: &'a [u8],
+}
+
+/// Sends a whole packet of IPv6 to this host.
+pub fn by_loopback6(packet: &[u8], to: Ipv6Addr) -> io::Result<()> {
+    let raw = raw_of(AddressFamily::INET6, RAW)?;
+    set_int(&raw, SOCKET, 32, 1 << 20)?;
+    send(&raw, SocketAddr::new(to.into(), 0), packet, &[], 0)
+}
+
+/// The bytes of a packet.
+pub fn packet6(of: &Packet6<'_>) -> Vec<u8> {
+    let total = (of.data.len() + 8) as u16;
+    let mut udp = of.from.port().to_be_bytes().to_vec();
+    udp.extend(of.to.port().to_be_bytes());
+    udp.extend(total.to_be_bytes());
+    udp.extend([0, 0]);
+    udp.extend(of.data);
+    let addresses = [of.from.ip().octets(), of.to.ip().octets()].concat();
+    if of.summed {
+        let mut all = addresses.clone();
+        all.extend(total.to_be_bytes());
+        all.extend([0, NUMBER_UDP]);
+        all.extend(&udp);
+        let sum = checksum(&all);
+        let sum = if sum == [0, 0] { [0xff; 2] } else { sum };
+        udp[6..8].copy_from_slice(&sum);
+    }
+    let kinds = of.headers.iter().map(|(kind, _)| *kind);
+    let kinds: Vec<u8> = kinds.chain([NUMBER_UDP]).collect();
+    let length = of
+        .headers
+        .iter()
+        .map(|(_, header)| header.len())
+        .sum::<usize>()
+        + udp.len();
+    let word = 6 << 28 | u32::from(of.class) << 20 | of.flow_label & 0xf_ffff;
+    let mut packet = word.to_be_bytes().to_vec();
+    packet.extend((length as u16).to_be_bytes());
+    packet.extend([kinds[0], of.hops]);
+    packet.extend(addresses);
+    for ((_, header), next) in of.headers.iter().zip(&kinds[1..]) {
+        packet.push(*next);
+        packet.extend(&header[1..]);
+    }
+    packet.extend(udp);
+    packet
+}
+
+/// The address of IPv6 that stands for one of IPv4.
+fn like(address: Ipv4Addr) -> Ipv6Addr {
+    let [a, b, c, d] = address.octets().map(u16::from);
+    match address {
+        Ipv4Addr::UNSPECIFIED => Ipv6Addr::UNSPECIFIED,
+        address if address.is_link_local() => Ipv6Addr::new(0xfe80, 0, 0, 0, a, b, c, d),
+        _ => Ipv6Addr::new(0x2001, 0xdb8, 0, 0, a, b, c, d),
+    }
+}
+
+const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+/// What comes by the loopback device in one piece, behind all the headers that are drawn.
+const LARGEST6: usize = 65_450;
+
 /// How a datagram comes.
 #[derive(Clone, Debug)]
 pub enum By {
@@ -98,7 +186,7 @@ pub enum By {
     Loopback,
     /// To a group, by a device.
     Group(usize),
-    /// To everybody, by a device.
+    /// To everybody, by a device; of IPv6, to all nodes.
     Broadcast(usize),
     /// From anybody, headers made by hand.
     Anybody(Ipv4Addr, u16),
@@ -115,6 +203,11 @@ pub struct Heard {
     pub tos: u8,
     pub mark: i32,
     pub options: &'static [u8],
+    /// By IPv4, where the socket hears both.
+    pub ipv4: bool,
+    /// Of IPv6 only, as the extension headers, each with its kind.
+    pub flow_label: u32,
+    pub headers: &'static [(u8, &'static [u8])],
 }
 
 impl Heard {
@@ -123,20 +216,113 @@ impl Heard {
         &self,
         to: SocketAddr,
         peer: Option<SocketAddr>,
-        group: Ipv4Addr,
+        groups: (Ipv4Addr, Ipv6Addr),
         devices: &[Device],
     ) -> io::Result<()> {
         let data: Vec<u8> = (0..self.size)
             .map(|at| (at * 7 + self.size) as u8)
             .collect();
-        let place = match to.ip().is_unspecified() {
-            true => HERE.into(),
-            false => to.ip(),
+        let place = match to.ip() {
+            IpAddr::V6(place) if place.is_unspecified() && self.ipv4 => HERE.into(),
+            IpAddr::V6(place) if place.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            place if place.to_canonical().is_unspecified() => HERE.into(),
+            place => place.to_canonical(),
         };
         let to = SocketAddr::new(place, to.port());
+        let peer = peer.map(|peer| SocketAddr::new(peer.ip().to_canonical(), peer.port()));
+        let peer = peer.filter(|peer| peer.is_ipv6() == to.is_ipv6());
+        match place {
+            IpAddr::V4(_) => self.send4(to, peer, groups.0, devices, &data),
+            IpAddr::V6(place) => self.send6((place, to.port()), peer, groups.1, devices, &data),
+        }
+    }
+
+    fn send6(
+        &self,
+        to: (Ipv6Addr, u16),
+        peer: Option<SocketAddr>,
+        group: Ipv6Addr,
+        devices: &[Device],
+        data: &[u8],
+    ) -> io::Result<()> {
+        let data = data.get(..LARGEST6).unwrap_or(data);
+        let plain = SocketAddrV6::new(to.0, to.1, 0, 0);
+        if let By::Anybody(source, port) = self.by {
+            let source = peer.unwrap_or(SocketAddr::new(like(source).into(), port));
+            return self.by_hand6(source, plain, data);
+        }
+        let socket = self.sender6(devices)?;
+        let to = match self.by {
+            By::Group(device) => SocketAddrV6::new(group, to.1, 0, devices[device].index),
+            By::Broadcast(device) => SocketAddrV6::new(ALL_NODES, to.1, 0, devices[device].index),
+            _ => plain,
+        };
+        send(&socket, to.into(), data, &[], 0)
+    }
+
+    fn sender6(&self, devices: &[Device]) -> io::Result<OwnedFd> {
+        let device = match self.by {
+            By::Group(device) | By::Broadcast(device) => devices.get(device),
+            _ => None,
+        };
+        let from = device.map_or(Ipv6Addr::LOCALHOST, |device| device.address6);
+        let socket = socket::of_family(AddressFamily::INET6)?;
+        set_int(&socket, SOCKET, 32, 1 << 20)?;
+        set_int(&socket, IPV6, IPV6_UNICAST_HOPS, self.ttl.into())?;
+        set_int(&socket, IPV6, IPV6_MULTICAST_HOPS, self.ttl.into())?;
+        set_int(&socket, IPV6, IPV6_TCLASS, self.tos.into())?;
+        set_int(&socket, SOCKET, SO_MARK, self.mark)?;
+        set_int(&socket, SOCKET, SO_PRIORITY, self.mark & 7)?;
+        if let Some(device) = device {
+            set_int(&socket, IPV6, IPV6_MULTICAST_IF, device.index as i32)?;
+        }
+        socket::bind(&socket, (from, 0))?;
+        for (kind, header) in self.headers {
+            let option = match *kind {
+                HOP_BY_HOP => IPV6_HOPOPTS,
+                DESTINATION => IPV6_DSTOPTS,
+                _ => continue,
+            };
+            set(&socket, IPV6, option, header).map_err(io::Error::from_raw_os_error)?;
+        }
+        if let By::Segments = self.by {
+            set_int(&socket, UDP, UDP_SEGMENT, 1 + (self.size / 9) as i32)?;
+        }
+        Ok(socket)
+    }
+
+    fn by_hand6(&self, from: SocketAddr, to: SocketAddrV6, data: &[u8]) -> io::Result<()> {
+        let IpAddr::V6(source) = from.ip() else {
+            return Err(io::ErrorKind::InvalidInput.into());
+        };
+        let packet = packet6(&Packet6 {
+            from: SocketAddrV6::new(source, from.port(), 0, 0),
+            to,
+            hops: self.ttl,
+            class: self.tos,
+            flow_label: self.flow_label,
+            headers: self.headers,
+            summed: true,
+            data,
+        });
+        let raw = raw_of(AddressFamily::INET6, RAW)?;
+        set_int(&raw, SOCKET, SO_MARK, self.mark)?;
+        set_int(&raw, SOCKET, 32, 1 << 20)?;
+        let there = SocketAddrV6::new(*to.ip(), 0, 0, to.scope_id());
+        send(&raw, there.into(), &packet, &[], 0)
+    }
+
+    fn send4(
+        &self,
+        to: SocketAddr,
+        peer: Option<SocketAddr>,
+        group: Ipv4Addr,
+        devices: &[Device],
+        data: &[u8],
+    ) -> io::Result<()> {
         if let By::Anybody(source, port) = self.by {
             let source = peer.unwrap_or(SocketAddr::new(source.into(), port));
-            return self.by_hand(source, to, &data);
+            return self.by_hand(source, to, data);
         }
         let socket = self.sender(devices)?;
         let to = match self.by {
@@ -147,7 +333,7 @@ impl Heard {
             }
             _ => to,
         };
-        send(&socket, to, &data, &[], 0)
+        send(&socket, to, data, &[], 0)
     }
 
     fn sender(&self, devices: &[Device]) -> io::Result<OwnedFd> {

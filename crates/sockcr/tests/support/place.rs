@@ -3,7 +3,7 @@
 use std::any::type_name_of_val;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
@@ -105,49 +105,65 @@ pub fn sysctl(name: &str, value: &str) -> io::Result<()> {
     fs::write(format!("/proc/sys/{}", name.replace('.', "/")), value)
 }
 
-/// A device, with its address.
+/// A device, with its addresses.
 #[derive(Clone, Debug)]
 pub struct Device {
     pub name: &'static str,
     pub index: u32,
     pub address: Ipv4Addr,
+    /// Of everywhere.
+    pub address6: Ipv6Addr,
+    /// Of this device's cable.
+    pub link_local: Ipv6Addr,
 }
 
-/// Two devices besides lo, up, at the two ends of one cable: m0 is 10.9.0.1/24, m1 10.9.1.1/24.
+/// Two devices besides lo, up, at the two ends of one cable: m0 is 10.9.0.1/24, fd00:9::1/64 and
+/// fe80::9:0/64, m1 10.9.1.1/24, fd00:9:0:1::1/64 and fe80::9:1/64.
 pub fn devices() -> io::Result<[Device; 2]> {
     veth("m0", "m1")?;
-    let device = |name, address| {
-        set_address(name, address)?;
-        up(name)?;
-        let index = index(name)?;
-        Ok::<_, io::Error>(Device {
-            name,
-            index,
-            address,
-        })
+    Ok([device("m0", 0)?, device("m1", 1)?])
+}
+
+fn device(name: &'static str, number: u8) -> io::Result<Device> {
+    // No link-local address of its own making.
+    sysctl(&format!("net.ipv6.conf.{name}.addr_gen_mode"), "1")?;
+    let device = Device {
+        name,
+        index: index(name)?,
+        address: Ipv4Addr::new(10, 9, number, 1),
+        address6: Ipv6Addr::new(0xfd00, 9, 0, number.into(), 0, 0, 0, 1),
+        link_local: Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 9, number.into()),
     };
-    let (a, b) = (Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9, 1, 1));
-    Ok([device("m0", a)?, device("m1", b)?])
+    set_address(name, device.address.into())?;
+    set_address(name, device.address6.into())?;
+    set_address(name, device.link_local.into())?;
+    up(name)?;
+    Ok(device)
 }
 
 const REQUEST_ACK_EXCL_CREATE: u16 = 0x1 | 0x4 | 0x200 | 0x400;
 
-/// Gives a device an address, with a network of 24 bits, by rtnetlink.
-fn set_address(device: &str, address: Ipv4Addr) -> io::Result<()> {
+/// Gives a device an address, with a network of 24 or 64 bits, by rtnetlink; one of IPv6 may be used
+/// at once.
+fn set_address(device: &str, address: IpAddr) -> io::Result<()> {
     const RTM_NEWADDR: u16 = 20;
     const ADDRESS: u16 = 1;
     const LOCAL: u16 = 2;
     const BROADCAST: u16 = 4;
-    let [a, b, c, _] = address.octets();
-    // `struct ifaddrmsg`: the family, the bits of the network, no flags, the scope of everywhere.
-    let head = [[2, 24, 0, 0], index(device)?.to_ne_bytes()].concat();
-    let body = [
-        head,
-        attribute(LOCAL, &address.octets()),
-        attribute(ADDRESS, &address.octets()),
-        attribute(BROADCAST, &[a, b, c, 255]),
-    ];
-    ask_kernel(RTM_NEWADDR, &body.concat())
+    const NODAD: u8 = 2;
+    // `struct ifaddrmsg`: the family, the bits of the network, the flags, the scope of everywhere.
+    let (head, addresses) = match address {
+        IpAddr::V4(address) => {
+            let [a, b, c, _] = address.octets();
+            let own = address.octets();
+            let broadcast = attribute(BROADCAST, &[a, b, c, 255]);
+            let addresses = [attribute(LOCAL, &own), attribute(ADDRESS, &own), broadcast];
+            ([2, 24, 0, 0], addresses.concat())
+        }
+        IpAddr::V6(address) => ([10, 64, NODAD, 0], attribute(ADDRESS, &address.octets())),
+    };
+    let head = [head, index(device)?.to_ne_bytes()].concat();
+    ask_kernel(RTM_NEWADDR, &[head, addresses].concat())
 }
 
 /// Makes a pair of devices by rtnetlink.

@@ -68,6 +68,12 @@ pub fn udp() -> io::Result<OwnedFd> {
     )?)
 }
 
+/// A fresh UDP socket of a family.
+pub fn of_family(family: AddressFamily) -> io::Result<OwnedFd> {
+    let kind = SocketType::DGRAM;
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, None)?)
+}
+
 /// A fresh socket of this kind.
 pub fn fresh(protocol: &Protocol) -> io::Result<OwnedFd> {
     let family = AddressFamily::from_raw(protocol.family as u16);
@@ -103,6 +109,16 @@ pub fn connect(socket: &impl AsFd, (address, port): (impl Into<IpAddr>, u16)) ->
         socket,
         &SocketAddr::new(address.into(), port),
     )?)
+}
+
+/// Binds to an address that may have a scope.
+pub fn bind_to(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
+    Ok(rustix::net::bind(socket, &to)?)
+}
+
+/// Connects to an address that may have a scope.
+pub fn connect_to(socket: &impl AsFd, to: SocketAddr) -> io::Result<()> {
+    Ok(rustix::net::connect(socket, &to)?)
 }
 
 /// Where a socket is bound.

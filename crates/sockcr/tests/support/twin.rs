@@ -2,16 +2,22 @@
 
 use std::fmt::Debug;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use rustix::net::{SendFlags, sendto};
+use rustix::net::{AddressFamily, SendFlags, sendto};
 use sockcr::{Checkpoint, RestoreOptions, json};
 
-use super::socket::{self, IP, set_int, udp};
+use super::socket::{self, IP, set_int};
 
 pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 pub const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
+/// The loopback address of IPv4, of IPv6, and of an IPv6 socket that speaks IPv4.
+pub const HERES: [IpAddr; 3] = [
+    IpAddr::V4(HERE),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+    IpAddr::V6(HERE.to_ipv6_mapped()),
+];
 pub const PORT: u16 = 4321;
 pub const SO_REUSEADDR: i32 = 2;
 pub const SO_BROADCAST: i32 = 6;
@@ -88,23 +94,46 @@ pub fn same<T: PartialEq + Debug>(
     again
 }
 
-pub fn to(address: Ipv4Addr, port: u16) -> SocketAddr {
+pub fn to(address: impl Into<IpAddr>, port: u16) -> SocketAddr {
     SocketAddr::new(address.into(), port)
 }
 
-pub fn send_to(socket: &OwnedFd, data: &[u8], address: Ipv4Addr, port: u16) -> io::Result<()> {
+/// No address of the family of another one.
+pub fn any_like(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => ANY.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+pub fn send_to(
+    socket: &OwnedFd,
+    data: &[u8],
+    address: impl Into<IpAddr>,
+    port: u16,
+) -> io::Result<()> {
     sendto(socket, data, SendFlags::NOSIGNAL, &to(address, port))?;
     Ok(())
 }
 
 /// A fresh socket bound somewhere, with these options of four bytes.
-pub fn with(address: (Ipv4Addr, u16), options: &[(i32, i32, i32)]) -> OwnedFd {
-    let socket = udp().unwrap();
+pub fn with(address: (impl Into<IpAddr>, u16), options: &[(i32, i32, i32)]) -> OwnedFd {
+    let address = (address.0.into(), address.1);
+    let socket = fresh_for(address.0);
     for (level, name, value) in options {
         set_int(&socket, *level, *name, *value).unwrap();
     }
     socket::bind(&socket, address).unwrap();
     socket
+}
+
+/// A fresh socket of the family of an address.
+pub fn fresh_for(address: IpAddr) -> OwnedFd {
+    let family = match address {
+        IpAddr::V4(_) => AddressFamily::INET,
+        IpAddr::V6(_) => AddressFamily::INET6,
+    };
+    socket::of_family(family).unwrap()
 }
 
 /// The seven ways to an address.
@@ -118,25 +147,25 @@ pub const WAYS: [&str; 7] = [
     "address, no port",
 ];
 
-pub fn made(way: &str) -> OwnedFd {
-    let socket = udp().unwrap();
-    let connect = |socket: &OwnedFd| socket::connect(socket, (HERE, 9)).unwrap();
+pub fn made(way: &str, here: IpAddr) -> OwnedFd {
+    let socket = fresh_for(here);
+    let connect = |socket: &OwnedFd| socket::connect(socket, (here, 9)).unwrap();
     match way {
-        "address and port" => socket::bind(&socket, (HERE, PORT)).unwrap(),
+        "address and port" => socket::bind(&socket, (here, PORT)).unwrap(),
         "any address and port, connected" => {
-            socket::bind(&socket, (ANY, PORT)).unwrap();
+            socket::bind(&socket, (any_like(here), PORT)).unwrap();
             connect(&socket);
         }
-        "address, port 0" => socket::bind(&socket, (HERE, 0)).unwrap(),
+        "address, port 0" => socket::bind(&socket, (here, 0)).unwrap(),
         "address, port 0, connected" => {
-            socket::bind(&socket, (HERE, 0)).unwrap();
+            socket::bind(&socket, (here, 0)).unwrap();
             connect(&socket);
         }
         "connected only" => connect(&socket),
-        "sent only" => send_to(&socket, b"", HERE, 9).unwrap(),
+        "sent only" => send_to(&socket, b"", here, 9).unwrap(),
         "address, no port" => {
             set_int(&socket, IP, IP_BIND_ADDRESS_NO_PORT, 1).unwrap();
-            socket::bind(&socket, (HERE, 0)).unwrap();
+            socket::bind(&socket, (here, 0)).unwrap();
         }
         other => panic!("{other}"),
     }

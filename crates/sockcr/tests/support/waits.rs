@@ -1,14 +1,14 @@
 //! What waits in a socket, drawn at random, and how it comes there.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 
 use proptest::prelude::*;
 use proptest::sample::select;
 use rustix::net::{RecvFlags, recv};
 
-use crate::feed::{By, Heard, Told};
+use crate::feed::{By, DESTINATION, HOP_BY_HOP, Heard, ROUTING, Told};
 use crate::message::{self, Control};
 use crate::support::place::Device;
 use crate::support::socket::{self, IP, SOCKET, UDP, set_int};
@@ -62,6 +62,7 @@ fn heard(size: impl Strategy<Value = usize>) -> impl Strategy<Value = Heard> {
         1 => Just(By::Segments),
     ];
     let options: Vec<&'static [u8]> = vec![&[], &[], &[1, 1, 1, 0], &[148, 4, 0, 0]];
+    let of_ipv6 = (any::<bool>(), any::<u32>(), select(HEADERS.to_vec()));
     (
         by,
         size,
@@ -69,20 +70,47 @@ fn heard(size: impl Strategy<Value = usize>) -> impl Strategy<Value = Heard> {
         any::<u8>(),
         any::<i32>(),
         select(options),
+        of_ipv6,
     )
-        .prop_map(|(by, size, ttl, tos, mark, options)| Heard {
-            // Segments with options are put back as one datagram, which the report says.
-            options: match by {
-                By::Segments => &[],
-                _ => options,
+        .prop_map(
+            |(by, size, ttl, tos, mark, options, (ipv4, flow_label, headers))| {
+                // Segments with options are put back as one datagram, which the report says.
+                let (options, headers) = match by {
+                    By::Segments => (&[][..], &[][..]),
+                    _ => (options, headers),
+                };
+                Heard {
+                    by,
+                    size,
+                    ttl,
+                    tos,
+                    mark,
+                    options,
+                    ipv4,
+                    flow_label,
+                    headers,
+                }
             },
-            by,
-            size,
-            ttl,
-            tos,
-            mark,
-        })
+        )
 }
+
+type Headers = &'static [(u8, &'static [u8])];
+
+/// Extension headers of padding, and a way that was gone.
+const HEADERS: [Headers; 5] = [
+    &[],
+    &[],
+    &[(HOP_BY_HOP, &[0, 0, 1, 4, 0, 0, 0, 0])],
+    &[(
+        DESTINATION,
+        &[0, 1, 1, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0],
+    )],
+    &[
+        (HOP_BY_HOP, &[0, 0, 1, 4, 0, 0, 0, 0]),
+        (ROUTING, &[0, 0, 0, 0, 0, 0, 0, 0]),
+        (DESTINATION, &[0, 0, 1, 4, 0, 0, 0, 0]),
+    ],
+];
 
 /// Mostly small: two hundred of the largest would take the time of thousands.
 fn queue() -> impl Strategy<Value = Vec<Heard>> {
@@ -158,6 +186,15 @@ pub fn strategy() -> impl Strategy<Value = Waits> {
 pub type Done = Vec<(&'static str, io::Result<()>)>;
 
 impl Waits {
+    /// Without errors and corked data.
+    pub fn queue_only(self) -> Waits {
+        Waits {
+            told: Vec::new(),
+            cork: None,
+            ..self
+        }
+    }
+
     /// Whether data is corked before the socket is connected.
     pub fn corks_early(&self) -> bool {
         self.cork.as_ref().is_some_and(|cork| cork.early)
@@ -187,10 +224,16 @@ impl Waits {
     }
 
     /// Lets it hear, be told of errors, and its owner peek and ask.
-    pub fn come(&self, socket: &OwnedFd, group: Ipv4Addr, devices: &[Device], done: &mut Done) {
+    pub fn come(
+        &self,
+        socket: &OwnedFd,
+        groups: (Ipv4Addr, Ipv6Addr),
+        devices: &[Device],
+        done: &mut Done,
+    ) {
         let name = socket::local(socket).unwrap();
         if name.port() != 0 {
-            self.hear(socket, name, group, devices, done);
+            self.hear(socket, name, groups, devices, done);
             for (told, ttl) in self.told.iter().zip(9..) {
                 let about = socket::peer(socket).unwrap_or(told.about);
                 let told = Told {
@@ -214,7 +257,7 @@ impl Waits {
         &self,
         socket: &OwnedFd,
         name: SocketAddr,
-        group: Ipv4Addr,
+        groups: (Ipv4Addr, Ipv6Addr),
         devices: &[Device],
         done: &mut Done,
     ) {
@@ -223,7 +266,7 @@ impl Waits {
         set_int(socket, SOCKET, SO_RCVBUFFORCE, 1 << 26).unwrap();
         let peer = socket::peer(socket);
         for heard in &self.heard {
-            done.push(("datagram", heard.send(name, peer, group, devices)));
+            done.push(("datagram", heard.send(name, peer, groups, devices)));
         }
         set_int(socket, SOCKET, SO_RCVBUFFORCE, size / 2).unwrap();
         set_int(socket, SOCKET, SO_BUF_LOCK, locks).unwrap();

@@ -100,7 +100,7 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
             destination: notice.local,
             ttl: notice.ttl,
             tos: notice.tos,
-            flow_label: 0,
+            flow_label: notice.flow_label,
             protocol: match notice.local {
                 IpAddr::V4(_) => ICMP,
                 IpAddr::V6(_) => ICMPV6,
