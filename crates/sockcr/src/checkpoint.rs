@@ -287,7 +287,7 @@ fn read(
         memberships: membership::dump(fd, protocol, hidden, report),
         filter: filter::dump(fd, report),
         reuseport_program: filter::dump_group(fd, hidden, report),
-        receive_queue: receive_queue::dump(fd, hidden, &options, report),
+        receive_queue: receive_queue::dump(fd, protocol, hidden, &options, report),
         cork: cork::dump(fd, hidden, report),
         errors: Errors::dump(fd, hidden, &options, report),
         descriptor: report.known("descriptor flags", descriptor),

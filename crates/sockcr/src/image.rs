@@ -88,6 +88,9 @@ fn add(checkpoint: &mut Checkpoint, waiting: Waiting) -> Result<(), String> {
         Waiting::Corked(corked) if !late && checkpoint.cork.is_none() => {
             checkpoint.cork = Some(corked);
         }
+        Waiting::Received(datagram) if !queue::can_have_come(&datagram, checkpoint.protocol) => {
+            return Err("a queued datagram that cannot be".into());
+        }
         Waiting::Received(datagram) if !late && checkpoint.cork.is_none() => {
             checkpoint.receive_queue.push(datagram);
         }

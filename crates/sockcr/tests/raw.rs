@@ -8,13 +8,16 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
 
+use rustix::event::PollFlags;
 use rustix::net::SendFlags;
 
 use sockcr::protocol::{self, Protocol};
 use sockcr::{Checkpoint, RestoreOptions};
 
 use support::place::{self, isolated};
-use support::socket::{self, ICMPV6, IP, RAW, UDP, bind, connect, fresh, set_int};
+use support::socket::{
+    self, ICMPV6, IP, IPV6, Message, RAW, SOCKET, UDP, bind, connect, fresh, set_int,
+};
 use support::{Outcome, reader};
 
 const IP_HDRINCL: i32 = 3;
@@ -344,6 +347,140 @@ fn a_restored_socket_is_told_of_router_alerts() -> Outcome {
         let packet = socket::receive(&again)?;
         assert!(packet.ends_with(b"alert"), "{packet:?}");
         assert!(socket::receive_now(&listens)?.is_empty(), "nobody asked");
+        Ok(())
+    })
+}
+
+/// All that waits in a socket, with its control messages.
+fn read_all(socket: &OwnedFd) -> io::Result<Vec<Message>> {
+    let mut all = Vec::new();
+    while socket::poll_in(socket)? {
+        all.push(socket::receive_message(socket)?);
+    }
+    Ok(all)
+}
+
+/// Has control messages tell everything.
+fn tell_all(socket: &OwnedFd, protocol: &Protocol) -> io::Result<()> {
+    const SO_TIMESTAMPNS: i32 = 35;
+    set_int(socket, SOCKET, SO_TIMESTAMPNS, 1)?;
+    let (level, names): (i32, &[i32]) = match protocol.family_name {
+        // IP_PKTINFO, IP_RECVTTL, IP_RECVTOS, IP_RECVOPTS
+        "inet" => (IP, &[8, 12, 13, 6]),
+        // IPV6_RECVPKTINFO, IPV6_RECVHOPLIMIT, IPV6_RECVTCLASS, IPV6_FLOWINFO
+        _ => (IPV6, &[49, 51, 66, 11]),
+    };
+    names
+        .iter()
+        .try_for_each(|name| set_int(socket, level, *name, 1))
+}
+
+/// Sends what a socket of this kind hears.
+fn feed(protocol: &Protocol, socket: &OwnedFd) -> Outcome {
+    let to = SocketAddr::new(socket::loopback(protocol), 0);
+    match protocol.number {
+        1 | 58 if protocol.is_ping() => {
+            let request = if protocol.number == 1 { 8 } else { 128 };
+            for sequence in 1..4 {
+                rustix::net::sendto(socket, &echo(request, sequence), SendFlags::empty(), &to)?;
+                socket::wait_for(socket, PollFlags::IN)?;
+            }
+        }
+        1 => ping_once("inet", 3)?,
+        58 => {
+            let sends = fresh(protocol)?;
+            rustix::net::sendto(&sends, &echo(129, 3), SendFlags::empty(), &to)?;
+        }
+        _ => {
+            let sends = fresh(protocol)?;
+            for size in [0, 1, 3, 8, 100, 3000, 20_000] {
+                let data: Vec<u8> = (0..size).map(|at| at as u8).collect();
+                rustix::net::sendto(&sends, &data, SendFlags::empty(), &to)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn what_waits_comes_back() -> Outcome {
+    if let Err(why) = reader() {
+        return support::skip(&why);
+    }
+    isolated(|| {
+        for (family, name) in [
+            ("inet", "raw:253"),
+            ("inet6", "raw6:253"),
+            ("inet", "raw:89"),
+            ("inet6", "raw6:89"),
+            ("inet", "raw:1"),
+            ("inet6", "raw6:58"),
+            ("inet", "ping"),
+            ("inet6", "ping6"),
+        ] {
+            let protocol = kind(family, name);
+            for place in ["none", "bound to an address", "connected"] {
+                let told = format!("{name} {place}");
+                let socket = fresh(protocol)?;
+                put(&socket, protocol, place);
+                tell_all(&socket, protocol)?;
+                feed(protocol, &socket)?;
+                let checkpoint = Checkpoint::dump(&socket)?;
+                let image = checkpoint.clone().canonical().to_bytes()?;
+                let due = read_all(&socket)?;
+                assert!(!due.is_empty(), "{told}");
+                drop(socket);
+                let options = RestoreOptions {
+                    verify: true,
+                    ..RestoreOptions::default()
+                };
+                let again = Checkpoint::from_bytes(&image)?;
+                let restored = again
+                    .restore(&options)
+                    .map_err(|e| format!("{told}: {e}"))?;
+                let back = Checkpoint::dump(&restored.fd)?.canonical();
+                assert_eq!(back.to_bytes()?, image, "{told}");
+                assert_eq!(read_all(&restored.fd)?, due, "{told}");
+            }
+        }
+        Ok(())
+    })
+}
+
+/// What is not put back, because of whom else would hear it, or the kernel itself.
+#[test]
+fn nobody_else_hears_what_comes_back() -> Outcome {
+    if let Err(why) = reader() {
+        return support::skip(&why);
+    }
+    isolated(|| {
+        let protocol = kind("inet", "raw:253");
+        let socket = fresh(protocol)?;
+        feed(protocol, &socket)?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        let why = |checkpoint: &Checkpoint| {
+            checkpoint
+                .restore(&RestoreOptions::default())
+                .map_or_else(|refused| refused.to_string(), |_| String::new())
+        };
+        assert!(why(&checkpoint).contains("7 of them: another raw socket"));
+        let waiting = socket::receive_now(&socket)?.len();
+        assert_eq!(waiting, 7, "and nothing came in");
+        drop(socket);
+        assert_eq!(why(&checkpoint), "");
+
+        let protocol = kind("inet6", "raw6:58");
+        let socket = fresh(protocol)?;
+        ping_once("inet6", 3)?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        assert!(why(&checkpoint).contains("1 of them: the kernel itself"));
+        let lossy = RestoreOptions {
+            lossy: true,
+            ..RestoreOptions::default()
+        };
+        let restored = checkpoint.restore(&lossy)?;
+        assert_eq!(types(&restored.fd, 0)?, [129], "the reply was put back");
         Ok(())
     })
 }

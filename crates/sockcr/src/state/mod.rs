@@ -5,6 +5,7 @@ pub mod descriptor;
 pub mod endpoint;
 pub mod errors;
 pub mod filter;
+mod hearers;
 pub mod interfaces;
 pub mod locks;
 pub(crate) mod meanwhile;

@@ -261,6 +261,12 @@ pub fn wait_for(socket: &impl AsFd, events: PollFlags) -> io::Result<()> {
     }
 }
 
+/// Whether anything waits to be received.
+pub fn poll_in(socket: &impl AsFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&Timespec::default()))? != 0)
+}
+
 /// Receives one datagram; waits for it no longer than [`PATIENCE`].
 pub fn receive(socket: &impl AsFd) -> io::Result<Vec<u8>> {
     Ok(receive_message(socket)?.data)
