@@ -1,5 +1,9 @@
 //! Raw, ping and UDP-Lite sockets: their addresses, and what they do once restored.
-#![allow(clippy::unwrap_used, reason = "that is how a test fails")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
 
 mod support;
 

@@ -186,6 +186,13 @@ impl Reader {
         let layout = &self.layout.sock;
         let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
         let raw = get(layout.kind)? == u64::from(SocketType::RAW.as_raw());
+        let datagrams = get(layout.kind)? == u64::from(SocketType::DGRAM.as_raw());
+        if !raw && !datagrams {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the socket is neither one of datagrams nor raw",
+            ));
+        }
         let ipv6 = get(layout.family)? == u64::from(AddressFamily::INET6.as_raw());
         Ok(match (get(layout.protocol)?, raw) {
             (protocol, true) if ipv6 => Content::Summed(protocol),
