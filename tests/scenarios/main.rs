@@ -8,6 +8,7 @@ mod dnsmasq;
 mod finding;
 mod handing_over;
 mod images;
+mod live;
 mod moving;
 mod printing;
 mod stopping;
@@ -26,6 +27,7 @@ fn main() -> ExitCode {
         finding::ALL,
         handing_over::ALL,
         images::ALL,
+        live::ALL,
         moving::ALL,
         printing::ALL,
         stopping::ALL,

@@ -195,12 +195,15 @@ fn explain(place: Place, failure: Failure) -> Error {
         let what = format!("{}: {what}", process(place, tid));
         Error::system(what, io::Error::from_raw_os_error(errno))
     };
-    match (wrong, Errno::from_raw_os_error(errno)) {
+    let known = (1..4096)
+        .contains(&errno)
+        .then(|| Errno::from_raw_os_error(errno));
+    match (wrong, known) {
         (Wrong::Ended, _) => {
             let why = "no such process, or it ended or ran another program meanwhile";
             Error::new(ErrorKind::NotFound, process(place, tid), why)
         }
-        (Wrong::Hold, Errno::PERM) => match tracer(tid) {
+        (Wrong::Hold, Some(Errno::PERM)) => match tracer(tid) {
             Some(tracer) => refused(&format!("is traced by process {tracer}"))
                 .help("end that first: a debugger, strace or another sockcr"),
             None => system("hold it still").help("it needs the rights of ptrace(2): the same user, or CAP_SYS_PTRACE"),
@@ -215,11 +218,11 @@ fn explain(place: Place, failure: Failure) -> Error {
             .help("root (CAP_SYS_ADMIN) can suspend the filter meanwhile"),
         (Wrong::Instruction, _) => refused("is in no system call, and has no vdso: nothing to make one with"),
         (Wrong::Taken, _) => refused("has another file at that descriptor meanwhile"),
-        (Wrong::Number, Errno::EXIST) => refused(&format!("has a descriptor {} already", number(place)))
+        (Wrong::Number, Some(Errno::EXIST)) => refused(&format!("has a descriptor {} already", number(place)))
             .help("--to PID, without a number, takes a free one"),
-        (Wrong::Number, Errno::INVAL) => refused(&format!("may have no descriptor {}", number(place)))
+        (Wrong::Number, Some(Errno::INVAL)) => refused(&format!("may have no descriptor {}", number(place)))
             .help("`prlimit --nofile --pid PID` shows its limit, and raises it"),
-        (Wrong::Receive, Errno::MFILE) | (Wrong::Number, Errno::MFILE) => {
+        (Wrong::Receive, Some(Errno::MFILE)) | (Wrong::Number, Some(Errno::MFILE)) => {
             refused("has no free descriptor left: it needs two for a moment")
                 .help("`prlimit --nofile --pid PID` shows its limit, and raises it")
         }
