@@ -1,21 +1,27 @@
 //! `move` and `restore --into`: sockets put into programs that run, know nothing of it, and do not notice.
 
 use anyhow::{Context, bail, ensure};
+use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
 use rustix::process::{Pid, Signal, WaitOptions, waitpid};
 use sockcr_scenarios::command::{self, done, refused, sockcr};
 use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program, run};
 use sockcr_scenarios::socket::{local, target};
 use sockcr_scenarios::{Outcome, Scenario, actor, wait};
+use std::io::IoSliceMut;
+use std::mem::MaybeUninit;
 use std::net::UdpSocket;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
 use std::os::unix::process::CommandExt;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const CC: &[Need] = &[Need::Program("cc")];
 const CC_ROOT: &[Need] = &[Need::Program("cc"), Need::Root];
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("live::in_every_call", CC, in_every_call),
+    Scenario::new("live::held_still_for_a_dump", CC, held_still_for_a_dump),
     Scenario::new("live::with_64_threads", CC, with_64_threads),
     Scenario::new("live::signals_arrive", CC, signals_arrive),
     Scenario::new("live::under_a_filter", CC_ROOT, under_a_filter),
@@ -36,6 +42,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("live::an_ending_process", CC, an_ending_process),
     Scenario::new("live::refused_by_name", CC, refused_by_name),
     Scenario::new("live::restored_into", CC, restored_into),
+    Scenario::new("live::into_the_store", &[], into_the_store),
 ];
 
 const CALLS: [&str; 14] = [
@@ -172,7 +179,9 @@ fn is_given(victim: &Victim, times: u32) -> Outcome {
         "--json",
     ])?
     .json()?;
-    let fd = moved[0]["to"]["fd"].as_i64().context("no descriptor")?;
+    let fd = moved["sockets"][0]["to"]["fd"]
+        .as_i64()
+        .context("no descriptor")?;
     victim.has(fd.try_into()?, address)?;
     victim.close(fd.try_into()?)?;
     ensure!(
@@ -193,6 +202,19 @@ fn in_every_call() -> Outcome {
     CALLS
         .iter()
         .try_for_each(|call| given(call).with_context(|| format!("in {call}")))
+}
+
+fn held_still_for_a_dump() -> Outcome {
+    compiled(&[])?;
+    for call in CALLS {
+        let victim = Victim::start(call, 2, &[])?;
+        let target = format!("{}:{}", victim.pid, victim.fd);
+        for _ in 0..3 {
+            done(["dump", "--stop", &target, "-o", "a.skc"])?.quiet()?;
+            victim.is_fine().with_context(|| format!("in {call}"))?;
+        }
+    }
+    Ok(())
 }
 
 fn with_64_threads() -> Outcome {
@@ -504,6 +526,17 @@ fn refused_by_name() -> Outcome {
     let words = is_refused(&traced.pid.to_string())?;
     words.says(&["is traced by process"])?.helps("debugger")?;
     ensure!(traced.ask("state")? == "fine", "has noticed");
+    // Not every compiler, nor every kernel, knows them.
+    std::fs::write(
+        "32.s",
+        ".globl _start\n_start: mov $29, %eax\nint $0x80\njmp _start\n",
+    )?;
+    if run("cc", &["-m32", "-nostdlib", "-static", "-o", "32", "32.s"]).is_ok() {
+        let pauses = Process::start(&mut program("./32"))?;
+        let executed = || Ok(pauses.status("Name")?.eq("32").then_some(()));
+        wait::until("its execve", executed)?;
+        is_refused(&pauses.pid().to_string())?.says(&["32-bit"])?;
+    }
     // Two processes hold it: which is to lose it?
     done(["move", &name, "--to", &victim.place(100), "--keep"])?;
     let inode = format!("inode:{}", sockcr_scenarios::socket::inode(&socket)?);
@@ -562,4 +595,63 @@ fn restored_into() -> Outcome {
     victim.has(101, local(7802))?;
     victim.is_fine()?;
     Ok(())
+}
+
+/// One message with the sockets, and one that is waited for until the service manager has read it.
+fn into_the_store() -> Outcome {
+    let sockets = [7811, 7812].map(|port| UdpSocket::bind(local(port)));
+    let [first, second] = sockets;
+    let (first, second) = (first?, second?);
+    done(["dump", &target(&first), &target(&second), "-o", "two.skc"])?.quiet()?;
+    drop((first, second));
+    let words = ["restore", "two.skc", "--fdstore", "dns"];
+    refused(words)?
+        .says(&["NOTIFY_SOCKET"])?
+        .helps("FileDescriptorStoreMax")?;
+    let nobody = sockcr(words).variable("NOTIFY_SOCKET", "/no/such/socket");
+    nobody
+        .run()?
+        .refused()?
+        .says(&["/no/such/socket", "no such file"])?;
+    let path = std::env::current_dir()?.join("manager");
+    let manager = UnixDatagram::bind(&path)?;
+    let command = sockcr(words).variable("NOTIFY_SOCKET", &path).start()?;
+    let (text, stored) = message(&manager)?;
+    ensure!(text == "FDSTORE=1\nFDNAME=dns", "{text}");
+    let stored: Vec<UdpSocket> = stored.into_iter().map(UdpSocket::from).collect();
+    let ports: Result<Vec<u16>, _> = stored.iter().map(|s| Ok(s.local_addr()?.port())).collect();
+    ensure!(
+        matches!(ports, Ok::<_, std::io::Error>(ports) if ports == [7811, 7812]),
+        "{stored:?}"
+    );
+    let (text, barrier) = message(&manager)?;
+    ensure!(
+        text == "BARRIER=1" && barrier.len() == 1,
+        "{text} {barrier:?}"
+    );
+    ensure!(
+        !command.ends_within(Duration::from_millis(100))?,
+        "did not wait"
+    );
+    drop(barrier);
+    ensure!(command.end()?.success(), "the command failed");
+    Ok(())
+}
+
+fn message(manager: &UnixDatagram) -> anyhow::Result<(String, Vec<OwnedFd>)> {
+    ensure!(wait::readable(manager, wait::PATIENCE)?, "no message");
+    let mut space = [MaybeUninit::uninit(); 128];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let mut data = [0; 200];
+    let mut pieces = [IoSliceMut::new(&mut data)];
+    let got = recvmsg(manager, &mut pieces, &mut control, RecvFlags::CMSG_CLOEXEC)?;
+    let messages = control.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    let fds = messages.flatten().collect();
+    Ok((
+        String::from_utf8_lossy(&data[..got.bytes]).into_owned(),
+        fds,
+    ))
 }

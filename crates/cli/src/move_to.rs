@@ -3,7 +3,7 @@
 use crate::{Outcome, output};
 use serde_json::json;
 use sockcr::Target;
-use sockcr::deliver::{self, Moved, Place};
+use sockcr::deliver::{self, Move, Moved, Place};
 
 /// Move live sockets into another running process: the very same ones, with all that is in them
 ///
@@ -31,9 +31,15 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let moved = deliver::move_to(&arguments.target, arguments.to, arguments.keep)?;
+    let Move { moved, stopped } =
+        deliver::move_to(&arguments.target, arguments.to, arguments.keep)?;
     if arguments.json {
-        output::json(&moved.iter().map(|m| to_json(m, arguments.keep)).collect())?;
+        let sockets: serde_json::Value = moved.iter().map(to_json).collect();
+        output::json(&json!({
+            "sockets": sockets,
+            "kept": arguments.keep,
+            "stopped_us": stopped.as_micros() as u64,
+        }))?;
         return Ok(Outcome::Done);
     }
     for Moved { inode, from, to } in &moved {
@@ -45,12 +51,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn to_json(moved: &Moved, kept: bool) -> serde_json::Value {
+fn to_json(moved: &Moved) -> serde_json::Value {
     let Moved { inode, from, to } = moved;
     json!({
         "inode": inode,
         "from": { "pid": from.pid, "tid": from.tid, "fd": from.fd },
         "to": { "pid": to.pid, "tid": to.tid, "fd": to.fd },
-        "kept": kept,
     })
 }

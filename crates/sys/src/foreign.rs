@@ -187,7 +187,7 @@ impl<'a> Held<'a> {
         let before = Waiting::of(tid);
         match ptrace::seize(tid) {
             Ok(()) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || has_ended(tid) => {
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || ptrace::has_ended(tid) => {
                 return Ok(false);
             }
             Err(error) => return Err(Failure::new(Wrong::Hold, tid, &error)),
@@ -359,18 +359,6 @@ fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
             _ => Err(Failure::new(Wrong::Hold, tid, &error)),
         },
     }
-}
-
-/// Whether a thread has ended, and is only waited for.
-fn has_ended(tid: i32) -> bool {
-    let mut buffer = [0; 1024];
-    let path = Path::new(format_args!("/proc/{tid}/stat"));
-    let Ok(text) = path::read(path.as_c_str(), &mut buffer) else {
-        return true;
-    };
-    // Its name, in brackets, can hold anything.
-    let state = text.iter().rposition(|byte| *byte == b')').map(|at| at + 2);
-    matches!(state.and_then(|at| text.get(at)), Some(b'Z' | b'X'))
 }
 
 /// Whether a thread has a seccomp filter, or less.

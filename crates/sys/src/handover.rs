@@ -69,8 +69,17 @@ pub struct Handover<'a> {
 /// The answer that begins a report of success.
 const DONE: i32 = 0;
 
-/// Does it; answers the numbers of the new descriptors.
-pub fn hand_over(plan: &Handover<'_>) -> io::Result<Result<Vec<i32>, Failure>> {
+/// What has been done.
+#[derive(Clone, Debug)]
+pub struct Done {
+    /// The new descriptors, in order.
+    pub numbers: Vec<i32>,
+    /// How long the processes stood still, at most.
+    pub stopped: Duration,
+}
+
+/// Does it.
+pub fn hand_over(plan: &Handover<'_>) -> io::Result<Result<Done, Failure>> {
     use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
     let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
     let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
@@ -117,8 +126,8 @@ impl Room {
     }
 }
 
-/// Numbers: 0 and the descriptors, or what is wrong, with whom, and the errno.
-fn read_report(line: &OwnedFd) -> io::Result<Result<Vec<i32>, Failure>> {
+/// Numbers: 0, microseconds and the descriptors, or what is wrong, with whom, and the errno.
+fn read_report(line: &OwnedFd) -> io::Result<Result<Done, Failure>> {
     let mut bytes = Vec::new();
     let mut buffer = [0; 4096];
     loop {
@@ -131,7 +140,10 @@ fn read_report(line: &OwnedFd) -> io::Result<Result<Vec<i32>, Failure>> {
     let numbers = numbers.filter_map(|bytes| Some(i32::from_ne_bytes(bytes.try_into().ok()?)));
     let numbers: Vec<i32> = numbers.collect();
     match numbers.as_slice() {
-        [DONE, fds @ ..] => Ok(Ok(fds.to_vec())),
+        [DONE, micros, fds @ ..] => Ok(Ok(Done {
+            numbers: fds.to_vec(),
+            stopped: Duration::from_micros(u64::try_from(*micros).unwrap_or(0)),
+        })),
         [wrong, tid, errno] => Ok(Err(Failure {
             wrong: Wrong::from_number(*wrong),
             tid: *tid,
@@ -161,7 +173,9 @@ fn work(plan: &Handover<'_>, room: &mut Room, line: &OwnedFd, far: &OwnedFd) -> 
     // SAFETY: the number is the other side's end, which this copy of the process does not use.
     unsafe { libc::close(line.as_raw_fd()) };
     guard::close_others(&room.kept);
+    let start = Instant::now();
     let done = transaction(plan, room);
+    let micros = start.elapsed().as_micros();
     // Whoever waited for it may be gone.
     let tell = |number: i32| {
         let _ = rustix::net::send(far, &number.to_ne_bytes(), SendFlags::NOSIGNAL);
@@ -169,6 +183,7 @@ fn work(plan: &Handover<'_>, room: &mut Room, line: &OwnedFd, far: &OwnedFd) -> 
     match done {
         Ok(()) => {
             tell(DONE);
+            tell(i32::try_from(micros).unwrap_or(i32::MAX));
             room.numbers.iter().copied().for_each(tell);
         }
         Err(Failure { wrong, tid, errno }) => {

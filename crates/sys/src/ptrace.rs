@@ -132,7 +132,11 @@ fn wait(tid: i32, end: Option<Instant>) -> io::Result<libc::c_int> {
             Ok(0) if end.is_some_and(|end| Instant::now() > end) => {
                 return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
             }
-            Ok(0) => await_news(),
+            // The first thread of a process is not told of before the others are collected.
+            Ok(0) if !await_news() && has_ended(tid) => {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(0) => {}
             Ok(_) if libc::WIFSTOPPED(status) => return Ok(status),
             Ok(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -145,9 +149,21 @@ fn wait(tid: i32, end: Option<Instant>) -> io::Result<libc::c_int> {
     }
 }
 
+/// Whether a thread has ended, and is only waited for.
+pub(crate) fn has_ended(tid: i32) -> bool {
+    let mut buffer = [0; 1024];
+    let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
+    let Ok(text) = crate::path::read(path.as_c_str(), &mut buffer) else {
+        return true;
+    };
+    // Its name, in brackets, can hold anything.
+    let state = text.iter().rposition(|byte| *byte == b')').map(|at| at + 2);
+    matches!(state.and_then(|at| text.get(at)), Some(b'Z' | b'X'))
+}
+
 /// Waits a moment, or until a thread that we trace has stopped: then SIGCHLD is pending, where it is
-/// blocked and not ignored.
-fn await_news() {
+/// blocked and not ignored. Says whether it was.
+fn await_news() -> bool {
     // SAFETY: sigset_t is plain data for which all zeroes is a value.
     let mut child: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: it writes the set it is given.
@@ -157,7 +173,7 @@ fn await_news() {
         tv_nsec: 2_000_000,
     };
     // SAFETY: it reads the set and the time; the signal's details are not asked for.
-    unsafe { libc::sigtimedwait(&raw const child, std::ptr::null_mut(), &raw const moment) };
+    unsafe { libc::sigtimedwait(&raw const child, std::ptr::null_mut(), &raw const moment) > 0 }
 }
 
 /// The registers of a stopped thread; `EPROTOTYPE` when its program is of another kind than ours: 32-bit.

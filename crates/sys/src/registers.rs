@@ -151,7 +151,7 @@ mod arch {
             let mut buffer = [0; 256];
             let path = crate::path::Path::new(format_args!("/proc/{tid}/syscall"));
             let text = crate::path::read(path.as_c_str(), &mut buffer);
-            Waiting(text.ok().and_then(|text| parse(text)))
+            Waiting(text.ok().and_then(parse))
         }
     }
 
@@ -162,7 +162,9 @@ mod arch {
         let mut hex = words.map(|word| u64::from_str_radix(word.trim_start_matches("0x"), 16));
         let mut next = || hex.next()?.ok();
         let (first, second) = (next()?, next()?);
-        (next()?, next()?, next()?, next()?);
+        for _third_to_sixth in 0..4 {
+            next()?;
+        }
         Some(Call {
             number,
             first,

@@ -5,5 +5,5 @@ mod process;
 mod service_manager;
 
 pub use command::{command, received};
-pub use process::{Moved, Place, move_to, rehearse, to_process};
+pub use process::{Move, Moved, Place, move_to, rehearse, to_process};
 pub use service_manager::{StoreName, to_service_manager};

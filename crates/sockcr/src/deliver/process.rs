@@ -6,12 +6,13 @@ use crate::target::Target;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use sockcr_sys::foreign::{Failure, Wrong};
-use sockcr_sys::handover::{Given, Handover, Taken, hand_over};
+use sockcr_sys::handover::{Done, Given, Handover, Taken, hand_over};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 /// A running process, or a thread with its own table of descriptors, and where in it: `PID[:FD]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +53,15 @@ pub struct Moved {
     pub to: Holder,
 }
 
+/// What [`move_to`] did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Each socket.
+    pub moved: Vec<Moved>,
+    /// How long the processes stood still, at most.
+    pub stopped: Duration,
+}
+
 /// Puts sockets into a running process, all or none, at free descriptors or from the given one on;
 /// answers their numbers. Each is close-on-exec there if it is here.
 ///
@@ -67,7 +77,7 @@ pub fn to_process(sockets: &[BorrowedFd<'_>], place: Place) -> Result<Vec<i32>, 
     });
     let given: io::Result<Vec<Given<'_>>> = given.collect();
     let given = given.map_err(|error| Error::system("ask for close-on-exec", error))?;
-    give(place, given, Vec::new())
+    Ok(give(place, given, Vec::new())?.numbers)
 }
 
 /// Moves the sockets that a target names into a running process: the very same ones, with all that is in
@@ -75,7 +85,7 @@ pub fn to_process(sockets: &[BorrowedFd<'_>], place: Place) -> Result<Vec<i32>, 
 ///
 /// PID:FD names this one descriptor; every other target a socket, with each descriptor that the one
 /// process has which holds it.
-pub fn move_to(target: &Target, place: Place, keep: bool) -> Result<Vec<Moved>, Error> {
+pub fn move_to(target: &Target, place: Place, keep: bool) -> Result<Move, Error> {
     let found = find::find(target)?;
     let taken = match keep {
         true => Vec::new(),
@@ -86,7 +96,7 @@ pub fn move_to(target: &Target, place: Place, keep: bool) -> Result<Vec<Moved>, 
         number: place.fd.map(|fd| fd.saturating_add(at as i32)),
         close_on_exec: found.close_on_exec(),
     });
-    let numbers = give(place, given.collect(), taken)?;
+    let Done { numbers, stopped } = give(place, given.collect(), taken)?;
     let moved = found.iter().zip(numbers).map(|(found, fd)| Moved {
         inode: found.inode,
         from: found.holder,
@@ -96,17 +106,16 @@ pub fn move_to(target: &Target, place: Place, keep: bool) -> Result<Vec<Moved>, 
             fd,
         },
     });
-    Ok(moved.collect())
+    let moved = moved.collect();
+    Ok(Move { moved, stopped })
 }
 
 /// The descriptors to be taken: all must be of one table.
 fn taken(target: &Target, found: &[Found]) -> Result<Vec<Taken>, Error> {
-    let mut holders: Vec<(Holder, u64)> = match target {
+    let holders: Vec<(Holder, u64)> = match target {
         Target::Descriptor(..) => found.iter().map(|f| (f.holder, f.inode)).collect(),
         _ => holders(target, found)?,
     };
-    // The duplicates through which they were found are among them.
-    holders.retain(|(holder, _)| holder.pid != std::process::id() as i32);
     let tables = |holder: &Holder| (holder.pid, holder.tid);
     let first = holders.first().map(|(holder, _)| tables(holder));
     if holders
@@ -137,10 +146,12 @@ fn holders(target: &Target, found: &[Found]) -> Result<Vec<(Holder, u64)>, Error
     let known = |inode: u64| found.iter().any(|found| found.inode == inode);
     let listed = listing.sockets.iter().filter(|listed| known(listed.inode));
     let each = listed.flat_map(|listed| listed.holders.iter().map(|h| (*h, listed.inode)));
-    Ok(each.collect())
+    // The duplicates through which they were found are none that was meant.
+    let own = std::process::id() as i32;
+    Ok(each.filter(|(holder, _)| holder.pid != own).collect())
 }
 
-fn give(place: Place, given: Vec<Given<'_>>, taken: Vec<Taken>) -> Result<Vec<i32>, Error> {
+fn give(place: Place, given: Vec<Given<'_>>, taken: Vec<Taken>) -> Result<Done, Error> {
     let pid = find::process_of(place.pid);
     let plan = Handover {
         tid: place.pid,
@@ -151,7 +162,7 @@ fn give(place: Place, given: Vec<Given<'_>>, taken: Vec<Taken>) -> Result<Vec<i3
         listener: listener(place.pid).ok(),
     };
     match hand_over(&plan) {
-        Ok(Ok(numbers)) => Ok(numbers),
+        Ok(Ok(done)) => Ok(done),
         Ok(Err(failure)) => Err(explain(place, failure)),
         Err(error) => Err(Error::system(format!("{place}: hand over"), error)),
     }
