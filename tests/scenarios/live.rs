@@ -428,11 +428,12 @@ fn killed_at_any_moment() -> Outcome {
         let [from, to] = [at, 1 - at].map(|at| victims[at].place(100));
         ["move".into(), from, "--to".into(), to]
     };
-    let start = Instant::now();
-    for at in [0, 1, 0, 1] {
+    let mut whole = Duration::MAX;
+    for at in [0, 1, 0, 1, 0, 1] {
+        let start = Instant::now();
         done(back_and_forth(at))?;
+        whole = whole.min(start.elapsed());
     }
-    let whole = start.elapsed() / 4;
     let (mut at, mut killed, mut moved) = (0, 0, 0);
     for round in 0..ROUNDS {
         let known = children(std::process::id().cast_signed())?;
@@ -455,7 +456,7 @@ fn killed_at_any_moment() -> Outcome {
         }
         victims[at].has(100, address)?;
     }
-    let enough = killed > ROUNDS / 3 && moved > 10 && moved < ROUNDS;
+    let enough = killed > ROUNDS / 10 && (1..ROUNDS).contains(&moved);
     ensure!(
         enough,
         "was killed {killed} times of {ROUNDS}, and moved {moved} times"

@@ -153,6 +153,14 @@ fn holders(target: &Target, found: &[Found]) -> Result<Vec<(Holder, u64)>, Error
 
 fn give(place: Place, given: Vec<Given<'_>>, taken: Vec<Taken>) -> Result<Done, Error> {
     let pid = find::process_of(place.pid);
+    if taken
+        .iter()
+        .any(|taken| taken.pid == pid && taken.tid != place.pid)
+    {
+        let why = "is the same process by another thread";
+        return Err(Error::new(ErrorKind::Refused, place, why)
+            .help("name the same thread on both sides, or --keep"));
+    }
     let plan = Handover {
         tid: place.pid,
         pid,
