@@ -9,6 +9,7 @@ mod finding;
 mod handing_over;
 mod icmp;
 mod images;
+mod live;
 mod moving;
 mod printing;
 mod stopping;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
         handing_over::ALL,
         icmp::ALL,
         images::ALL,
+        live::ALL,
         moving::ALL,
         printing::ALL,
         stopping::ALL,

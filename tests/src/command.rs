@@ -103,6 +103,12 @@ impl Sockcr {
         self
     }
 
+    /// With this variable in its environment.
+    pub fn variable(mut self, name: &str, value: impl AsRef<OsStr>) -> Sockcr {
+        self.command.env(name, value);
+        self
+    }
+
     /// With this file as standard input.
     pub fn input(mut self, path: &str) -> anyhow::Result<Sockcr> {
         self.command.stdin(File::open(path)?);

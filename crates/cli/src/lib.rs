@@ -11,6 +11,7 @@ mod edit;
 mod encode;
 mod expression;
 mod list;
+mod move_to;
 mod options;
 mod output;
 mod packaging;
@@ -50,6 +51,7 @@ enum Verb {
     Encode(encode::Arguments),
     Edit(edit::Arguments),
     Set(set::Arguments),
+    Move(move_to::Arguments),
     Options(options::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
@@ -99,6 +101,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Verb::Encode(arguments) => encode::run(&arguments),
         Verb::Edit(arguments) => edit::run(&arguments),
         Verb::Set(arguments) => set::run(&arguments),
+        Verb::Move(arguments) => move_to::run(&arguments),
         Verb::Options(arguments) => options::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),

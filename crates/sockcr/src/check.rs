@@ -53,6 +53,11 @@ pub fn features() -> Vec<Feature> {
             "only sockets of our own can be checkpointed",
         ),
         feature(
+            "put sockets into a running process (ptrace, 5.3)",
+            crate::deliver::rehearse().map_err(io::Error::other),
+            "move and restore --into do not work",
+        ),
+        feature(
             "tell network namespaces apart (SO_NETNS_COOKIE, 5.14)",
             on_socket(|socket| netns::cookie(socket).map(drop)),
             "sockets cannot be looked up by address or inode",

@@ -62,6 +62,11 @@ impl Found {
         Checkpoint::dump_held(self.socket.as_fd(), held)
     }
 
+    /// Whether execve(2) closes the descriptor it was duplicated from.
+    pub fn close_on_exec(&self) -> bool {
+        self.close_on_exec
+    }
+
     /// What a fresh socket of its kind has, in its network namespace.
     pub fn fresh(&self) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(self.socket.as_fd())?;
@@ -470,7 +475,7 @@ fn process_exists(pid: i32) -> Result<(), Error> {
 }
 
 /// The process that a thread belongs to.
-fn process_of(tid: i32) -> i32 {
+pub(crate) fn process_of(tid: i32) -> i32 {
     let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let tgid = text.lines().find_map(|line| line.strip_prefix("Tgid:"));
     tgid.and_then(|tgid| tgid.trim().parse().ok())

@@ -166,7 +166,7 @@ fn start(saved: &Saved<'_>, line: &OwnedFd, far: &OwnedFd) -> io::Result<libc::p
 
 /// Like fork(2), but without a signal at its end: a process that we are a guest in would be
 /// disturbed by a child it knows nothing of.
-fn fork() -> io::Result<libc::pid_t> {
+pub(crate) fn fork() -> io::Result<libc::pid_t> {
     // SAFETY: with no flags and no stack clone(2) copies the process; all arguments are 0, so that
     // their order, which differs between architectures, does not matter. The child makes system
     // calls only (see `watch`), takes no lock and allocates nothing.
@@ -177,7 +177,7 @@ fn fork() -> io::Result<libc::pid_t> {
     }
 }
 
-fn block_signals() -> io::Result<libc::sigset_t> {
+pub(crate) fn block_signals() -> io::Result<libc::sigset_t> {
     // SAFETY: sigset_t is plain data for which all zeroes is a value.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: it writes the set it is given.
@@ -191,7 +191,7 @@ fn block_signals() -> io::Result<libc::sigset_t> {
     }
 }
 
-fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
+pub(crate) fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
     // SAFETY: it reads the set; the former one is not asked for.
     match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) } {
         0 => Ok(()),
@@ -228,7 +228,7 @@ fn watch(saved: &Saved<'_>, line: RawFd, far: RawFd) -> ! {
 
 /// Closes every descriptor but these, which are in order (`close_range`, since 5.9): held here, the
 /// files of others would outlive them.
-fn close_others(kept: &[RawFd]) {
+pub(crate) fn close_others(kept: &[RawFd]) {
     let mut first = 0;
     for fd in kept {
         let fd = *fd as u32;

@@ -6,11 +6,15 @@
 pub mod bpf;
 pub mod capture;
 pub mod descriptor;
+pub mod foreign;
 pub mod guard;
+pub mod handover;
 pub mod interface;
 pub mod message;
 pub mod netns;
+mod path;
 pub mod ptrace;
+mod registers;
 pub mod signal;
 pub mod sockopt;
 

@@ -1,9 +1,11 @@
-//! ptrace(2), as far as it holds a thread still: PTRACE_SEIZE and PTRACE_INTERRUPT.
+//! ptrace(2): holding threads still by PTRACE_SEIZE and PTRACE_INTERRUPT, and what can be done then.
 //!
 //! The kernel lets a seized thread go by itself when its tracer ends, however it ends.
 
 use crate::check;
+use crate::registers::{Raw, Registers, Waiting};
 use std::io;
+use std::time::{Duration, Instant};
 
 /// A thread that stands still until this is dropped.
 ///
@@ -11,48 +13,258 @@ use std::io;
 #[derive(Debug)]
 pub struct Stopped {
     tid: libc::pid_t,
-    /// A signal that was about to be delivered when the thread stopped, to be passed on.
-    signal: libc::c_int,
 }
 
 /// The event of a stop that was asked for, above the signal in a wait status.
 const PTRACE_EVENT_STOP: libc::c_int = 128;
+/// What PTRACE_O_TRACESYSGOOD adds to the SIGTRAP of a stop at a system call.
+const AT_A_CALL: libc::c_int = 0x80;
 
 /// Stops a thread (needs the rights of ptrace(2): the same user, or CAP_SYS_PTRACE).
 ///
 /// `EPERM` also when another tracer has it; `ESRCH` when it is gone.
 pub fn stop(tid: i32) -> io::Result<Stopped> {
-    request(libc::PTRACE_SEIZE, tid, 0)?;
-    let mut stopped = Stopped { tid, signal: 0 };
-    request(libc::PTRACE_INTERRUPT, tid, 0)?;
-    let mut status = 0;
-    loop {
-        // SAFETY: status is writable; __WALL also waits for threads that are no child.
-        match check(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL) }) {
-            Ok(_) if libc::WIFSTOPPED(status) => {
-                if status >> 16 != PTRACE_EVENT_STOP {
-                    stopped.signal = libc::WSTOPSIG(status);
-                }
-                return Ok(stopped);
-            }
-            Ok(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+    let before = Waiting::of(tid);
+    seize(tid)?;
+    let stopped = Stopped { tid };
+    interrupt(tid)?;
+    settle(tid, None)?;
+    // A program of another kind keeps its EINTR.
+    if let Ok(mut registers) = registers(tid)
+        && registers.take_back_interruption(&before)
+    {
+        set_registers(tid, &registers)?;
     }
+    Ok(stopped)
 }
 
 impl Drop for Stopped {
     fn drop(&mut self) {
         // A thread that has ended meanwhile needs no letting go.
-        let _ = request(libc::PTRACE_DETACH, self.tid, self.signal);
+        let _ = let_go(self.tid);
     }
 }
 
+/// Becomes the tracer of a thread, which runs on.
+pub(crate) fn seize(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACESYSGOOD)
+}
+
+/// Makes a thread stop; [`settle`] waits for that.
+pub(crate) fn interrupt(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_INTERRUPT, tid, 0)
+}
+
+/// Has a stopped thread make system calls that its seccomp filter forbids (CAP_SYS_ADMIN), until it is
+/// let go.
+pub(crate) fn suspend_seccomp(tid: i32) -> io::Result<()> {
+    let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_SUSPEND_SECCOMP;
+    request(libc::PTRACE_SETOPTIONS, tid, options)
+}
+
+/// Waits until an interrupted thread stands still, before any further signal is delivered to it.
+///
+/// A signal that is about to be delivered stops it too. It is passed on: the kernel starts the handler,
+/// or ends the process, as if nobody looked, and then comes to the stop that was asked for. So a signal
+/// is never held back, and never delivered with registers that are not the thread's own.
+pub(crate) fn settle(tid: i32, end: Option<Instant>) -> io::Result<()> {
+    loop {
+        let status = wait(tid, end)?;
+        if status >> 16 == PTRACE_EVENT_STOP {
+            return Ok(());
+        }
+        interrupt(tid)?;
+        request(libc::PTRACE_CONT, tid, signal_of(status))?;
+    }
+}
+
+/// The signal that this stop would deliver; a stop at a system call delivers none.
+fn signal_of(status: libc::c_int) -> libc::c_int {
+    match libc::WSTOPSIG(status) {
+        signal if status >> 16 != 0 || signal & AT_A_CALL != 0 => 0,
+        signal => signal,
+    }
+}
+
+/// Lets a stopped thread run to the next boundary of a system call: into it, or out of it.
+///
+/// Its signals are blocked but for those that cannot be. SIGSTOP is passed on: the thread does its
+/// call all the same, and stands still when it is let go. A signal of its own making means that the
+/// call could not be made: `EFAULT`.
+pub(crate) fn to_next_boundary(tid: i32, end: Instant) -> io::Result<()> {
+    let mut signal = 0;
+    loop {
+        request(libc::PTRACE_SYSCALL, tid, signal)?;
+        let status = wait(tid, Some(end))?;
+        signal = signal_of(status);
+        match libc::WSTOPSIG(status) {
+            at if at == libc::SIGTRAP | AT_A_CALL => return Ok(()),
+            _ if signal == 0 || signal == libc::SIGSTOP => {}
+            _ => return Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        }
+    }
+}
+
+/// How long is waited for a thread that has to be put back: longer than any call of ours takes.
+const PUTTING_BACK: Duration = Duration::from_secs(20);
+
+/// Lets a thread that stands anywhere come to the stop that [`settle`] knows, from which the kernel
+/// restarts the call that its registers tell of.
+pub(crate) fn back_to_stop(tid: i32) -> io::Result<()> {
+    interrupt(tid)?;
+    // One that does not stand still is on its way already.
+    let _ = request(libc::PTRACE_CONT, tid, 0);
+    settle(tid, Some(Instant::now() + PUTTING_BACK))
+}
+
+/// Lets a stopped thread run on.
+pub(crate) fn let_go(tid: i32) -> io::Result<()> {
+    request(libc::PTRACE_DETACH, tid, 0)
+}
+
+/// Waits for a thread to stop; `ESRCH` when it has ended, `ETIMEDOUT` when it takes too long.
+fn wait(tid: i32, end: Option<Instant>) -> io::Result<libc::c_int> {
+    let mut status = 0;
+    let flags = libc::__WALL | if end.is_some() { libc::WNOHANG } else { 0 };
+    loop {
+        // SAFETY: status is writable; __WALL also waits for threads that are no child.
+        match check(unsafe { libc::waitpid(tid, &raw mut status, flags) }) {
+            Ok(0) if end.is_some_and(|end| Instant::now() > end) => {
+                return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+            }
+            // The first thread of a process is not told of before the others are collected.
+            Ok(0) if !await_news() && has_ended(tid) => {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Ok(0) => {}
+            Ok(_) if libc::WIFSTOPPED(status) => return Ok(status),
+            Ok(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // Another thread has executed a program, and took the place of this one.
+            Err(error) if error.raw_os_error() == Some(libc::ECHILD) => {
+                return Err(io::Error::from_raw_os_error(libc::ESRCH));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+/// Whether a thread has ended, and is only waited for.
+pub(crate) fn has_ended(tid: i32) -> bool {
+    let mut buffer = [0; 1024];
+    let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
+    let Ok(text) = crate::path::read(path.as_c_str(), &mut buffer) else {
+        return true;
+    };
+    // Its name, in brackets, can hold anything.
+    let state = text.iter().rposition(|byte| *byte == b')').map(|at| at + 2);
+    matches!(state.and_then(|at| text.get(at)), Some(b'Z' | b'X'))
+}
+
+/// Waits a moment, or until a thread that we trace has stopped: then SIGCHLD is pending, where it is
+/// blocked and not ignored. Says whether it was.
+fn await_news() -> bool {
+    // SAFETY: sigset_t is plain data for which all zeroes is a value.
+    let mut child: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: it writes the set it is given.
+    unsafe { libc::sigaddset(&raw mut child, libc::SIGCHLD) };
+    let moment = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 2_000_000,
+    };
+    // SAFETY: it reads the set and the time; the signal's details are not asked for.
+    unsafe { libc::sigtimedwait(&raw const child, std::ptr::null_mut(), &raw const moment) > 0 }
+}
+
+/// The registers of a stopped thread; `EPROTOTYPE` when its program is of another kind than ours: 32-bit.
+pub(crate) fn registers(tid: i32) -> io::Result<Registers> {
+    // SAFETY: registers are plain numbers, for which all zeroes is a value.
+    let mut raw: Raw = unsafe { std::mem::zeroed() };
+    let mut vector = libc::iovec {
+        iov_base: (&raw mut raw).cast(),
+        iov_len: size_of::<Raw>(),
+    };
+    let set = std::ptr::without_provenance_mut::<libc::c_void>(NT_PRSTATUS);
+    // SAFETY: the kernel writes at most `iov_len` bytes of `raw`, which outlives the call.
+    let result = unsafe { libc::ptrace(libc::PTRACE_GETREGSET, tid, set, &raw mut vector) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ if vector.iov_len != size_of::<Raw>() => {
+            Err(io::Error::from_raw_os_error(libc::EPROTOTYPE))
+        }
+        _ => Ok(Registers(raw)),
+    }
+}
+
+/// Writes the registers of a stopped thread.
+pub(crate) fn set_registers(tid: i32, registers: &Registers) -> io::Result<()> {
+    let mut raw = registers.0;
+    let mut vector = libc::iovec {
+        iov_base: (&raw mut raw).cast(),
+        iov_len: size_of::<Raw>(),
+    };
+    let set = std::ptr::without_provenance_mut::<libc::c_void>(NT_PRSTATUS);
+    // SAFETY: the kernel reads `iov_len` bytes of `raw`, which outlives the call.
+    match unsafe { libc::ptrace(libc::PTRACE_SETREGSET, tid, set, &raw mut vector) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// The signals that a stopped thread blocks.
+pub(crate) fn blocked_signals(tid: i32) -> io::Result<u64> {
+    let mut mask = 0_u64;
+    let size = std::ptr::without_provenance_mut::<libc::c_void>(size_of::<u64>());
+    // SAFETY: the kernel writes its sigset_t, 64 bits, to `mask`, which outlives the call.
+    match unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, tid, size, &raw mut mask) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(mask),
+    }
+}
+
+/// Makes a stopped thread block these signals; SIGKILL and SIGSTOP cannot be (`ptrace_request`).
+pub(crate) fn block_signals(tid: i32, mask: u64) -> io::Result<()> {
+    let mut mask = mask;
+    let size = std::ptr::without_provenance_mut::<libc::c_void>(size_of::<u64>());
+    // SAFETY: the kernel reads its sigset_t, 64 bits, from `mask`, which outlives the call.
+    match unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid, size, &raw mut mask) } {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Where a thread has its `struct rseq` (`PTRACE_GET_RSEQ_CONFIGURATION`, since 5.13), if it has one.
+pub(crate) fn restartable_sequence(tid: i32) -> Option<u64> {
+    const PTRACE_GET_RSEQ_CONFIGURATION: libc::c_uint = 0x420f;
+    // `rseq_abi_pointer`, then what does not matter here.
+    let mut configuration = [0_u64; 3];
+    let size = std::ptr::without_provenance_mut::<libc::c_void>(size_of_val(&configuration));
+    let to = configuration.as_mut_ptr();
+    // SAFETY: the kernel writes one ptrace_rseq_configuration, 24 bytes, to `to`.
+    let told = unsafe { libc::ptrace(PTRACE_GET_RSEQ_CONFIGURATION, tid, size, to) };
+    let [address, ..] = configuration;
+    (told > 0 && address != 0).then_some(address)
+}
+
+/// Whether a thread has its system calls turned into signals (Syscall User Dispatch; asked since 6.4).
+pub(crate) fn dispatches_its_calls(tid: i32) -> bool {
+    const PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG: libc::c_uint = 0x4211;
+    // mode, selector, offset, length.
+    let mut configuration = [0_u64; 4];
+    let size = std::ptr::without_provenance_mut::<libc::c_void>(size_of_val(&configuration));
+    let to = configuration.as_mut_ptr();
+    // SAFETY: the kernel writes one ptrace_sud_config, 32 bytes, to `to`.
+    let told = unsafe { libc::ptrace(PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG, tid, size, to) };
+    let [mode, ..] = configuration;
+    told == 0 && mode != 0
+}
+
+const NT_PRSTATUS: usize = 1;
+
 fn request(request: libc::c_uint, tid: i32, data: libc::c_int) -> io::Result<()> {
     let none = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: SEIZE, INTERRUPT and DETACH take a number as data; they read no memory of ours and
-    // write none of the thread's.
+    // SAFETY: SEIZE, INTERRUPT, SETOPTIONS, CONT, SYSCALL and DETACH take a number as data; they read
+    // no memory of ours and write none of the thread's.
     let result = unsafe { libc::ptrace(request, tid, none, libc::c_long::from(data)) };
     match result {
         -1 => Err(io::Error::last_os_error()),

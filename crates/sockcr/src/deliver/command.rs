@@ -1,4 +1,4 @@
-//! Where restored sockets go.
+//! A command that gets the sockets by the LISTEN_FDS protocol.
 
 use crate::error::Error;
 use std::ffi::OsString;

@@ -1,0 +1,481 @@
+//! A process that stands still, and makes system calls for us.
+//!
+//! No code is written into it: one of its threads is sent through a `syscall` instruction that is there
+//! already, the one it waits behind or one of its vdso, and is stopped on the way in and on the way out
+//! (PTRACE_SYSCALL). Unlike a single step that needs no SIGTRAP, whose handler the kernel would forget in a
+//! process that blocks or ignores it (`force_sig_info_to_task`). Where a call needs memory, that is the stack below
+//! what the ABI leaves to the thread (the red zone): dead memory, which any signal handler would overwrite,
+//! and which is put back all the same.
+//!
+//! Everything here is done by the child process of `handover`, after fork: nothing allocates.
+
+use crate::path::{self, Path};
+use crate::ptrace;
+use crate::registers::{CALL, Registers, Waiting};
+use rustix::fs::{Mode, OFlags, RawDir, open};
+use std::io;
+use std::mem::MaybeUninit;
+use std::time::Instant;
+
+/// What is refused, or went wrong.
+#[repr(i32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wrong {
+    /// The process could not be held.
+    Hold = 1,
+    /// A thread of it does not stop.
+    Stop,
+    /// It has more threads, or gets them faster, than can be held.
+    Threads,
+    /// It is a program of another word size.
+    Bits,
+    /// It has its system calls turned into signals.
+    Dispatch,
+    /// It has a seccomp filter, which we may not suspend.
+    Seccomp,
+    /// No instruction was found that makes a system call.
+    Instruction,
+    /// It ended, or ran another program.
+    Ended,
+    /// The descriptor that is to be taken is another file meanwhile.
+    Taken,
+    /// It was not given the socket.
+    Receive,
+    /// It cannot have a descriptor of that number.
+    Number,
+    /// The one that does all this failed itself.
+    Other,
+}
+
+impl Wrong {
+    /// By its number.
+    pub(crate) fn from_number(number: i32) -> Wrong {
+        use Wrong::*;
+        let all = [
+            Hold,
+            Stop,
+            Threads,
+            Bits,
+            Dispatch,
+            Seccomp,
+            Instruction,
+            Ended,
+            Taken,
+            Receive,
+            Number,
+        ];
+        let mut all = all.into_iter();
+        all.find(|wrong| *wrong as i32 == number).unwrap_or(Other)
+    }
+}
+
+/// Why something was not done: what is wrong, with which thread or process, and the errno.
+#[derive(Clone, Copy, Debug)]
+pub struct Failure {
+    /// What is refused, or went wrong.
+    pub wrong: Wrong,
+    /// The thread or process that it concerns.
+    pub tid: i32,
+    /// The errno, 0 for none.
+    pub errno: i32,
+}
+
+impl Failure {
+    pub(crate) fn new(wrong: Wrong, tid: i32, error: &io::Error) -> Failure {
+        let errno = error.raw_os_error().unwrap_or(0);
+        match errno {
+            libc::ESRCH => Failure::plain(Wrong::Ended, tid),
+            _ => Failure { wrong, tid, errno },
+        }
+    }
+
+    pub(crate) fn plain(wrong: Wrong, tid: i32) -> Failure {
+        Failure {
+            wrong,
+            tid,
+            errno: 0,
+        }
+    }
+}
+
+/// One thread that we trace.
+#[derive(Clone, Copy)]
+pub(crate) struct Thread {
+    tid: i32,
+    before: Waiting,
+    stands: bool,
+}
+
+/// A process whose threads all stand still; they run on when it is dropped.
+pub(crate) struct Held<'a> {
+    threads: &'a mut Vec<Thread>,
+    /// The thread that makes the calls.
+    tid: i32,
+    /// The end of all patience.
+    end: Instant,
+    calls: Option<Calls>,
+}
+
+/// What has to be put back in the thread that makes the calls.
+#[derive(Clone, Copy)]
+struct Calls {
+    instruction: u64,
+    registers: Registers,
+    mask: u64,
+    scratch: Option<[u64; SCRATCH]>,
+}
+
+/// How many words of memory a call can have.
+pub(crate) const SCRATCH: usize = 24;
+/// What the ABI of x86-64 leaves to a function below its stack pointer; that of aarch64 leaves nothing.
+const RED_ZONE: u64 = 128;
+
+impl<'a> Held<'a> {
+    /// Stops every thread of the process that `tid` is of; `threads`, empty, is what it has room for.
+    pub fn new(tid: i32, threads: &'a mut Vec<Thread>, end: Instant) -> Result<Held<'a>, Failure> {
+        let mut held = Held {
+            threads,
+            tid,
+            end,
+            calls: None,
+        };
+        // Only a running thread makes new ones: when all that are there stand still, none comes.
+        while held.seize_new()? {
+            held.await_stops()?;
+        }
+        let threads = &held.threads;
+        let has_it = threads.iter().any(|thread| thread.tid == tid);
+        match threads.first() {
+            None => return Err(Failure::plain(Wrong::Ended, tid)),
+            // A first thread that has ended leaves its table to the others.
+            Some(first) if !has_it => held.tid = first.tid,
+            Some(_) => {}
+        }
+        Ok(held)
+    }
+
+    /// Becomes the tracer of every thread that it is not yet, and interrupts it; says whether there was any.
+    fn seize_new(&mut self) -> Result<bool, Failure> {
+        let asked = self.tid;
+        let failed = |error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOENT) => Failure::plain(Wrong::Ended, asked),
+            _ => Failure::new(Wrong::Hold, asked, &error),
+        };
+        let path = Path::new(format_args!("/proc/{}/task", self.tid));
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = open(path.as_c_str(), flags, Mode::empty()).map_err(|e| failed(e.into()))?;
+        let mut buffer = [MaybeUninit::uninit(); 4096];
+        let mut entries = RawDir::new(folder, &mut buffer);
+        let mut any = false;
+        while let Some(entry) = entries.next() {
+            let entry = entry.map_err(|error| failed(error.into()))?;
+            let Some(tid) = path::number(entry.file_name()) else {
+                continue;
+            };
+            if !self.threads.iter().any(|thread| thread.tid == tid) {
+                any |= self.seize(tid)?;
+            }
+        }
+        Ok(any)
+    }
+
+    fn seize(&mut self, tid: i32) -> Result<bool, Failure> {
+        // One more would have to be allocated.
+        if self.threads.len() == self.threads.capacity() {
+            return Err(Failure::plain(Wrong::Threads, tid));
+        }
+        let before = Waiting::of(tid);
+        match ptrace::seize(tid) {
+            Ok(()) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || ptrace::has_ended(tid) => {
+                return Ok(false);
+            }
+            Err(error) => return Err(Failure::new(Wrong::Hold, tid, &error)),
+        }
+        let stands = false;
+        self.threads.push(Thread {
+            tid,
+            before,
+            stands,
+        });
+        match ptrace::interrupt(tid) {
+            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                Err(Failure::new(Wrong::Hold, tid, &error))
+            }
+            _ => Ok(true),
+        }
+    }
+
+    /// Waits for every thread to stand still, and forgets those that have ended.
+    fn await_stops(&mut self) -> Result<(), Failure> {
+        let mut at = 0;
+        while let Some(thread) = self.threads.get_mut(at) {
+            thread.stands = thread.stands || stopped(thread, self.end)?;
+            if thread.stands {
+                at += 1;
+            } else {
+                self.threads.swap_remove(at);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gets the process ready to make calls.
+    fn ready(&mut self) -> Result<Calls, Failure> {
+        if let Some(calls) = self.calls {
+            return Ok(calls);
+        }
+        let tid = self.tid;
+        let failed = |error: io::Error| Failure::new(Wrong::Other, tid, &error);
+        if ptrace::dispatches_its_calls(tid) {
+            return Err(Failure::plain(Wrong::Dispatch, tid));
+        }
+        if is_filtered(tid).map_err(failed)? && ptrace::suspend_seccomp(tid).is_err() {
+            return Err(Failure::plain(Wrong::Seccomp, tid));
+        }
+        let mut registers = ptrace::registers(tid).map_err(failed)?;
+        leave_sequence(tid, &mut registers).map_err(failed)?;
+        let calls = Calls {
+            instruction: instruction(tid, &registers)
+                .ok_or(Failure::plain(Wrong::Instruction, tid))?,
+            registers,
+            mask: ptrace::blocked_signals(tid).map_err(failed)?,
+            scratch: None,
+        };
+        // None of its handlers may run with registers that are not its own.
+        ptrace::block_signals(tid, u64::MAX).map_err(failed)?;
+        self.calls = Some(calls);
+        Ok(calls)
+    }
+
+    /// Has a system call made, and says what it answered.
+    pub fn call(&mut self, number: i64, arguments: [u64; 6]) -> Result<Answer, Failure> {
+        let calls = self.ready()?;
+        let (tid, end) = (self.tid, self.end);
+        let registers = calls
+            .registers
+            .calling(calls.instruction, number, arguments);
+        let call = || -> io::Result<i64> {
+            ptrace::set_registers(tid, &registers)?;
+            ptrace::to_next_boundary(tid, end)?;
+            ptrace::to_next_boundary(tid, end)?;
+            Ok(ptrace::registers(tid)?.answer())
+        };
+        let answer = call().map_err(|error| Failure::new(Wrong::Other, tid, &error))?;
+        Ok(Answer(answer))
+    }
+
+    /// Where the memory is that calls can have.
+    pub fn scratch_address(&mut self) -> Result<u64, Failure> {
+        let stack = self.ready()?.registers.stack();
+        let below = stack.wrapping_sub(RED_ZONE + 8 * SCRATCH as u64);
+        Ok(below & !15)
+    }
+
+    /// Writes that memory.
+    pub fn write_scratch(&mut self, words: &[u64; SCRATCH]) -> Result<(), Failure> {
+        let at = self.scratch_address()?;
+        let tid = self.tid;
+        let failed = |error: io::Error| Failure::new(Wrong::Other, tid, &error);
+        if let Some(calls) = self.calls.as_mut().filter(|calls| calls.scratch.is_none()) {
+            let mut before = [0; SCRATCH];
+            read_memory(tid, at, &mut before).map_err(failed)?;
+            calls.scratch = Some(before);
+        }
+        write_memory(tid, at, words).map_err(failed)
+    }
+
+    /// Reads that memory.
+    pub fn read_scratch(&mut self) -> Result<[u64; SCRATCH], Failure> {
+        let at = self.scratch_address()?;
+        let mut words = [0; SCRATCH];
+        read_memory(self.tid, at, &mut words)
+            .map_err(|error| Failure::new(Wrong::Other, self.tid, &error))?;
+        Ok(words)
+    }
+
+    /// The thread that makes the calls.
+    pub fn tid(&self) -> i32 {
+        self.tid
+    }
+
+    /// Puts everything back as it was before the calls.
+    fn put_back(&mut self) -> io::Result<()> {
+        let Some(calls) = self.calls else {
+            return Ok(());
+        };
+        // Whatever happened before, its memory comes first: it needs no stop of a certain kind.
+        if let (Some(before), Ok(at)) = (calls.scratch, self.scratch_address()) {
+            write_memory(self.tid, at, &before)?;
+        }
+        ptrace::back_to_stop(self.tid)?;
+        ptrace::set_registers(self.tid, &calls.registers)?;
+        ptrace::block_signals(self.tid, calls.mask)
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        // A process that has ended meanwhile has nothing that could be put back.
+        let _ = self.put_back();
+        for thread in self.threads.iter() {
+            let _ = ptrace::let_go(thread.tid);
+        }
+        self.threads.clear();
+    }
+}
+
+/// What a system call of another process answered.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Answer(pub i64);
+
+impl Answer {
+    /// A number, or the error.
+    pub fn number(self) -> io::Result<u64> {
+        match u64::try_from(self.0) {
+            Ok(number) => Ok(number),
+            Err(_) => Err(io::Error::from_raw_os_error(-self.0 as i32)),
+        }
+    }
+}
+
+/// Waits for a thread to stand still, with no interruption to be told by its call; `false`: it ended.
+fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
+    let tid = thread.tid;
+    let settled = || -> io::Result<()> {
+        ptrace::settle(tid, Some(end))?;
+        let mut registers = ptrace::registers(tid)?;
+        if registers.take_back_interruption(&thread.before) {
+            ptrace::set_registers(tid, &registers)?;
+        }
+        Ok(())
+    };
+    match settled() {
+        Ok(()) => Ok(true),
+        Err(error) => match error.raw_os_error() {
+            Some(libc::ESRCH) => Ok(false),
+            Some(libc::EPROTOTYPE) => Err(Failure::plain(Wrong::Bits, tid)),
+            Some(libc::ETIMEDOUT) => Err(Failure::plain(Wrong::Stop, tid)),
+            _ => Err(Failure::new(Wrong::Hold, tid, &error)),
+        },
+    }
+}
+
+/// Whether a thread has a seccomp filter, or less.
+fn is_filtered(tid: i32) -> io::Result<bool> {
+    let mut buffer = [0; 4096];
+    let path = Path::new(format_args!("/proc/{tid}/status"));
+    let text = path::read(path.as_c_str(), &mut buffer)?;
+    // A kernel without seccomp does not tell.
+    Ok(path::number_after(text, "Seccomp:").unwrap_or(0) != 0)
+}
+
+/// What the kernel does with a thread that it stops within a restartable sequence (rseq(2)): to go on
+/// at the abort handler. It does so when it sees the thread's own address, which our calls hide from it.
+fn leave_sequence(tid: i32, registers: &mut Registers) -> io::Result<()> {
+    let Some(area) = ptrace::restartable_sequence(tid) else {
+        return Ok(());
+    };
+    // struct rseq: cpu_id_start and cpu_id, then rseq_cs.
+    let mut pointer = [0];
+    read_memory(tid, area + 8, &mut pointer)?;
+    let [critical] = pointer;
+    if critical == 0 {
+        return Ok(());
+    }
+    // struct rseq_cs: version and flags, start_ip, post_commit_offset, abort_ip.
+    let mut section = [0; 4];
+    read_memory(tid, critical, &mut section)?;
+    let [_, start, length, abort] = section;
+    if registers.address().wrapping_sub(start) < length {
+        registers.go_on_at(abort);
+        write_memory(tid, area + 8, &[0])?;
+        // Whatever happens now, it must not go on within.
+        ptrace::set_registers(tid, registers)?;
+    }
+    Ok(())
+}
+
+/// The address of an instruction that makes a system call: the one that the thread is behind, or one
+/// of its vdso.
+fn instruction(tid: i32, registers: &Registers) -> Option<u64> {
+    let own = registers.call_address().filter(|at| is_call(tid, *at));
+    own.or_else(|| in_vdso(tid))
+}
+
+fn is_call(tid: i32, at: u64) -> bool {
+    let mut word = [0];
+    let read = read_memory(tid, at, &mut word);
+    let [word] = word;
+    read.is_ok() && word.to_ne_bytes().starts_with(CALL)
+}
+
+fn in_vdso(tid: i32) -> Option<u64> {
+    const AT_SYSINFO_EHDR: u64 = 33;
+    let mut buffer = [0; 1024];
+    let path = Path::new(format_args!("/proc/{tid}/auxv"));
+    let auxv = path::read(path.as_c_str(), &mut buffer).ok()?;
+    let word = |bytes: &[u8]| Some(u64::from_ne_bytes(bytes.try_into().ok()?));
+    let mut pairs = auxv.chunks_exact(16).map(|pair| pair.split_at(8));
+    let (_, vdso) = pairs.find(|(kind, _)| word(kind) == Some(AT_SYSINFO_EHDR))?;
+    let vdso = word(vdso)?;
+    (vdso..)
+        .step_by(PAGE)
+        .take(4)
+        .find_map(|page| in_page(tid, page))
+}
+
+const PAGE: usize = 4096;
+
+fn in_page(tid: i32, page: u64) -> Option<u64> {
+    let mut words = [0_u64; PAGE / 8];
+    read_memory(tid, page, &mut words).ok()?;
+    let mut bytes = [0; PAGE];
+    for (bytes, word) in bytes.chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.to_ne_bytes());
+    }
+    let found = bytes.windows(CALL.len()).position(|window| window == CALL);
+    found.map(|at| page + at as u64)
+}
+
+/// Reads memory of a stopped thread, all or nothing.
+fn read_memory(tid: i32, at: u64, words: &mut [u64]) -> io::Result<()> {
+    let length = size_of_val(words);
+    let own = libc::iovec {
+        iov_base: words.as_mut_ptr().cast(),
+        iov_len: length,
+    };
+    let other = elsewhere(at, length);
+    // SAFETY: it writes at most `length` bytes to `words`; the other address is checked by the kernel.
+    let read = unsafe { libc::process_vm_readv(tid, &raw const own, 1, &raw const other, 1, 0) };
+    whole(read, length)
+}
+
+/// Writes memory of a stopped thread that this thread itself could write.
+fn write_memory(tid: i32, at: u64, words: &[u64]) -> io::Result<()> {
+    let length = size_of_val(words);
+    let own = libc::iovec {
+        iov_base: words.as_ptr().cast_mut().cast(),
+        iov_len: length,
+    };
+    let other = elsewhere(at, length);
+    // SAFETY: it reads `length` bytes of `words`; what it writes is no memory of this process.
+    let written =
+        unsafe { libc::process_vm_writev(tid, &raw const own, 1, &raw const other, 1, 0) };
+    whole(written, length)
+}
+
+fn elsewhere(at: u64, length: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: std::ptr::without_provenance_mut(at as usize),
+        iov_len: length,
+    }
+}
+
+fn whole(done: isize, length: usize) -> io::Result<()> {
+    match usize::try_from(done) {
+        Ok(done) if done == length => Ok(()),
+        Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        Err(_) => Err(io::Error::last_os_error()),
+    }
+}
