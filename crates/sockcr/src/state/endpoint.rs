@@ -55,7 +55,7 @@ pub(crate) const ESTABLISHED: u8 = 1;
 /// The addresses of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// As getsockname(2) tells it; 0.0.0.0:0 or [::]:0 when unbound. A raw socket has port 0.
+    /// As getsockname(2) tells it; `0.0.0.0:0` or `[::]:0` when unbound. A raw socket has port 0.
     pub local: SocketAddr,
     /// As getpeername(2) tells it, if connected; its port can be 0.
     pub peer: Option<SocketAddr>,
