@@ -7,6 +7,7 @@ mod daemon;
 mod dnsmasq;
 mod finding;
 mod handing_over;
+mod icmp;
 mod images;
 mod moving;
 mod printing;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         dnsmasq::ALL,
         finding::ALL,
         handing_over::ALL,
+        icmp::ALL,
         images::ALL,
         moving::ALL,
         printing::ALL,

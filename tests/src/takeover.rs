@@ -7,10 +7,10 @@ use anyhow::{Context, ensure};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 
-/// A UDP socket of a program.
+/// A socket of a program.
 #[derive(Clone, Debug)]
 pub struct Socket {
-    /// Where it is bound.
+    /// Where it is bound; empty where it is not.
     pub local: String,
     /// Its inode.
     pub inode: u64,
@@ -20,20 +20,25 @@ pub struct Socket {
 
 /// The UDP sockets of a program, as the command lists them.
 pub fn sockets(program: &Process) -> anyhow::Result<Vec<Socket>> {
+    sockets_of(program, &["udp", "udp6"])
+}
+
+/// The sockets of a program that are of one of these kinds.
+pub fn sockets_of(program: &Process, kinds: &[&str]) -> anyhow::Result<Vec<Socket>> {
     let pid = program.pid().to_string();
     let ran = done(["list", "--pid", &pid, "--json"])?;
     let listed = ran.json()?;
     let listed = listed["sockets"].as_array().context("no list")?;
-    let is_udp = |socket: &&Json| socket["protocol"] == "udp" || socket["protocol"] == "udp6";
-    let udp = listed.iter().filter(is_udp);
-    let sockets: Option<Vec<Socket>> = udp.map(|socket| as_socket(&pid, socket)).collect();
+    let is_one = |socket: &&Json| kinds.iter().any(|kind| socket["protocol"] == *kind);
+    let chosen = listed.iter().filter(is_one);
+    let sockets: Option<Vec<Socket>> = chosen.map(|socket| as_socket(&pid, socket)).collect();
     sockets.with_context(|| format!("a socket without a name: {ran}"))
 }
 
 fn as_socket(pid: &str, listed: &Json) -> Option<Socket> {
     let fd = &listed["holders"][0]["fd"];
     Some(Socket {
-        local: listed["local"].as_str()?.into(),
+        local: listed["local"].as_str().unwrap_or_default().into(),
         inode: listed["inode"].as_u64()?,
         target: format!("{pid}:{}", fd.as_u64()?),
     })

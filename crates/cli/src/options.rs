@@ -78,7 +78,21 @@ fn full(row: &Row) -> anyhow::Result<()> {
 }
 
 fn carried(row: &Row) -> String {
-    match row.access {
+    match row.special {
+        Some((special, access)) => {
+            format!(
+                "{}; on {}: {}",
+                how(row.access),
+                special.name(),
+                how(access)
+            )
+        }
+        None => how(row.access),
+    }
+}
+
+fn how(access: Access) -> String {
+    match access {
         Access::Carried(stage) => format!("written {}", stage.name()),
         Access::State(file) => format!("as state ({file})"),
         Access::Alias(name) => format!("as {name}"),
@@ -104,6 +118,13 @@ fn fresh(row: &Row) -> String {
     match row.default {
         Default::Number(number) => number.to_string(),
         Default::ByFamily(inet, inet6) => format!("{inet}, of AF_INET6 {inet6}"),
+        Default::ByPort(udp, others) => format!("{udp}, of raw and ping sockets {others}"),
+        Default::ByProtocol(own, other) => {
+            let own = own
+                .iter()
+                .map(|(protocol, number)| format!(", of protocol {protocol} {number}"));
+            format!("{other}{}", own.collect::<String>())
+        }
         Default::Empty => "none".into(),
         Default::Sysctl(name) => format!("sysctl {name}"),
         Default::None => "-".into(),
@@ -132,13 +153,12 @@ fn to_json(row: &&'static Row) -> Json {
 pub fn markdown(rows: &[&'static Row]) -> String {
     let mut page = String::from(
         "# Socket options\n\n\
-         Every option that Linux answers on a UDP socket, and what a checkpoint does with it. A socket of\n\
-         AF_INET6 has those of IPPROTO_IP too.\n\
+         Every option that Linux answers on a UDP, UDP-Lite, ping or raw socket, and what a checkpoint does\n\
+         with it. A socket of AF_INET6 has those of IPPROTO_IP too, unless it is raw.\n\
          This page is written by `sockcr options --markdown` from the tables in\n\
          `crates/sockcr/src/option/`; a test holds the two together.\n",
     );
-    let levels = [Level::Socket, Level::Ip, Level::Ipv6, Level::Udp];
-    for level in levels {
+    for level in Level::ALL {
         page += &format!("\n## {}\n\n", level.name());
         page += "| option | no | attribute | value | fresh socket | read | carried | needs | since | source |\n";
         page += "|---|---|---|---|---|---|---|---|---|---|\n";

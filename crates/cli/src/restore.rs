@@ -64,13 +64,13 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
     Err(deliver::command(sockets, &arguments.command).into())
 }
 
-/// Its name in LISTEN_FDNAMES: protocol, address and port.
+/// Its name in LISTEN_FDNAMES: protocol, address and port; of a raw socket its number, for colons part
+/// the names.
 fn name(checkpoint: &Checkpoint) -> String {
     let local = checkpoint.endpoint.local;
-    format!(
-        "{}-{}-{}",
-        checkpoint.protocol.name,
-        local.ip(),
-        local.port()
-    )
+    let number = match checkpoint.protocol.is_raw() {
+        true => checkpoint.protocol.number,
+        false => local.port().into(),
+    };
+    format!("{}-{}-{}", checkpoint.protocol.name, local.ip(), number)
 }

@@ -4,7 +4,7 @@
 //! |---|---|
 //! | 1 to 44 | the attributes of 2007, in their order and with their types |
 //! | from 64 | what those do not hold |
-//! | 0x100 to 0x47f | socket options, by [`option`]: one number for each that the kernel can have |
+//! | 0x100 to 0x4ff | socket options, by [`option`]: one number for each that the kernel can have |
 //! | from 0x2000 | information: who does not know one passes over it |
 //!
 //! A number stands for one thing for ever. Who meets one below [`INFORMATIONAL`] that it does
@@ -252,11 +252,13 @@ pub enum Level {
     Raw,
     /// IPPROTO_ICMP
     Icmp,
+    /// SOL_ICMPV6
+    Icmpv6,
 }
 
 impl Level {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Level; 7] = [
+    pub const ALL: [Level; 8] = [
         Level::Socket,
         Level::Ip,
         Level::Udp,
@@ -264,6 +266,7 @@ impl Level {
         Level::Tcp,
         Level::Raw,
         Level::Icmp,
+        Level::Icmpv6,
     ];
 
     /// The attribute of option 0, the first of the [`OPTIONS`] that belong to the level.
@@ -276,6 +279,7 @@ impl Level {
             Level::Tcp => 0x300,
             Level::Raw => 0x380,
             Level::Icmp => 0x400,
+            Level::Icmpv6 => 0x480,
         }
     }
 }
@@ -330,8 +334,8 @@ mod tests {
                 assert_eq!(name(number), None);
             }
         }
-        assert_eq!(seen.len(), 7 * 128);
-        assert_eq!((seen.first(), seen.last()), (Some(&0x100), Some(&0x47f)));
+        assert_eq!(seen.len(), 8 * 128);
+        assert_eq!((seen.first(), seen.last()), (Some(&0x100), Some(&0x4ff)));
     }
 
     #[test]
@@ -341,6 +345,6 @@ mod tests {
             assert_eq!(option(level, u16::MAX), 0);
         }
         assert_eq!(as_option(0xff), None);
-        assert_eq!(as_option(0x480), None);
+        assert_eq!(as_option(0x500), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::kernel;
 use crate::netns;
+use crate::protocol;
 use rustix::fd::AsFd;
 use rustix::net::SendFlags;
 use serde::Serialize;
@@ -81,7 +82,28 @@ pub fn features() -> Vec<Feature> {
             low_port(),
             "sockets bound there are refused",
         ),
+        feature(
+            "restore raw sockets (CAP_NET_RAW)",
+            open(2, 3, 1),
+            "raw sockets are refused",
+        ),
+        feature(
+            "restore ping sockets (net.ipv4.ping_group_range)",
+            open(2, 2, 1),
+            "ping sockets are refused",
+        ),
+        feature(
+            "restore sockets of UDP-Lite (in older kernels)",
+            open(2, 2, 136),
+            "sockets of UDP-Lite are refused",
+        ),
     ]
+}
+
+/// Opens a socket of the kind with these numbers.
+fn open(family: u32, socket_type: u32, number: u32) -> io::Result<()> {
+    let protocol = protocol::find(family, socket_type, number).ok_or(io::ErrorKind::NotFound)?;
+    crate::restore::new_socket(protocol).map(drop)
 }
 
 fn own_descriptor() -> io::Result<()> {

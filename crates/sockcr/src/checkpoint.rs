@@ -135,7 +135,7 @@ impl Checkpoint {
                 report,
                 ..checkpoint
             })
-            .map_err(|error| Error::system(format!("dump {} socket", protocol.name), error))
+            .map_err(|error| Error::system(format!("dump {protocol} socket"), error))
     }
 
     /// What a fresh socket of this kind has, in the network namespace of this thread.
@@ -168,22 +168,19 @@ impl Checkpoint {
     pub fn edit(&mut self, name: &str, text: &str) -> Result<(), Error> {
         let bad = |why: String| Error::new(ErrorKind::BadInput, format!("{name}={text}"), why);
         if let "local" | "peer" = name {
-            let device = self.endpoint.edit(name, text).map_err(bad)?;
+            let device = self.endpoint.edit(name, text, self.protocol).map_err(bad)?;
             return match device {
                 Some(device) => self.edit("SO_BINDTODEVICE", &device),
                 None => Ok(()),
             };
         }
         let row = option::find(name)
-            .filter(|row| self.protocol.tables.iter().any(|table| table.contains(row)))
+            .filter(|row| self.protocol.rows().any(|have| have == *row))
             .ok_or_else(|| {
-                bad(format!(
-                    "{} sockets have no such option",
-                    self.protocol.name
-                ))
-                .help("`sockcr options` lists them")
+                bad(format!("{} sockets have no such option", self.protocol))
+                    .help("`sockcr options` lists them")
             })?;
-        if !row.carried() {
+        if !self.protocol.carries(row) {
             return Err(bad("a checkpoint does not carry this option".into())
                 .help(format!("`sockcr options {}` says why", row.name)));
         }
@@ -228,7 +225,7 @@ impl Checkpoint {
 
     /// How the socket is called in messages: protocol, addresses.
     pub fn name(&self) -> String {
-        let protocol = self.protocol.name;
+        let protocol = self.protocol;
         let local = self.shown(&self.endpoint.local);
         match self.endpoint.peer {
             Some(peer) => format!("{protocol} {local} -> {}", self.shown(&peer)),
@@ -274,7 +271,7 @@ fn read(
     report: &mut Report,
 ) -> io::Result<Checkpoint> {
     let mut failed = Vec::new();
-    let options = option::dump(fd, protocol.tables, hidden, |row, error| {
+    let options = option::dump(fd, protocol, hidden, |row, error| {
         failed.push(Note::new(row.name, unreadable(row.name, fd, &error)));
     });
     report.not_carried.append(&mut failed);
@@ -285,7 +282,7 @@ fn read(
             "it is in one, but has taken SO_REUSEPORT off since",
         );
     }
-    let unread = unread::report(fd, hidden, &options, report);
+    let unread = unread::report(fd, protocol, hidden, &options, report);
     report.known("queues and errors", unread);
     let descriptor = Descriptor::dump(fd, held.pid, held.close_on_exec);
     let inode = rustix::fs::fstat(fd)?.st_ino;
@@ -299,7 +296,7 @@ fn read(
         memberships: membership::dump(fd, protocol, hidden, report),
         filter: filter::dump(fd, report),
         reuseport_program: filter::dump_group(fd, hidden, report),
-        receive_queue: receive_queue::dump(fd, hidden, &options, report),
+        receive_queue: receive_queue::dump(fd, protocol, hidden, &options, report),
         cork: cork::dump(fd, hidden, report),
         errors: Errors::dump(fd, hidden, &options, report),
         descriptor: report.known("descriptor flags", descriptor),

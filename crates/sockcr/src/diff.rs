@@ -82,7 +82,7 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     };
     let endpoint = &checkpoint.endpoint;
     let locked = |on: bool| if on { "locked" } else { "not locked" }.to_owned();
-    add("protocol", checkpoint.protocol.name.into());
+    add("protocol", checkpoint.protocol.to_string());
     add("local address", checkpoint.shown(&endpoint.local));
     add("address lock", locked(endpoint.address_locked));
     add("port lock", locked(endpoint.port_locked));

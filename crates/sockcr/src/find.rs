@@ -66,8 +66,8 @@ impl Found {
     pub fn fresh(&self) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(self.socket.as_fd())?;
         let socket = netns::within(self.socket.as_fd(), || crate::restore::new_socket(protocol));
-        let socket = socket
-            .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))?;
+        let socket =
+            socket.map_err(|error| Error::system(format!("open a {protocol} socket"), error))?;
         Checkpoint::dump(&socket)
     }
 }

@@ -89,6 +89,9 @@ fn add(checkpoint: &mut Checkpoint, waiting: Waiting) -> Result<(), String> {
         Waiting::Corked(corked) if !late && checkpoint.cork.is_none() => {
             checkpoint.cork = Some(corked);
         }
+        Waiting::Received(datagram) if !queue::can_have_come(&datagram, checkpoint.protocol) => {
+            return Err("a queued datagram that cannot be".into());
+        }
         Waiting::Received(datagram) if !late && checkpoint.cork.is_none() => {
             checkpoint.receive_queue.push(datagram);
         }
@@ -543,6 +546,11 @@ impl Reading {
         if !ips.all(|ip| ip.is_ipv6() == protocol.is_ipv6()) {
             return Err("has an address of another family than the socket".into());
         }
+        if protocol.is_raw()
+            && (self.local.is_some_and(|local| local.port() != 0) || self.port_locked)
+        {
+            return Err("has a port, and is a raw socket".into());
+        }
         if self.heard.is_some() && self.peer.is_some() {
             return Err("has a peer and a former one".into());
         }
@@ -574,13 +582,7 @@ impl Reading {
     /// In the order of the rows; a flag of the RFC that is absent is off.
     fn options(&self, protocol: &Protocol) -> Options {
         let mut options = Options::default();
-        for row in protocol
-            .tables
-            .iter()
-            .copied()
-            .flatten()
-            .filter(|r| r.carried())
-        {
+        for row in protocol.carried() {
             let found = self.values.iter().find(|(have, _)| *have == row);
             let value = match (found, row.wire) {
                 (Some((_, Value::Pair(address, _))), Wire::MulticastInterface) => {

@@ -202,7 +202,7 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
         fd: checkpoint.fd,
         family: checkpoint.protocol.family_name.into(),
         socket_type: checkpoint.protocol.type_name.into(),
-        protocol: checkpoint.protocol.name.into(),
+        protocol: checkpoint.protocol.to_string(),
         state: state(&endpoint).into(),
         endpoint: EndpointJson {
             local: checkpoint.shown(&endpoint.local),
@@ -307,10 +307,9 @@ fn to_unknown(unknown: &UnknownAttribute) -> UnknownJson {
 }
 
 fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
-    let kind = (&*socket.family, &*socket.socket_type, &*socket.protocol);
-    let protocol = *protocol::ALL
-        .iter()
-        .find(|p| (p.family_name, p.type_name, p.name) == kind)
+    let kind = [&*socket.family, &*socket.socket_type, &*socket.protocol];
+    let [family, socket_type, name] = kind;
+    let protocol = protocol::named(family, socket_type, name)
         .ok_or_else(|| format!("a socket of {kind:?} is not carried"))?;
     let interfaces = from_interfaces(&socket.interfaces)?;
     let options = from_options(&socket.options, protocol, &interfaces)?;
@@ -421,22 +420,13 @@ fn from_options(
     interfaces: &Interfaces,
 ) -> Result<Options, String> {
     let mut read = Options::default();
-    let carried = |row: &option::Row| {
-        row.carried() && protocol.tables.iter().any(|table| table.contains(row))
-    };
     if let Some(name) = options
         .keys()
-        .find(|name| !option::rows().any(|row| row.name == *name && carried(row)))
+        .find(|name| !protocol.carried().any(|row| row.name == *name))
     {
         return Err(format!("{name} is no option that is carried"));
     }
-    for row in protocol
-        .tables
-        .iter()
-        .copied()
-        .flatten()
-        .filter(|r| r.carried())
-    {
+    for row in protocol.carried() {
         if let Some(json) = options.get(row.name) {
             let value = row.kind.from_json(json, interfaces);
             let value = value.map_err(|why| format!("{}: {why}", row.name))?;

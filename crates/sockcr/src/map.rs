@@ -134,7 +134,7 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
     let endpoint = &mut checkpoint.endpoint;
     let mut local = endpoint.local.ip();
     change(&mut local);
-    endpoint.move_to(local);
+    endpoint.move_to(local, checkpoint.protocol);
     // Elsewhere 0.0.0.0 is not an address that could be called otherwise, but none at all.
     let mut change = |address: &mut IpAddr| {
         if !address.is_unspecified() {

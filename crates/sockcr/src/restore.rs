@@ -22,7 +22,9 @@ use crate::state::membership;
 use crate::state::receive_queue;
 use rustix::fd::AsFd;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, Protocol as Number, SocketFlags, SocketType, socket_with};
+use rustix::net::{
+    AddressFamily, Protocol as Number, RecvFlags, SocketFlags, SocketType, socket_with,
+};
 use std::borrow::Cow;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -187,6 +189,9 @@ impl Checkpoint {
         };
         let socket = made.map_err(|error| Failure::at("socket", error))?;
         let fd = socket.as_fd();
+        if self.protocol.is_raw() {
+            hush(fd).map_err(|error| Failure::at("filter from the start", error))?;
+        }
         let mut writer = Writer {
             fd,
             options: &self.options,
@@ -206,7 +211,9 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
-        self.fill_queue(fd, injector, report);
+        if !self.protocol.is_ping() {
+            self.fill_queue(fd, injector, report);
+        }
         let corks = self.corks();
         self.cork_at(CorkAt::BeforeErrors, corks, fd, report);
         self.make_errors(fd, corks, injector, report);
@@ -216,7 +223,7 @@ impl Checkpoint {
         if self.shares() && !options.lossy && !report.is_exact() {
             return Ok(socket);
         }
-        self.take_place(fd, report)?;
+        self.take_place(fd, injector, report)?;
         self.cork_at(CorkAt::InPlace, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterConnect, report);
         lossy(
@@ -238,11 +245,34 @@ impl Checkpoint {
         }
         let filled = netns::within(fd, || {
             let (queue, injector) = (&self.receive_queue, injector.get()?);
-            let done = receive_queue::restore(fd, queue, &self.interfaces, injector, report);
+            let (protocol, interfaces) = (self.protocol, &self.interfaces);
+            let filter = self.open_type_filter(fd)?;
+            let done = receive_queue::restore(fd, protocol, queue, interfaces, injector, report);
+            filter.map_or(Ok(()), |name| self.close_type_filter(fd, name))?;
             lossy_step(done, report);
             self.count_drops(fd, report)
         });
         lossy(filled, "put the receive queue back", report);
+    }
+
+    /// Has a raw socket of ICMP hear every type: its filter may be younger than what waits. Answers its
+    /// name, if there is one.
+    fn open_type_filter(&self, fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
+        for (name, open) in [
+            ("ICMP_FILTER", Value::Int(0)),
+            ("ICMPV6_FILTER", Value::Bytes(vec![0; 32])),
+        ] {
+            if self.options.get(name).is_some() {
+                option::put(fd, name, &open, &self.interfaces)?;
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
+    fn close_type_filter(&self, fd: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+        let value = self.options.get(name).ok_or(io::ErrorKind::NotFound)?;
+        option::put(fd, name, value, &self.interfaces)
     }
 
     /// What is dropped on the way is counted for the new socket.
@@ -309,6 +339,9 @@ impl Checkpoint {
             true => "pending error",
             false => "error queue",
         };
+        if !self.protocol.is_udp() {
+            return report.lose(what, "made again on UDP sockets only");
+        }
         let made = netns::within(fd, || {
             errors.restore(fd, &self.interfaces, injector.get()?, report)
         });
@@ -316,23 +349,43 @@ impl Checkpoint {
     }
 
     /// Attaches the programs, binds and connects; a socket that will be connected or was, gets its queue
-    /// only then, or brings its group a program, hears nobody before.
-    fn take_place(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Failure> {
+    /// only then, or brings its group a program, hears nobody before. Nor does a raw one: see [`hush`].
+    fn take_place(
+        &self,
+        fd: BorrowedFd<'_>,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
         let none = Filter::default();
         let program = self.filter.as_ref().unwrap_or(&none);
         let leads = self.reuseport_program.is_some() && self.reuseport_index.unwrap_or(0) == 0;
         let queue = &self.receive_queue;
         let queue_later = receive_queue::comes_later(queue);
         let connects = self.endpoint.peer.is_some() || self.endpoint.heard.is_some();
-        let waits = connects || leads || queue_later;
+        // A reply finds a ping socket by its identifier.
+        let in_place = self.protocol.is_ping() && !queue.is_empty();
+        let waits = connects || leads || queue_later || self.protocol.is_raw() || in_place;
         match waits {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
             false => lossy(program.restore(fd), "filter", report),
         }
-        let take = || self.endpoint.restore(fd, &self.options, &self.interfaces);
-        match queue_later {
+        let take = || {
+            let (options, interfaces) = (&self.options, &self.interfaces);
+            self.endpoint
+                .restore(fd, self.protocol, options, interfaces)
+        };
+        match queue_later && self.protocol.is_udp() {
             true => receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?,
             false => take()?,
+        }
+        if queue_later && !self.protocol.is_udp() {
+            report.lose(
+                "receive queue",
+                "without CAP_BPF only UDP sockets get theirs",
+            );
+        }
+        if in_place {
+            self.fill_queue(fd, injector, report);
         }
         if let Some(program) = &self.reuseport_program {
             lossy(program.restore_group(fd), "SO_REUSEPORT program", report);
@@ -446,6 +499,7 @@ impl Checkpoint {
                 Some("--lossy restores it with the port locked".into())
             }
             Some(Errno::NETUNREACH) => Some("no route leads there from here".into()),
+            _ if failure.step == "socket" => needed(self.protocol).map(String::from),
             _ => None,
         };
         let mut what = format!("{}: {}", self.name(), failure.step);
@@ -516,8 +570,24 @@ pub fn restore_all(
 
 /// A fresh socket of this kind, in the network namespace of this thread.
 pub(crate) fn open(protocol: &Protocol) -> Result<OwnedFd, Error> {
-    new_socket(protocol)
-        .map_err(|error| Error::system(format!("open a {} socket", protocol.name), error))
+    new_socket(protocol).map_err(|error| {
+        let error = Error::system(format!("open a {protocol} socket"), error);
+        match needed(protocol) {
+            Some(help) => error.help(help),
+            None => error,
+        }
+    })
+}
+
+/// What not everybody has who wants to open such a socket.
+fn needed(protocol: &Protocol) -> Option<&'static str> {
+    if protocol.is_raw() {
+        Some("raw sockets need CAP_NET_RAW")
+    } else if protocol.is_ping() {
+        Some("ping sockets are for the groups of net.ipv4.ping_group_range")
+    } else {
+        (!protocol.is_udp()).then_some("UDP-Lite is not in every kernel, and in none of the newest")
+    }
 }
 
 pub(crate) fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
@@ -525,6 +595,14 @@ pub(crate) fn new_socket(protocol: &Protocol) -> io::Result<OwnedFd> {
     let kind = SocketType::from_raw(protocol.socket_type);
     let number = std::num::NonZeroU32::new(protocol.number).map(Number::from_raw);
     Ok(socket_with(family, kind, SocketFlags::CLOEXEC, number)?)
+}
+
+/// A raw socket hears all of its protocol from the moment it is made. Nothing may come in before
+/// everything that decides about it is in its place, and nothing may have.
+fn hush(fd: BorrowedFd<'_>) -> io::Result<()> {
+    filter::block(fd)?;
+    while rustix::net::recv(fd, &mut [0; 0][..], RecvFlags::DONTWAIT).is_ok() {}
+    Ok(())
 }
 
 fn lossy(done: io::Result<()>, what: &str, report: &mut Report) {

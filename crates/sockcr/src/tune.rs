@@ -77,7 +77,8 @@ impl FromStr for Change {
         let list = "`sockcr options` lists them";
         let row = option::find(name).ok_or_else(|| bad("no such option").help(list))?;
         let why = match row.access {
-            Access::Carried(_) => return Ok(Change::Option(row, value.into())),
+            _ if row.carried() => return Ok(Change::Option(row, value.into())),
+            Access::Carried(_) => "is carried",
             Access::State(_) => "is more than a value",
             Access::Alias(other) => return Err(bad(&format!("is another name of {other}"))),
             Access::ReadOnly(why) | Access::SetOnly(why) | Access::NotRead(why) => why,
@@ -237,7 +238,7 @@ impl<'a> Plan<'a> {
         let protocol = protocol::of(fd)?;
         let stage =
             netns::within(fd, || crate::restore::new_socket(protocol)).map_err(|error| {
-                let error = Error::system(format!("open a {} socket", protocol.name), error);
+                let error = Error::system(format!("open a {protocol} socket"), error);
                 error.help("in another network namespace it needs CAP_SYS_ADMIN")
             })?;
         let mut plan = Plan {
@@ -341,9 +342,8 @@ impl<'a> Plan<'a> {
     ) -> Result<(), Error> {
         let bad =
             |why: String| Error::new(ErrorKind::BadInput, format!("{}={text}", row.name), why);
-        if !protocol.tables.iter().any(|table| table.contains(row)) {
-            let why = format!("{} sockets have no such option", protocol.name);
-            return Err(bad(why));
+        if !protocol.carries(row) {
+            return Err(bad(format!("{protocol} sockets have no such option")));
         }
         let mut interfaces = Interfaces::default();
         let value = match text {
@@ -368,7 +368,7 @@ impl<'a> Plan<'a> {
             steps,
             last,
         });
-        for other in option::rows().filter(|other| other.carried()) {
+        for other in protocol.carried() {
             let disturbed =
                 other.disturbed_by == Some(row.name) || is_stamp(row) && is_stamp(other);
             if other == row || disturbed {

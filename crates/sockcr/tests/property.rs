@@ -280,7 +280,7 @@ fn options(
     protocol: &Protocol,
     devices: &[Device],
 ) -> impl Strategy<Value = Vec<(&'static Row, bool, Value)>> + use<> {
-    let rows = protocol.rows().filter(|row| row.carried());
+    let rows = protocol.carried();
     let each: Vec<_> = rows
         .map(|row| {
             let setting = (Just(row), any::<bool>(), value(row, devices));

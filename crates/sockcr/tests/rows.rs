@@ -14,12 +14,12 @@ use std::hash::Hash;
 use std::net::Ipv6Addr;
 use std::os::fd::{AsFd, OwnedFd};
 
-use sockcr::option::{self, Access, Default, Kind, Row, Value};
+use sockcr::option::{self, Access, Default, Kind, Level, Row, Value};
 use sockcr::protocol::{self, Protocol};
 use sockcr::{Checkpoint, RestoreOptions, json};
 
 use support::place::{self, Device, isolated};
-use support::socket::{self, HIGHEST, IPV6, LEVELS, NOT_SWEPT, SOCKET, fresh};
+use support::socket::{self, HIGHEST, IP, IPV6, LEVELS, NOT_SWEPT, SOCKET, UDP, UDPLITE, fresh};
 use support::values::{FOREIGN, apply, level, samples, spellings};
 use support::{Outcome, reader};
 
@@ -34,7 +34,7 @@ fn all() -> impl Iterator<Item = (&'static Protocol, &'static Row)> {
 }
 
 fn carried() -> impl Iterator<Item = (&'static Protocol, &'static Row)> {
-    all().filter(|(_, row)| row.carried())
+    all().filter(|(protocol, row)| protocol.carries(row))
 }
 
 /// Whether the kernel knows an option of this number, by asking a fresh socket for each try.
@@ -54,9 +54,10 @@ fn known(protocol: &Protocol, level: i32, name: i32) -> bool {
     readable || writable
 }
 
-/// SO_ATTACH_FILTER, whose row is checked by the filters' tests, and IP6T_SO_SET_REPLACE: their
+/// SO_ATTACH_FILTER, whose row is checked by the filters' tests, and IP6T_SO_SET_REPLACE,
+/// IPT_SO_SET_REPLACE and ARPT_SO_SET_REPLACE, which are not of the socket: their
 /// values hold pointers, so that the calls are refused before they reach the kernel.
-const POINTERS: [(i32, i32); 2] = [(SOCKET, 26), (IPV6, 64)];
+const POINTERS: [(i32, i32); 4] = [(SOCKET, 26), (IPV6, 64), (IP, 64), (IP, 96)];
 
 #[test]
 fn every_option_of_the_kernel_has_a_row() -> Outcome {
@@ -73,7 +74,14 @@ fn every_option_of_the_kernel_has_a_row() -> Outcome {
                 .filter(|(level, name)| known(protocol, *level, *name))
                 .collect();
             let lacking = "(level, number) that the tables lack";
-            assert_eq!(missing, [], "{}: {lacking}", protocol.name);
+            assert_eq!(missing, [], "{protocol}: {lacking}");
+            // What is known at level SOL_UDPLITE is what SOL_UDP means.
+            let other = (0..=HIGHEST).filter(|name| !rows.contains(&(UDP, *name)));
+            let other: Vec<i32> = other.filter(|n| known(protocol, UDPLITE, *n)).collect();
+            assert_eq!(
+                other, [0; 0],
+                "{protocol}: numbers of SOL_UDPLITE that SOL_UDP lacks"
+            );
         }
         Ok(())
     })
@@ -98,8 +106,7 @@ const SILENT: &[(&str, &str)] = &[
     ("IPV6_PATHMTU", "connected sockets"),
     ("IPV6_ADDRFORM", "connected sockets"),
     ("IPV6_PKTINFO", "no option reads it, only BPF"),
-    ("IPV6_CHECKSUM", "raw sockets"),
-    ("IPV6_HDRINCL", "raw sockets"),
+    ("SO_PEEK_OFF", "not raw and ping sockets"),
     ("IP6T_SO_GET_INFO", "with CAP_NET_ADMIN and a table's name"),
     (
         "IP6T_SO_GET_ENTRIES",
@@ -148,27 +155,29 @@ fn every_readable_row_answers() -> Outcome {
         )
     };
     let listed = |row: &&Row| SILENT.iter().any(|(name, _)| *name == row.name);
-    for protocol in protocol::ALL {
-        let socket = fresh(protocol)?;
-        let mute: Vec<_> = protocol
-            .rows()
-            .filter(readable)
-            .filter(|row| !listed(row))
-            .filter_map(|row| {
-                let answer = socket::get(&socket, level(row), row.number.into(), 256);
-                answer.err().map(|error| (row.name, error))
-            })
-            .collect();
-        let errnos = "rows said to be readable, and the errno";
-        assert_eq!(mute, [], "{}: {errnos}", protocol.name);
-        let cookie = socket::get(&socket, SOCKET, 71, 8);
-        assert!(cookie.is_ok(), "SO_NETNS_COOKIE");
-    }
-    assert!(
-        SILENT.iter().all(|(name, _)| option::find(name).is_some()),
-        "a row of the list is gone"
-    );
-    Ok(())
+    isolated(|| {
+        for protocol in protocol::ALL {
+            let socket = fresh(protocol)?;
+            let mute: Vec<_> = protocol
+                .rows()
+                .filter(readable)
+                .filter(|row| !listed(row))
+                .filter_map(|row| {
+                    let answer = socket::get(&socket, level(row), row.number.into(), 256);
+                    answer.err().map(|error| (row.name, error))
+                })
+                .collect();
+            let errnos = "rows said to be readable, and the errno";
+            assert_eq!(mute, [], "{protocol}: {errnos}");
+            let cookie = socket::get(&socket, SOCKET, 71, 8);
+            assert!(cookie.is_ok(), "SO_NETNS_COOKIE");
+        }
+        assert!(
+            SILENT.iter().all(|(name, _)| option::find(name).is_some()),
+            "a row of the list is gone"
+        );
+        Ok(())
+    })
 }
 
 /// The number a fresh socket answers, whatever its width.
@@ -182,32 +191,42 @@ fn number(bytes: &[u8]) -> i64 {
 
 #[test]
 fn a_fresh_socket_has_the_defaults() -> Outcome {
-    let mut wrong = Vec::new();
-    for (protocol, row) in all() {
-        let socket = fresh(protocol)?;
-        let name = (level(row), i32::from(row.number));
-        if NOT_SWEPT.contains(&name) {
-            continue;
-        }
-        let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else {
-            continue;
-        };
-        let right = match row.default {
-            Default::Number(default) => number(&bytes) == default,
-            Default::ByFamily(inet, inet6) => {
-                let six = protocol.family_name == "inet6";
-                number(&bytes) == if six { inet6 } else { inet }
+    isolated(|| {
+        let mut wrong = Vec::new();
+        for (protocol, row) in all() {
+            let socket = fresh(protocol)?;
+            let name = (level(row), i32::from(row.number));
+            if NOT_SWEPT.contains(&name) {
+                continue;
             }
-            Default::Empty => bytes.iter().all(|byte| *byte == 0),
-            Default::Sysctl(_) | Default::None => true,
-        };
-        let carried_names_its_default = !row.carried() || row.default != Default::None;
-        if !right || !carried_names_its_default {
-            wrong.push((protocol.name, row.name, row.default, bytes));
+            let Ok(bytes) = socket::get(&socket, name.0, name.1, 256) else {
+                continue;
+            };
+            let right = match row.default {
+                Default::Number(default) => number(&bytes) == default,
+                Default::ByFamily(inet, inet6) => {
+                    let six = protocol.family_name == "inet6";
+                    number(&bytes) == if six { inet6 } else { inet }
+                }
+                Default::ByPort(udp, others) => {
+                    let udp = protocol.name.starts_with("udp").then_some(udp);
+                    number(&bytes) == udp.unwrap_or(others)
+                }
+                Default::ByProtocol(own, other) => {
+                    let own = own.iter().find(|(of, _)| *of == protocol.number);
+                    number(&bytes) == own.map_or(other, |(_, own)| *own)
+                }
+                Default::Empty => bytes.iter().all(|byte| *byte == 0),
+                Default::Sysctl(_) | Default::None => true,
+            };
+            let carried_names_its_default = !protocol.carries(row) || row.default != Default::None;
+            if !right || !carried_names_its_default {
+                wrong.push((protocol.to_string(), row.name, row.default, bytes));
+            }
         }
-    }
-    assert_eq!(wrong, []);
-    Ok(())
+        assert_eq!(wrong, []);
+        Ok(())
+    })
 }
 
 #[test]
@@ -236,7 +255,7 @@ fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
             for protocol in protocol::ALL.iter().filter(of_row) {
                 let socket = fresh(protocol)?;
                 let bytes = socket::get(&socket, level(row), row.number.into(), 4).unwrap();
-                assert_eq!(number(&bytes), says, "{} {}", protocol.name, row.name);
+                assert_eq!(number(&bytes), says, "{protocol} {}", row.name);
             }
         }
         Ok(())
@@ -244,9 +263,19 @@ fn a_sysctl_default_is_what_that_sysctl_says() -> Outcome {
 }
 
 /// What no machine without the hardware or the controller can set.
-fn may_be_refused(row: &Row, value: &Value) -> Option<&'static str> {
+fn may_be_refused(protocol: &Protocol, row: &Row, value: &Value) -> Option<&'static str> {
     const BIND_PHC: i64 = 1 << 15;
+    let raw = protocol.type_name == "raw";
+    let udp = protocol.name.starts_with("udp");
     match (row.name, value) {
+        ("SO_ZEROCOPY", _) => (protocol.number != 17 || raw).then_some("UDP and TCP only"),
+        ("SO_PEEK_OFF", _) => (!udp).then_some("not raw and ping sockets"),
+        ("IPV6_V6ONLY", _) => {
+            raw.then_some("has a protocol from the start, which counts as a port")
+        }
+        ("IPV6_CHECKSUM", Value::Int(place)) => (place % 2 != 0).then_some("an odd place"),
+        ("IP_ROUTER_ALERT", Value::Int(0)) => Some("is off already"),
+        ("IP_ROUTER_ALERT", _) => (protocol.number == 255).then_some("not IPPROTO_RAW"),
         ("SO_RESERVE_MEM", Value::Int(size)) if *size != 0 => Some("needs a memory control group"),
         ("SO_RESERVE_MEM", _) => Some("needs memory control groups"),
         ("SO_TIMESTAMPING_OLD" | "SO_TIMESTAMPING_NEW", Value::Pair(flags, _)) => {
@@ -269,6 +298,17 @@ fn prepared(protocol: &Protocol, way: &str) -> OwnedFd {
         socket::connect(&socket, (here, 9)).unwrap();
     }
     socket
+}
+
+/// What UDP sockets have is tried in every way on these, and in one way on the other kinds.
+fn ways(protocol: &Protocol, row: &Row) -> impl Iterator<Item = &'static str> + use<> {
+    let shared = row.special.is_none() && !matches!(row.level, Level::Raw | Level::Icmpv6);
+    let once = match before_bind_only(row) {
+        true => "unbound",
+        false => "connected",
+    };
+    let all = protocol.number == 17 || !shared;
+    WAYS.into_iter().filter(move |way| all || *way == once)
 }
 
 /// Whether it can be set on an unbound socket only.
@@ -294,11 +334,11 @@ fn there_and_back(
     }
     let socket = prepared(protocol, way);
     let words = |what: &str, error: &dyn Debug| {
-        let (kind, name) = (protocol.name, row.name);
-        format!("{kind} {name} {value:?} {way}: {what}: {error:?}")
+        let name = row.name;
+        format!("{protocol} {name} {value:?} {way}: {what}: {error:?}")
     };
     if let Err(error) = apply(&socket, row, value) {
-        return refused(row, value, error).map_err(|why| words("set", &why));
+        return refused(protocol, row, value, error).map_err(|why| words("set", &why));
     }
     let before = socket::sweep(&socket);
     let hidden = reader()
@@ -341,12 +381,12 @@ fn there_and_back(
 }
 
 /// A plain user may not set everything; root may, but for what the hardware lacks.
-fn refused(row: &Row, value: &Value, error: i32) -> Result<(), String> {
+fn refused(protocol: &Protocol, row: &Row, value: &Value, error: i32) -> Result<(), String> {
     let error = std::io::Error::from_raw_os_error(error);
     let plain = error.kind() == std::io::ErrorKind::PermissionDenied && reader().is_err();
-    match may_be_refused(row, value) {
+    match may_be_refused(protocol, row, value) {
         Some(why) => println!(
-            "{} {value:?} is not settable here: {why} ({error})",
+            "{protocol} {} {value:?} is not settable here: {why} ({error})",
             row.name
         ),
         None if plain => println!("{} {value:?} is not settable here: {error}", row.name),
@@ -373,7 +413,10 @@ fn every_value_of_every_carried_row_comes_back() -> Outcome {
         for (protocol, row) in carried() {
             let values = samples(row, &devices);
             assert!(values.len() > 1, "{} has no values to try", row.name);
-            for (value, way) in values.iter().flat_map(|v| WAYS.map(|way| (v, way))) {
+            for (value, way) in values
+                .iter()
+                .flat_map(|v| ways(protocol, row).map(move |way| (v, way)))
+            {
                 if way != "unbound" && before_bind_only(row) {
                     continue;
                 }
@@ -400,9 +443,10 @@ fn what_is_written_is_what_was_meant() -> Outcome {
         for (protocol, row) in carried() {
             for value in samples(row, &devices) {
                 let (by_hand, socket) = (fresh(protocol)?, fresh(protocol)?);
-                let told = format!("{} {} {value:?}", protocol.name, row.name);
+                let told = format!("{protocol} {} {value:?}", row.name);
                 if let Err(error) = apply(&by_hand, row, &value) {
-                    refused(row, &value, error).map_err(|why| format!("{told}: {why}"))?;
+                    refused(protocol, row, &value, error)
+                        .map_err(|why| format!("{told}: {why}"))?;
                     continue;
                 }
                 row.write(socket.as_fd(), &value)?;
@@ -424,6 +468,7 @@ fn a_disturbed_row_keeps_what_it_was_given() -> Outcome {
     isolated(|| {
         let disturbed =
             carried().filter_map(|(p, row)| Some((p, row, option::find(row.disturbed_by?)?)));
+        let disturbed = disturbed.filter(|(p, _, first)| p.carries(first));
         for (protocol, row, first) in disturbed {
             for disturbing in samples(first, &[]) {
                 let socket = fresh(protocol)?;

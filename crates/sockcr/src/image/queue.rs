@@ -2,6 +2,7 @@
 
 use super::{address, ip, octets, sockaddr};
 use crate::kernel::{Corked, ErrorEntry};
+use crate::protocol::Protocol;
 use crate::state::errors;
 use crate::state::receive_queue::Datagram;
 use sockcr_image::Error as ImageError;
@@ -12,6 +13,8 @@ use std::net::{IpAddr, SocketAddr};
 /// The most that fits into one UDP datagram over IPv4, and over IPv6.
 const MOST_PAYLOAD: usize = 65_507;
 const MOST_PAYLOAD6: usize = 65_527;
+/// The most that a raw socket may receive, as long as an attribute holds it.
+const MOST_RECEIVED: usize = 65_531;
 /// The most that an ICMP message can quote: its own headers and those of the datagram are before it.
 const MOST_QUOTED: usize = 65_535 - 56;
 const MOST_OPTIONS: usize = 40;
@@ -64,18 +67,28 @@ impl Waiting {
     }
 }
 
+/// Whether a socket of this kind can have received it.
+pub(super) fn can_have_come(datagram: &Datagram, protocol: &Protocol) -> bool {
+    let most = match (protocol.has_ports(), datagram.local.is_ipv6()) {
+        (true, true) => MOST_PAYLOAD6,
+        (true, false) => MOST_PAYLOAD,
+        (false, _) => MOST_RECEIVED,
+    };
+    datagram.payload.len() <= most
+}
+
 fn can_be(waiting: &Waiting) -> bool {
     match waiting {
         Waiting::Received(datagram) => {
             let ips = [datagram.source.ip(), datagram.destination.ip()];
             let ipv6 = datagram.local.is_ipv6();
-            let (options, payload) = match ipv6 {
-                true => (MOST_EXTENSIONS, MOST_PAYLOAD6),
-                false => (MOST_OPTIONS, MOST_PAYLOAD),
+            let options = match ipv6 {
+                true => MOST_EXTENSIONS,
+                false => MOST_OPTIONS,
             };
             ips.iter().all(|ip| ip.is_ipv6() == ipv6)
                 && datagram.options.len() <= options
-                && datagram.payload.len() <= payload
+                && datagram.payload.len() <= MOST_RECEIVED
                 && datagram.flow_label <= if ipv6 { MOST_FLOW_LABEL } else { 0 }
                 && datagram.segment <= u16::MAX.into()
                 && (!datagram.peeked || datagram.payload.is_empty())

@@ -44,9 +44,23 @@ const LOOPBACK: u32 = 1;
 const BASE_LOOPBACK: i32 = 14;
 /// Where it begins in what `dev_loopback_xmit` gives back to a device.
 const BASE_RETURNED: i32 = 0;
+/// What the payload of a datagram is, and how its socket gets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Carries {
+    /// The data of a UDP datagram: given to the socket (`bpf_sk_assign`).
+    Data,
+    /// All behind the IP header, of this protocol. The kernel finds the socket by itself, and all others
+    /// that match.
+    Message(u8),
+    /// The same with an IPv4 header before it, that stays as it is.
+    Packet,
+}
+
 /// A datagram as it waits in a queue.
 #[derive(Clone, Copy, Debug)]
 pub struct Datagram<'a> {
+    /// What its payload is.
+    pub carries: Carries,
     /// Where it came from: any address, any port.
     pub source: SocketAddr,
     /// Where it went to: any address, also one that this host has no more.
@@ -75,6 +89,39 @@ pub struct Datagram<'a> {
     pub ip_options: &'a [u8],
     /// The payload.
     pub payload: &'a [u8],
+}
+
+impl<'a> Datagram<'a> {
+    /// The bytes of an IPv4 header at the beginning of the payload.
+    fn own_header(&self) -> usize {
+        match (self.carries, self.payload.first()) {
+            (Carries::Packet, Some(first)) => usize::from(first & 0x0f) * 4,
+            _ => 0,
+        }
+    }
+
+    /// The payload without the IP header.
+    fn body(&self) -> &'a [u8] {
+        self.payload.get(self.own_header()..).unwrap_or_default()
+    }
+
+    /// What follows the bytes that a record holds.
+    fn rest(&self) -> &'a [u8] {
+        match self.carries {
+            Carries::Data => self.payload,
+            _ => self
+                .body()
+                .get(record::UDP_HEADER_SIZE..)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Whether `icmp_rcv` is to throw it away once raw sockets have it, which it does with most that is
+    /// for many.
+    fn is_icmp_packet(&self) -> bool {
+        const ICMP: u8 = 1;
+        self.carries == Carries::Packet && self.payload.get(9) == Some(&ICMP)
+    }
 }
 
 /// An ICMP message that says what became of a datagram the socket had sent.
@@ -230,6 +277,9 @@ impl Injector {
     /// not limit the queue. Where the kernel drops a datagram (a firewall, an IPsec policy, the
     /// limit of all UDP memory), the error says so, and the socket is to be closed.
     ///
+    /// A socket that is not of UDP gets it where it is and keeps its place; nothing else may hear what it
+    /// hears. Afterwards it has a filter that lets nothing in.
+    ///
     /// A route that early demux may remember (`sk_rx_dst`) is left as one for a group when the
     /// socket has memberships, else as one for this host; where the last datagram was not of that
     /// kind, one more packet is dropped by the socket, which its drop counter shows.
@@ -248,7 +298,8 @@ impl Injector {
         }
         self.link(&mut ways, &mut injected)?;
         self.join(datagrams)?;
-        let mut filling = Filling::new(self, socket, ways)?;
+        let assigned = datagrams.iter().all(|d| d.carries == Carries::Data);
+        let mut filling = Filling::new(self, socket, assigned, ways)?;
         let sent = filling.all(datagrams, &mut injected);
         let left = filling.finish();
         sent.and(left)?;
@@ -305,6 +356,7 @@ impl Injector {
         for datagram in datagrams {
             if let IpAddr::V6(group) = datagram.destination.ip()
                 && group.is_multicast()
+                && datagram.carries == Carries::Data
             {
                 let members = match &mut self.members {
                     Some(members) => members,
@@ -333,7 +385,8 @@ fn ways(datagrams: &[Datagram<'_>], injected: &mut Injected) -> Vec<Way> {
         if datagram.segment_size != 0 && !way.segments {
             injected.inexact.push((at, Inexact::SegmentSize));
         }
-        if !way.ipv6 && record::changes_on_arrival(datagram.ip_options) {
+        let own = datagram.carries == Carries::Packet;
+        if !way.ipv6 && record::changes_on_arrival(datagram.ip_options, own) {
             injected.inexact.push((at, Inexact::Options));
         }
         ways.push(way);

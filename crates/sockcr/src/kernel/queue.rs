@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
-use rustix::net::AddressFamily;
+use rustix::net::{AddressFamily, SocketType};
 
 use super::btf::Field;
 use super::buffer::{Buffer, Buffers};
@@ -18,6 +18,7 @@ const IP_HEADER: usize = 20;
 const IPV6_HEADER: usize = 40;
 const UDP_HEADER: usize = 8;
 const IPPROTO_UDP: u64 = 17;
+const IPPROTO_UDPLITE: u64 = 136;
 /// `enum` of `skb->ip_summed`: somebody made sure of the checksum, or it is made on the way out.
 const CHECKSUM_UNNECESSARY: u64 = 1;
 const CHECKSUM_COMPLETE: u64 = 2;
@@ -28,10 +29,22 @@ const ORIGIN_ICMP6: u8 = 3;
 /// `ETH_P_IPV6`
 const PROTOCOL_IPV6: u16 = 0x86dd;
 
+/// What the buffers of a socket hold behind the IP header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Content {
+    /// A header with ports, which the owner does not read, and its data.
+    Ports,
+    /// What is read as it is: of raw sockets of IPv4 the IP header too.
+    AsItIs,
+    /// The same, and recvmsg(2) makes sure of the checksum of this protocol (`rawv6_recvmsg`).
+    Summed(u64),
+}
+
 /// A datagram in the receive queue, as recvmsg(2) with every option would tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Queued {
-    /// Who sent it: address and port of its headers, also 0.0.0.0 and port 0.
+    /// Who sent it: address and port of its headers, also 0.0.0.0 and port 0. Of raw and ping sockets
+    /// the port is always 0.
     pub source: SocketAddr,
     /// Whom it was sent to (IP_ORIGDSTADDR), also a group or a broadcast address.
     pub destination: SocketAddr,
@@ -73,7 +86,8 @@ pub struct Queued {
     /// IP_RECVOPTS: the options of its IP header, as they came; of IPv6 the extension headers, and before
     /// them one byte, the kind of the first.
     pub ip_options: Vec<u8>,
-    /// Its data.
+    /// Its data: in a raw socket all behind the IPv6 header and its extensions, or the whole IPv4 packet;
+    /// in a ping socket the ICMP message.
     pub payload: Vec<u8>,
 }
 
@@ -118,7 +132,7 @@ pub struct ErrorEntry {
 }
 
 impl Reader {
-    /// The datagrams that wait in a UDP socket, in the order they will be read:
+    /// The datagrams that wait in a UDP, raw or ping socket, in the order they will be read:
     /// `udp_sock.reader_queue`, then `sk_receive_queue`. One with a wrong checksum, which
     /// recvmsg(2) would throw away, is left out.
     ///
@@ -130,7 +144,8 @@ impl Reader {
     }
 
     fn try_receive_queue(&self, socket: BorrowedFd<'_>) -> Tried<Vec<Queued>> {
-        let before = self.heads(socket)?;
+        let content = self.content(&self.inet(socket)?)?;
+        let before = self.heads(socket, content)?;
         if before.iter().all(Head::is_empty) {
             return Ok(Some(Vec::new()));
         }
@@ -139,14 +154,14 @@ impl Reader {
         let mut queued = Vec::with_capacity(waiting.min(1 << 20));
         for head in &before {
             let done = copier.queue(head, View::Headers, |buffer, payload| {
-                queued.extend(datagram(buffer, payload)?);
+                queued.extend(datagram(buffer, content, payload)?);
                 Ok(())
             })?;
             if done.is_none() {
                 return Ok(None);
             }
         }
-        let after = self.heads(socket)?;
+        let after = self.heads(socket, content)?;
         let mut pairs = after.iter().zip(&before);
         Ok(pairs
             .all(|(after, before)| after.extends(before))
@@ -154,14 +169,36 @@ impl Reader {
     }
 
     /// The heads of the receive queues, in the order of reading.
-    fn heads(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Head>> {
+    fn heads(&self, socket: BorrowedFd<'_>, content: Content) -> io::Result<Vec<Head>> {
         let layout = self.buffers()?;
-        let sock = self.udp(socket)?;
-        let offsets = layout.heads.reader.into_iter();
+        let (sock, reader) = match content {
+            Content::Ports => (self.udp(socket)?, layout.heads.reader),
+            Content::AsItIs | Content::Summed(_) => (self.inet(socket)?, None),
+        };
+        let offsets = reader.into_iter();
         offsets
             .chain([layout.heads.receive])
             .map(|offset| Head::of(layout, &sock.raw, sock.address, offset))
             .collect()
+    }
+
+    fn content(&self, sock: &Sock) -> io::Result<Content> {
+        let layout = &self.layout.sock;
+        let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
+        let raw = get(layout.kind)? == u64::from(SocketType::RAW.as_raw());
+        let datagrams = get(layout.kind)? == u64::from(SocketType::DGRAM.as_raw());
+        if !raw && !datagrams {
+            return Err(io::Error::new(
+                io::ErrorKind::Unsupported,
+                "the socket is neither one of datagrams nor raw",
+            ));
+        }
+        let ipv6 = get(layout.family)? == u64::from(AddressFamily::INET6.as_raw());
+        Ok(match (get(layout.protocol)?, raw) {
+            (protocol, true) if ipv6 => Content::Summed(protocol),
+            (IPPROTO_UDP | IPPROTO_UDPLITE, false) => Content::Ports,
+            _ => Content::AsItIs,
+        })
     }
 
     /// The sock of a UDP socket.
@@ -221,11 +258,13 @@ struct Headers<'a> {
     ipv6: bool,
     /// Where the transport header begins.
     transport: usize,
+    /// It has ports.
+    ports: bool,
 }
 
 impl<'a> Headers<'a> {
     /// The headers of a datagram.
-    fn of(buffer: &Buffer<'a>) -> io::Result<Self> {
+    fn of(buffer: &Buffer<'a>, content: Content) -> io::Result<Self> {
         let skb = &buffer.layout.skb;
         let network = buffer.get(skb.network_header)? as usize;
         let transport = buffer.get(skb.transport_header)? as usize;
@@ -236,13 +275,16 @@ impl<'a> Headers<'a> {
             6 => (true, IPV6_HEADER),
             _ => return Err(damaged()),
         };
-        if transport < header || transport + UDP_HEADER > bytes.len() {
+        let ports = content == Content::Ports;
+        let least = if ports { UDP_HEADER } else { 0 };
+        if transport < header || transport + least > bytes.len() {
             return Err(damaged());
         }
         Ok(Self {
             bytes,
             ipv6,
             transport,
+            ports,
         })
     }
 
@@ -251,6 +293,9 @@ impl<'a> Headers<'a> {
     }
 
     fn port(&self, at: usize) -> io::Result<u16> {
+        if !self.ports {
+            return Ok(0);
+        }
         Ok(u16::from_be_bytes([self.byte(at)?, self.byte(at + 1)?]))
     }
 
@@ -333,10 +378,18 @@ fn ip(bytes: &[u8], at: usize) -> io::Result<Ipv4Addr> {
 }
 
 /// The datagram in a buffer; None: recvmsg(2) would throw it away.
-fn datagram(buffer: &Buffer<'_>, payload: Vec<u8>) -> io::Result<Option<Queued>> {
-    let headers = Headers::of(buffer)?;
+fn datagram(buffer: &Buffer<'_>, content: Content, payload: Vec<u8>) -> io::Result<Option<Queued>> {
+    let headers = Headers::of(buffer, content)?;
     let (layout, control) = (buffer.layout, &buffer.layout.control);
-    if !checked(buffer)? && !is_intact(&headers, &payload)? {
+    let good = match content {
+        Content::Ports => checked(buffer)? || is_intact(&headers, &payload)?,
+        Content::AsItIs => true,
+        Content::Summed(protocol) => {
+            let parts = [headers.addresses()?, &payload];
+            is_unnecessary(buffer)? || is_right(&parts, protocol, payload.len())
+        }
+    };
+    if !good {
         return Ok(None);
     }
     let destination = headers.destination()?;
@@ -383,15 +436,18 @@ fn stamp(buffer: &Buffer<'_>, layout: &Buffers) -> io::Result<i64> {
     Ok(buffer.get(layout.skb.time)?.cast_signed())
 }
 
-/// Whether the kernel will not look at the checksum any more (`udp_skb_csum_unnecessary`,
-/// `skb_csum_unnecessary`).
-fn checked(buffer: &Buffer<'_>) -> io::Result<bool> {
+/// `skb_csum_unnecessary`
+fn is_unnecessary(buffer: &Buffer<'_>) -> io::Result<bool> {
     let skb = &buffer.layout.skb;
-    let is_set = |field: Option<Field>| Ok::<bool, io::Error>(buffer.optional(field)? != 0);
     let state = buffer.get(skb.checksum_state)?;
     Ok(matches!(state, CHECKSUM_UNNECESSARY | CHECKSUM_PARTIAL)
-        || is_set(Some(skb.checksum_valid))?
-        || is_set(buffer.layout.control.checked)?
+        || buffer.get(skb.checksum_valid)? != 0)
+}
+
+/// Whether the kernel will not look at the checksum any more (`udp_skb_csum_unnecessary`).
+fn checked(buffer: &Buffer<'_>) -> io::Result<bool> {
+    Ok(is_unnecessary(buffer)?
+        || buffer.optional(buffer.layout.control.checked)? != 0
         || buffer.shared(buffer.layout.shared.segment_size)? != 0)
 }
 
@@ -404,14 +460,18 @@ fn is_intact(headers: &Headers<'_>, payload: &[u8]) -> io::Result<bool> {
     if headers.protocol()? != IPPROTO_UDP || header.ends_with(&[0, 0]) {
         return Ok(true);
     }
-    let addresses = headers.addresses()?;
-    let length = (UDP_HEADER + payload.len()) as u64;
-    let sum = [addresses, header, payload].into_iter().map(sum);
-    let mut sum = sum.sum::<u64>() + IPPROTO_UDP + length;
+    let parts = [headers.addresses()?, header, payload];
+    Ok(is_right(&parts, IPPROTO_UDP, UDP_HEADER + payload.len()))
+}
+
+/// Whether the checksum among these parts, with a pseudo header, is right.
+fn is_right(parts: &[&[u8]], protocol: u64, length: usize) -> bool {
+    let sum = parts.iter().map(|part| sum(part));
+    let mut sum = sum.sum::<u64>() + protocol + length as u64;
     while sum > 0xffff {
         sum = (sum & 0xffff) + (sum >> 16);
     }
-    Ok(sum == 0xffff)
+    sum == 0xffff
 }
 
 /// The sum of 16-bit words in network order.
@@ -501,6 +561,7 @@ impl Notice {
             bytes: buffer.window,
             ipv6: true,
             transport: IPV6_HEADER,
+            ports: false,
         };
         let icmp = quoted.checked_sub(DESTINATION + ICMP_HEADER);
         let (tos, flow_label) = headers.tos()?;

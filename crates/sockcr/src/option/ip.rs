@@ -1,7 +1,7 @@
 //! The options of `IPPROTO_IP`.
 
 use super::value::{Names, Order, Unit};
-use super::{Access, Default, Field, Kind, Level, Row, Stage, Wire};
+use super::{Access, Default, Field, Kind, Level, Row, Special, Stage, Wire};
 use sockcr_image::number;
 
 const PMTUDISC: Names = &[
@@ -38,10 +38,13 @@ pub static ROWS: &[Row] = &[
     row(1, "IP_TOS", BYTE).rfc(number::IPOPT_TOS, Wire::U8),
     row(2, "IP_TTL", Kind::Int(1, 255, Unit::Hops)).rfc(number::IPOPT_TTL, Wire::U8)
         .default(Default::Sysctl("net.ipv4.ip_default_ttl")).hidden(Field::UnicastTtl),
-    flag(3, "IP_HDRINCL").rfc(number::IPOPT_HDRINCL, Wire::Flag).access(RAW_ONLY),
+    // `inet_create`: on from the start for IPPROTO_RAW.
+    flag(3, "IP_HDRINCL").rfc(number::IPOPT_HDRINCL, Wire::Flag).default(Default::ByProtocol(&[(255, 1)], 0))
+        .access(RAW_ONLY).only_on(Special::Raw),
     row(4, "IP_OPTIONS", Kind::Bytes(40)).rfc(number::IPOPT_OPTIONS, Wire::Kernel)
         .needs("CAP_NET_RAW for a security option or a source route"),
-    flag(5, "IP_ROUTER_ALERT").rfc(number::IPOPT_ROUTER_ALERT, Wire::Flag).access(RAW_ONLY),
+    flag(5, "IP_ROUTER_ALERT").rfc(number::IPOPT_ROUTER_ALERT, Wire::Flag).access(RAW_ONLY).only_on(Special::Raw)
+        .source("net/ipv4/ip_sockglue.c ip_ra_control"),
     flag(6, "IP_RECVOPTS").rfc(number::IPOPT_RECVOPTS, Wire::Flag),
     flag(7, "IP_RETOPTS").rfc(number::IPOPT_RETOPTS, Wire::Flag),
     flag(8, "IP_PKTINFO").rfc(number::IPOPT_PKTINFO, Wire::Flag),
@@ -61,7 +64,7 @@ pub static ROWS: &[Row] = &[
     flag(19, "IP_TRANSPARENT").since("2.6.28").needs("CAP_NET_RAW or CAP_NET_ADMIN"),
     flag(20, "IP_RECVORIGDSTADDR").since("2.6.29"),
     row(21, "IP_MINTTL", BYTE).since("2.6.34"),
-    flag(22, "IP_NODEFRAG").since("2.6.36").access(RAW_ONLY),
+    flag(22, "IP_NODEFRAG").since("2.6.36").access(RAW_ONLY).only_on(Special::Raw),
     flag(23, "IP_CHECKSUM").since("4.0"),
     flag(24, "IP_BIND_ADDRESS_NO_PORT").since("4.2").stage(Stage::AfterConnect)
         .source("net/ipv4/af_inet.c __inet_bind"),
@@ -91,7 +94,7 @@ pub static ROWS: &[Row] = &[
     flag(49, "IP_MULTICAST_ALL").since("2.6.31").default(Default::ByFamily(1, 0)),
     row(50, "IP_UNICAST_IF", Kind::Interface(Order::Network)).since("3.4"),
     row(51, "IP_LOCAL_PORT_RANGE", Kind::PortRange).since("6.3").stage(Stage::AfterConnect),
-    row(52, "IP_PROTOCOL", Kind::Int(0, 65535, Unit::None)).since("6.4")
+    row(52, "IP_PROTOCOL", Kind::Int(0, 65535, Unit::None)).since("6.4").default(Default::None)
         .access(Access::ReadOnly("tells inet_sock.inet_num: the protocol of a raw socket, the own port of others"))
         .source("net/ipv4/ip_sockglue.c do_ip_getsockopt"),
     action(64, "IPT_SO_GET_INFO", NETFILTER).source("net/ipv4/netfilter/ip_tables.c do_ipt_get_ctl"),

@@ -1,7 +1,7 @@
 //! The options of `IPPROTO_IPV6`.
 
 use super::value::{Names, Order, Unit};
-use super::{Access, Default, Field, Kind, Level, Row};
+use super::{Access, Default, Field, Kind, Level, Row, Special};
 
 const PMTUDISC: Names = &[
     ("IPV6_PMTUDISC_DONT", 0),
@@ -30,7 +30,6 @@ const HEADER: Kind = Kind::Bytes(8 * 255);
 const MEMBERSHIP: Access = Access::State("membership");
 const NETFILTER: Access =
     Access::ReadOnly("asks netfilter about the tables of the network namespace, not the socket");
-const RAW_ONLY: Access = Access::ReadOnly("can be set on raw sockets only");
 const ROUTE: Access = Access::ReadOnly("belongs to the route of a connected socket");
 
 const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
@@ -61,8 +60,6 @@ pub static ROWS: &[Row] = &[
     flag(5, "IPV6_2292RTHDR"),
     action(6, "IPV6_2292PKTOPTIONS", Access::SetOnly(
         "sets the headers that IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR and IPV6_DSTOPTS carry")),
-    row(7, "IPV6_CHECKSUM", Kind::Int(-1, i32::MAX as i64, Unit::Bytes)).default(Default::Number(-1))
-        .access(RAW_ONLY).source("net/ipv6/raw.c do_rawv6_setsockopt"),
     flag(8, "IPV6_2292HOPLIMIT"),
     flag(11, "IPV6_FLOWINFO"),
     row(16, "IPV6_UNICAST_HOPS", HOPS)
@@ -72,7 +69,9 @@ pub static ROWS: &[Row] = &[
     flag(19, "IPV6_MULTICAST_LOOP").default(Default::Number(1)),
     action(20, "IPV6_ADD_MEMBERSHIP", MEMBERSHIP),
     action(21, "IPV6_DROP_MEMBERSHIP", MEMBERSHIP),
-    flag(22, "IPV6_ROUTER_ALERT").access(RAW_ONLY),
+    flag(22, "IPV6_ROUTER_ALERT").access(Access::ReadOnly(
+        "on raw sockets of IPPROTO_RAW only, and of its number the kernel tells nothing but whether it is 0"))
+        .source("net/ipv6/ipv6_sockglue.c ip6_ra_control"),
     row(23, "IPV6_MTU_DISCOVER", Kind::Enum(PMTUDISC)).default(Default::Number(1)),
     row(24, "IPV6_MTU", Kind::ZeroOr(1280, i32::MAX as i64, Unit::Bytes)).hidden(Field::FragmentSize),
     flag(25, "IPV6_RECVERR"),
@@ -89,7 +88,6 @@ pub static ROWS: &[Row] = &[
     action(35, "IPV6_XFRM_POLICY", Access::SetOnly(
         "an IPsec policy; only whether there is one can be seen (sock.sk_policy)"))
         .needs("CAP_NET_ADMIN").since("2.5.48").source("net/xfrm/xfrm_state.c xfrm_user_policy"),
-    flag(36, "IPV6_HDRINCL").since("4.8").access(RAW_ONLY).source("net/ipv6/raw.c do_rawv6_setsockopt"),
     action(42, "IPV6_MCAST_JOIN_GROUP", MEMBERSHIP).since("2.5.68"),
     action(43, "IPV6_MCAST_BLOCK_SOURCE", MEMBERSHIP).since("2.5.68"),
     action(44, "IPV6_MCAST_UNBLOCK_SOURCE", MEMBERSHIP).since("2.5.68"),
@@ -124,9 +122,10 @@ pub static ROWS: &[Row] = &[
     row(72, "IPV6_ADDR_PREFERENCES", Kind::Enum(PREFERENCES)).since("2.6.26").default(Default::Number(0x500)),
     row(73, "IPV6_MINHOPCOUNT", BYTE).since("2.6.35"),
     flag(74, "IPV6_RECVORIGDSTADDR").since("2.6.37"),
-    flag(75, "IPV6_TRANSPARENT").since("2.6.37").access(Access::Alias("IP_TRANSPARENT"))
+    // A raw socket does not have the options of IPPROTO_IP.
+    flag(75, "IPV6_TRANSPARENT").since("2.6.37").access(Access::Alias("IP_TRANSPARENT")).only_on(Special::Raw)
         .needs("CAP_NET_RAW or CAP_NET_ADMIN"),
     row(76, "IPV6_UNICAST_IF", Kind::Interface(Order::Network)).since("3.4"),
     flag(77, "IPV6_RECVFRAGSIZE").since("4.10"),
-    flag(78, "IPV6_FREEBIND").since("4.15").access(Access::Alias("IP_FREEBIND")),
+    flag(78, "IPV6_FREEBIND").since("4.15").access(Access::Alias("IP_FREEBIND")).only_on(Special::Raw),
 ];

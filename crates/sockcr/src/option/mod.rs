@@ -2,8 +2,10 @@
 //! it: the dump, the restore, `sockcr options`, docs/options.md, the JSON names and one generated
 //! test each.
 
+pub mod icmp;
 pub mod ip;
 pub mod ipv6;
+pub mod raw;
 pub mod socket;
 #[cfg(test)]
 mod tests;
@@ -18,6 +20,7 @@ pub use value::{Kind, Order, Unit, Value};
 use crate::error::{Error, ErrorKind};
 use crate::kernel::Hidden;
 use crate::netns;
+use crate::protocol::Protocol;
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use rustix::fd::AsFd;
@@ -37,9 +40,23 @@ pub enum Level {
     Ipv6,
     /// `SOL_UDP`
     Udp,
+    /// `SOL_RAW`
+    Raw,
+    /// `SOL_ICMPV6`
+    Icmpv6,
 }
 
 impl Level {
+    /// All of them.
+    pub const ALL: [Level; 6] = [
+        Level::Socket,
+        Level::Ip,
+        Level::Ipv6,
+        Level::Udp,
+        Level::Raw,
+        Level::Icmpv6,
+    ];
+
     /// The number in the system call.
     pub fn number(self) -> i32 {
         match self {
@@ -47,6 +64,8 @@ impl Level {
             Level::Ip => 0,
             Level::Ipv6 => 41,
             Level::Udp => 17,
+            Level::Raw => 255,
+            Level::Icmpv6 => 58,
         }
     }
 
@@ -57,6 +76,8 @@ impl Level {
             Level::Ip => "IPPROTO_IP",
             Level::Ipv6 => "IPPROTO_IPV6",
             Level::Udp => "SOL_UDP",
+            Level::Raw => "SOL_RAW",
+            Level::Icmpv6 => "SOL_ICMPV6",
         }
     }
 
@@ -66,6 +87,8 @@ impl Level {
             Level::Ip => number::option(number::Level::Ip, 0),
             Level::Ipv6 => number::option(number::Level::Ipv6, 0),
             Level::Udp => number::option(number::Level::Udp, 0),
+            Level::Raw => number::option(number::Level::Raw, 0),
+            Level::Icmpv6 => number::option(number::Level::Icmpv6, 0),
         }
     }
 }
@@ -132,6 +155,25 @@ pub enum Access {
     NotRead(&'static str),
 }
 
+/// Sockets on which an option is something else than on all others that answer it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Special {
+    /// Raw sockets.
+    Raw,
+    /// Sockets of UDP-Lite.
+    Lite,
+}
+
+impl Special {
+    /// As the table prints it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Special::Raw => "raw sockets",
+            Special::Lite => "UDP-Lite",
+        }
+    }
+}
+
 /// A value that getsockopt(2) does not tell, or not whole, and BPF does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Field {
@@ -194,6 +236,10 @@ pub enum Default {
     Number(i64),
     /// The first number on sockets of AF_INET, the second one on those of AF_INET6.
     ByFamily(i64, i64),
+    /// The first number on sockets of UDP and UDP-Lite, the second one on raw and ping sockets.
+    ByPort(i64, i64),
+    /// The number that stands beside its protocol; the other one on sockets of all others.
+    ByProtocol(&'static [(u32, i64)], i64),
     /// Nothing: no bytes, an empty name, zeroes.
     Empty,
     /// What a sysctl says at that moment.
@@ -221,6 +267,8 @@ pub struct Row {
     pub default: Default,
     /// Read, write, and when.
     pub access: Access,
+    /// The same on some sockets, where it differs.
+    pub special: Option<(Special, Access)>,
     /// What only BPF knows of it.
     pub hidden: Option<Field>,
     /// The number that writes it whatever the limits are, for those who may (`SO_RCVBUFFORCE`).
@@ -246,6 +294,7 @@ impl Row {
             kind,
             default: kind.default(),
             access: Access::Carried(Stage::BeforeBind),
+            special: None,
             hidden: None,
             force: None,
             disturbed_by: None,
@@ -256,6 +305,8 @@ impl Row {
                 Level::Ip => "net/ipv4/ip_sockglue.c do_ip_setsockopt",
                 Level::Ipv6 => "net/ipv6/ipv6_sockglue.c do_ipv6_setsockopt",
                 Level::Udp => "net/ipv4/udp.c udp_lib_setsockopt",
+                Level::Raw => "net/ipv4/raw.c do_raw_setsockopt",
+                Level::Icmpv6 => "net/ipv6/raw.c rawv6_seticmpfilter",
             },
         }
     }
@@ -278,6 +329,12 @@ impl Row {
 
     const fn stage(self, stage: Stage) -> Row {
         self.access(Access::Carried(stage))
+    }
+
+    /// Carried on these sockets only.
+    const fn only_on(mut self, special: Special) -> Row {
+        self.special = Some((special, Access::Carried(Stage::BeforeBind)));
+        self
     }
 
     const fn hidden(mut self, field: Field) -> Row {
@@ -310,9 +367,20 @@ impl Row {
         self
     }
 
-    /// Whether a checkpoint holds a value for it.
+    /// When restore writes it, on the sockets whose checkpoints hold a value for it.
+    pub fn written(&self) -> Option<Stage> {
+        let special = self.special.map(|(_, access)| access);
+        [Some(self.access), special]
+            .into_iter()
+            .find_map(|access| match access {
+                Some(Access::Carried(stage)) => Some(stage),
+                _ => None,
+            })
+    }
+
+    /// Whether a checkpoint of some kind of socket holds a value for it.
     pub fn carried(&self) -> bool {
-        matches!(self.access, Access::Carried(_))
+        self.written().is_some()
     }
 
     /// Whether `value` is what a fresh socket has; `None` when that depends on the socket, or on a
@@ -320,8 +388,12 @@ impl Row {
     pub fn is_default(&self, value: &Value) -> Option<bool> {
         match self.default {
             Default::Number(number) => Some(*value == Value::Int(number)),
-            Default::Empty => Some(value.is_empty()),
-            Default::ByFamily(..) | Default::Sysctl(_) | Default::None => None,
+            Default::Empty => Some(self.kind.is_empty(value)),
+            Default::ByFamily(..)
+            | Default::ByPort(..)
+            | Default::ByProtocol(..)
+            | Default::Sysctl(_)
+            | Default::None => None,
         }
     }
 
@@ -418,9 +490,17 @@ fn absent(error: &io::Error) -> bool {
 /// Every row there is, in the order in which restore writes them: IP before SOCKET, because
 /// IP_TOS changes SO_PRIORITY and because SO_BINDTODEVICE restricts IP_MULTICAST_IF; IPV6 likewise.
 pub fn rows() -> impl Iterator<Item = &'static Row> + Clone {
-    [ip::ROWS, ipv6::ROWS, udp::ROWS, socket::ROWS]
-        .into_iter()
-        .flatten()
+    [
+        ip::ROWS,
+        ipv6::ROWS,
+        raw::ROWS,
+        icmp::ROWS,
+        icmp::ROWS6,
+        udp::ROWS,
+        socket::ROWS,
+    ]
+    .into_iter()
+    .flatten()
 }
 
 /// The row of this name.
@@ -519,15 +599,15 @@ impl Options {
     }
 }
 
-/// Reads every carried option of the tables; a row that fails is told to `failed` and left out.
+/// Reads every carried option of a kind; a row that fails is told to `failed` and left out.
 pub(crate) fn dump(
     fd: BorrowedFd<'_>,
-    tables: &[&'static [Row]],
+    protocol: &Protocol,
     hidden: Option<&Hidden>,
     mut failed: impl FnMut(&'static Row, io::Error),
 ) -> Options {
     let mut options = Options(Vec::with_capacity(64));
-    for row in tables.iter().copied().flatten().filter(|r| r.carried()) {
+    for row in protocol.carried() {
         match read_whole(row, fd, hidden) {
             Ok(Some(value)) => options.push(row, value),
             Ok(None) => {}
@@ -631,7 +711,7 @@ impl Writer<'_> {
     pub fn write(&mut self, stage: Stage) -> Vec<Refused> {
         let mut refused = Vec::new();
         for (row, value) in self.options.iter() {
-            if !matches!(row.access, Access::Carried(at) if at == stage) {
+            if row.written() != Some(stage) {
                 continue;
             }
             if let Err(error) = self.write_row(row, value) {

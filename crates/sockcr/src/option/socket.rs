@@ -52,7 +52,8 @@ const fn action(number: u16, name: &'static str, access: Access) -> Row {
 pub static ROWS: &[Row] = &[
     flag(1, "SO_DEBUG").rfc(number::SOCKOPT_DEBUG, Wire::Flag)
         .needs("CAP_NET_ADMIN in the initial user namespace"),
-    flag(2, "SO_REUSEADDR").rfc(number::SOCKOPT_REUSEADDR, Wire::Flag),
+    // `inet_create`, INET_PROTOSW_REUSE.
+    flag(2, "SO_REUSEADDR").rfc(number::SOCKOPT_REUSEADDR, Wire::Flag).default(Default::ByPort(0, 1)),
     row(3, "SO_TYPE", Kind::Int(0, 10, Unit::None)).default(Default::None).access(MADE),
     action(4, "SO_ERROR", Access::NotRead("reading it clears it; BPF sees sock.sk_err")),
     flag(5, "SO_DONTROUTE").rfc(number::SOCKOPT_DONTROUTE, Wire::Flag).stage(Stage::AfterConnect),

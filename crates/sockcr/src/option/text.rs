@@ -35,7 +35,10 @@ impl Kind {
                 .map(|(address, index)| Value::Scoped(address, index)),
             Kind::Device => Some(Value::Text(text.into())),
             Kind::Bytes(_) if text == "none" => Some(Value::Bytes(Vec::new())),
-            Kind::Bytes(_) | Kind::Opaque(_) => crate::hex::decode(text).map(Value::Bytes),
+            Kind::Field(size) if text == "none" => Some(Value::Bytes(vec![0; size])),
+            Kind::Bytes(_) | Kind::Field(_) | Kind::Opaque(_) => {
+                crate::hex::decode(text).map(Value::Bytes)
+            }
         };
         let value = value.ok_or_else(|| format!("{text:?} is not {}", self.describe()))?;
         self.check(&value)?;
@@ -81,7 +84,7 @@ impl Kind {
             }
             (_, Value::Text(text)) if text.is_empty() => "none".into(),
             (_, Value::Text(text)) => text.clone(),
-            (_, Value::Bytes(bytes)) if bytes.is_empty() => "none".into(),
+            (kind, Value::Bytes(_)) if kind.is_empty(value) => "none".into(),
             (_, Value::Bytes(bytes)) => crate::hex::encode(bytes),
             (_, Value::Int(number)) => number.to_string(),
             (_, Value::Pair(a, b)) => format!("{a} {b}"),
@@ -284,6 +287,7 @@ fn show_number(number: i64, unit: Unit) -> String {
 fn show_unsigned(number: u64, unit: Unit) -> String {
     match unit {
         Unit::None | Unit::Hops => number.to_string(),
+        Unit::Mask => format!("{number:#x}"),
         Unit::Bytes => bytes(number),
         Unit::Rate => format!("{}/s", bytes(number)),
         Unit::Microseconds => format!("{number} µs"),

@@ -1,7 +1,7 @@
 //! The options of `SOL_UDP`.
 
 use super::value::{Names, Unit};
-use super::{Access, Kind, Level, Row, Stage, Wire};
+use super::{Access, Kind, Level, Row, Special, Stage, Wire};
 use sockcr_image::number;
 
 const ENCAP: Names = &[
@@ -11,6 +11,9 @@ const ENCAP: Names = &[
 ];
 const LITE_ONLY: Access = Access::ReadOnly("belongs to UDP-Lite; always 0 on UDP");
 
+/// 0 is all; less than the header cannot be (`udp_lib_setsockopt`).
+const COVERAGE: Kind = Kind::ZeroOr(8, 65535, Unit::Bytes);
+
 const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
     Row::new(Level::Udp, number, name, kind)
 }
@@ -18,8 +21,8 @@ const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
 /// The rows, in the order in which restore writes them.
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
-    row(10, "UDPLITE_SEND_CSCOV", Kind::Int(0, 65535, Unit::Bytes)).access(LITE_ONLY).since("2.6.20"),
-    row(11, "UDPLITE_RECV_CSCOV", Kind::Int(0, 65535, Unit::Bytes)).access(LITE_ONLY).since("2.6.20"),
+    row(10, "UDPLITE_SEND_CSCOV", COVERAGE).access(LITE_ONLY).only_on(Special::Lite).since("2.6.20"),
+    row(11, "UDPLITE_RECV_CSCOV", COVERAGE).access(LITE_ONLY).only_on(Special::Lite).since("2.6.20"),
     row(100, "UDP_ENCAP", Kind::Enum(ENCAP)).stage(Stage::AfterQueue).since("2.5.67"),
     row(101, "UDP_NO_CHECK6_TX", Kind::Flag).since("3.16"),
     row(102, "UDP_NO_CHECK6_RX", Kind::Flag).since("3.16"),

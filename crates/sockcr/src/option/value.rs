@@ -29,6 +29,8 @@ pub enum Unit {
     Rate,
     /// Routers passed.
     Hops,
+    /// A bit for each of 32 things.
+    Mask,
 }
 
 /// The order of the bytes of a device's index in the system call.
@@ -77,6 +79,8 @@ pub enum Kind {
     Device,
     /// At most so many bytes.
     Bytes(usize),
+    /// Exactly so many bytes, all 0 when nothing is chosen.
+    Field(usize),
     /// So many bytes that are shown as they are and never written.
     Opaque(usize),
 }
@@ -133,6 +137,14 @@ fn words(a: i64, b: i64) -> Vec<u8> {
 }
 
 impl Kind {
+    /// Whether a value of this kind is nothing at all.
+    pub(super) fn is_empty(self, value: &Value) -> bool {
+        match (self, value) {
+            (Kind::Field(_), Value::Bytes(bytes)) => bytes.iter().all(|byte| *byte == 0),
+            _ => value.is_empty(),
+        }
+    }
+
     /// How it lies in an attribute unless the row says otherwise.
     pub(super) const fn wire(self) -> Wire {
         match self {
@@ -171,7 +183,7 @@ impl Kind {
             Kind::PacketInfo => 20,
             // A little more than may be set: what is longer is seen to be so, not cut off.
             Kind::Bytes(most) => (most + 8).min(LONGEST),
-            Kind::Opaque(size) => size.min(SHORT),
+            Kind::Opaque(size) | Kind::Field(size) => size.min(SHORT),
             _ => 4,
         }
     }
@@ -212,7 +224,8 @@ impl Kind {
                 let name = String::from_utf8(name.to_vec()).ok()?;
                 Value::Text(Some(name).filter(|name| printable(name))?)
             }
-            Kind::Bytes(_) | Kind::Opaque(_) => Value::Bytes(bytes.to_vec()),
+            Kind::Field(size) if size != bytes.len() => return None,
+            Kind::Bytes(_) | Kind::Field(_) | Kind::Opaque(_) => Value::Bytes(bytes.to_vec()),
             _ if self.unsigned() => Value::Int((i32_at(bytes, 0)? as u32).into()),
             _ => Value::Int(i32_at(bytes, 0)?.into()),
         };
@@ -307,6 +320,10 @@ impl Kind {
             (Kind::Device, Value::Text(name)) if name.len() < 16 => Ok(()),
             (Kind::Device, Value::Text(name)) => Err(format!("{name} is longer than 15 bytes")),
             (Kind::Bytes(most), Value::Bytes(bytes)) => within(bytes.len() as i64, 0, most as i64),
+            (Kind::Field(size), Value::Bytes(bytes)) if bytes.len() == size => Ok(()),
+            (Kind::Field(size), Value::Bytes(bytes)) => {
+                Err(format!("{} bytes are not {size}", bytes.len()))
+            }
             _ => Err("this kind of value does not belong to this option".into()),
         }
     }
@@ -414,7 +431,7 @@ impl Kind {
             Kind::Txtime => pair("clockid", "flags"),
             Kind::PortRange => pair("low", "high"),
             Kind::Device => json.as_str().map(|text| Value::Text(text.into())),
-            Kind::Bytes(_) | Kind::Opaque(_) => {
+            Kind::Bytes(_) | Kind::Field(_) | Kind::Opaque(_) => {
                 json.as_str().and_then(crate::hex::decode).map(Value::Bytes)
             }
             _ => json.as_i64().map(Value::Int),
@@ -450,6 +467,7 @@ impl Kind {
             }
             Kind::Device => "a device, or nothing".into(),
             Kind::Bytes(most) => format!("at most {most} bytes in hexadecimal"),
+            Kind::Field(size) => format!("{size} bytes in hexadecimal, or none"),
             Kind::Opaque(0) => "-".into(),
             Kind::Opaque(size) => format!("{size} bytes"),
         }
@@ -474,6 +492,7 @@ impl Unit {
             Unit::Microseconds => ", in microseconds",
             Unit::Rate => ", in bytes a second",
             Unit::Hops => " routers",
+            Unit::Mask => ", a bit for each",
         }
     }
 }

@@ -2,28 +2,31 @@
 //!
 //! This is the RFC's `sk_prot->dump` and `sk_prot->restore`, as data.
 
+mod ping;
+mod raw;
 mod udp;
 
 use crate::error::{Error, ErrorKind};
-use crate::option::Row;
+use crate::option::{Access, Row, Special};
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
-/// A kind of socket.
-#[derive(Debug, PartialEq, Eq)]
+/// A kind of socket. Raw sockets are of one kind for each protocol number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Protocol {
     /// `inet` or `inet6`, as in images.
     pub family_name: &'static str,
-    /// `dgram`, as in images.
+    /// `dgram` or `raw`, as in images.
     pub type_name: &'static str,
-    /// `udp`, as in images and targets.
+    /// `udp`; `raw` whatever the protocol.
     pub name: &'static str,
-    /// `AF_INET`
+    /// `AF_INET` or `AF_INET6`
     pub family: u32,
-    /// `SOCK_DGRAM`
+    /// `SOCK_DGRAM` or `SOCK_RAW`
     pub socket_type: u32,
-    /// `IPPROTO_UDP`
+    /// `IPPROTO_...`
     pub number: u32,
     /// The option tables, in the order in which restore writes them.
     pub tables: &'static [&'static [Row]],
@@ -33,6 +36,26 @@ impl Protocol {
     /// Whether its addresses are those of IPv6.
     pub fn is_ipv6(&self) -> bool {
         self.family == AF_INET6
+    }
+
+    /// Whether it is a raw socket: it has no port, and hears what others of its protocol hear too.
+    pub fn is_raw(&self) -> bool {
+        self.socket_type == SOCK_RAW
+    }
+
+    /// Whether its number is that of UDP.
+    pub fn is_udp(&self) -> bool {
+        !self.is_raw() && self.number == IPPROTO_UDP
+    }
+
+    /// Whether its ports are those of UDP or UDP-Lite.
+    pub fn has_ports(&self) -> bool {
+        !self.is_raw() && !self.is_ping()
+    }
+
+    /// Whether a port of its own is an identifier of ICMP.
+    pub fn is_ping(&self) -> bool {
+        !self.is_raw() && matches!(self.number, IPPROTO_ICMP | IPPROTO_ICMPV6)
     }
 
     /// The address of a socket that has none.
@@ -47,17 +70,92 @@ impl Protocol {
     pub fn rows(&self) -> impl Iterator<Item = &'static Row> + Clone + use<> {
         self.tables.iter().copied().flatten()
     }
+
+    /// What an option of its tables is to a checkpoint of such a socket.
+    pub fn access(&self, row: &Row) -> Access {
+        let meant = |special: Special| match special {
+            Special::Raw => self.is_raw(),
+            Special::Lite => self.number == IPPROTO_UDPLITE && !self.is_raw(),
+        };
+        match row.special {
+            Some((special, access)) if meant(special) => access,
+            _ => row.access,
+        }
+    }
+
+    /// Whether a checkpoint of such a socket holds a value for the option.
+    pub fn carries(&self, row: &Row) -> bool {
+        matches!(self.access(row), Access::Carried(_)) && self.rows().any(|have| have == row)
+    }
+
+    /// The rows of which a checkpoint holds a value, in the order in which restore writes them.
+    pub fn carried(&self) -> impl Iterator<Item = &'static Row> + Clone + use<> {
+        let kind = *self;
+        let carried = move |row: &&Row| matches!(kind.access(row), Access::Carried(_));
+        self.rows().filter(carried)
+    }
 }
 
-const AF_INET6: u32 = 10;
+/// As targets and images name it: `udp`, `raw:89`.
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(self.family, self.socket_type, self.number))
+    }
+}
 
-/// All of them.
-pub static ALL: &[&Protocol] = &[&udp::IPV4, &udp::IPV6];
+const AF_INET: u32 = 2;
+const AF_INET6: u32 = 10;
+const SOCK_DGRAM: u32 = 2;
+const SOCK_RAW: u32 = 3;
+const IPPROTO_ICMP: u32 = 1;
+const IPPROTO_UDP: u32 = 17;
+const IPPROTO_ICMPV6: u32 = 58;
+const IPPROTO_UDPLITE: u32 = 136;
+
+/// All of them but raw sockets, of which these stand for all: those that have options or defaults of
+/// their own, and OSPF for the others.
+pub static ALL: &[&Protocol] = &[
+    &udp::IPV4,
+    &udp::IPV6,
+    &ping::IPV4,
+    &ping::IPV6,
+    &udp::LITE_IPV4,
+    &udp::LITE_IPV6,
+    &raw::IPV4[1],
+    &raw::IPV4[89],
+    &raw::IPV4[255],
+    &raw::IPV6[58],
+    &raw::IPV6[89],
+    &raw::IPV6[255],
+];
 
 /// The kind with these numbers.
 pub fn find(family: u32, socket_type: u32, number: u32) -> Option<&'static Protocol> {
-    let same = |p: &&Protocol| (p.family, p.socket_type, p.number) == (family, socket_type, number);
-    ALL.iter().copied().find(same)
+    let of_raw = |all: &'static [Protocol]| {
+        let there = all.get(usize::try_from(number).ok()?);
+        there.filter(|protocol| protocol.number != 0)
+    };
+    match (family, socket_type) {
+        (AF_INET, SOCK_RAW) => of_raw(&raw::IPV4),
+        (AF_INET6, SOCK_RAW) => of_raw(&raw::IPV6),
+        numbers => {
+            let same = |p: &&Protocol| (p.family, p.socket_type) == numbers && p.number == number;
+            ALL.iter().copied().find(same)
+        }
+    }
+}
+
+/// The kind with these names, the last one as [`Protocol`] displays itself.
+pub fn named(family: &str, socket_type: &str, name: &str) -> Option<&'static Protocol> {
+    let same = |p: &&Protocol| (p.family_name, p.type_name) == (family, socket_type);
+    let mut kinds = ALL.iter().copied().filter(same);
+    if let Some(found) = kinds.clone().find(|p| p.to_string() == name) {
+        return Some(found);
+    }
+    let (_, number) = name.split_once(':')?;
+    let like = kinds.next().filter(|p| p.is_raw())?;
+    let found = find(like.family, like.socket_type, number.parse().ok()?);
+    found.filter(|p| p.to_string() == name)
 }
 
 /// The kind of a socket.
@@ -78,7 +176,8 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<&'static Protocol, Error> {
     })?;
     find(family, socket_type, number).ok_or_else(|| {
         let kind = describe(family, socket_type, number);
-        let names: Vec<&str> = ALL.iter().map(|protocol| protocol.name).collect();
+        let mut names: Vec<&str> = ALL.iter().map(|protocol| protocol.name).collect();
+        names.dedup();
         Error::new(
             ErrorKind::NotSupported,
             kind,

@@ -11,7 +11,13 @@
 //! | yes | no port | IP_BIND_ADDRESS_NO_PORT, bind(address, 0) |
 //! | no | no | IP_LOCAL_PORT_RANGE to just this port, a connect() that fails |
 //!
-//! and then connect(peer). Before all of them a former peer is connected to and left. The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
+//! and then connect(peer). Before all of them a former peer is connected to and left.
+//!
+//! An identifier of a ping socket comes from no range: where it is not locked, the
+//! kernel is asked for the next one until it is the turn of this one (`ping_get_port`). A raw socket has no
+//! port, and nothing of it is ever locked (`raw_bind`, `rawv6_bind`): bind(address, 0).
+//!
+//! The address of an IPv6 socket is V6 always, v4-mapped where it speaks IPv4;
 //! no scope travels with it: the device of a link-local address is that of SO_BINDTODEVICE, which
 //! bind(2) and connect(2) to such an address set (`__inet6_bind`, `__ip6_datagram_connect`).
 
@@ -36,7 +42,7 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
 const IPPROTO_IPV6: i32 = 41;
 const IPV6_V6ONLY: i32 = 26;
-const IP_FREEBIND: i32 = 15;
+const IPV6_FREEBIND: i32 = 78;
 const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
@@ -49,7 +55,7 @@ pub(crate) const ESTABLISHED: u8 = 1;
 /// The addresses of a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Endpoint {
-    /// As getsockname(2) tells it; 0.0.0.0:0 or [::]:0 when unbound.
+    /// As getsockname(2) tells it; 0.0.0.0:0 or [::]:0 when unbound. A raw socket has port 0.
     pub local: SocketAddr,
     /// As getpeername(2) tells it, if connected; its port can be 0.
     pub peer: Option<SocketAddr>,
@@ -84,8 +90,15 @@ impl Endpoint {
         hidden: Option<&Hidden>,
         report: &mut Report,
     ) -> io::Result<Endpoint> {
+        if protocol.is_raw() && own_number(fd)? == 0 {
+            // `__udp_disconnect` takes it out of the table, and nothing puts it back.
+            report.lose(
+                "disconnected",
+                "the kernel gives it nothing to receive any more",
+            );
+        }
         if let Some(hidden) = hidden {
-            return Ok(Endpoint::from_kernel(hidden));
+            return Ok(Endpoint::from_kernel(hidden, protocol));
         }
         let peer = match rustix::net::getpeername(fd) {
             Ok(peer) => peer.map(plain).transpose()?,
@@ -93,23 +106,33 @@ impl Endpoint {
             Err(error) => return Err(error.into()),
         };
         let mut endpoint = Endpoint {
-            local: plain(rustix::net::getsockname(fd)?)?,
+            local: local(fd, protocol)?,
             peer,
             ..Endpoint::unbound(protocol)
         };
-        endpoint.guess(fd, report);
+        match protocol.is_raw() {
+            true if peer.is_none() => report.assume("peer none", "with port 0 only BPF sees one"),
+            true => {}
+            false => endpoint.guess(fd, protocol, report),
+        }
         Ok(endpoint)
     }
 
     /// As `inet_getname` tells it, and more: it answers ENOTCONN for a socket connected to port 0.
-    fn from_kernel(hidden: &Hidden) -> Endpoint {
+    fn from_kernel(hidden: &Hidden, protocol: &Protocol) -> Endpoint {
         let connected = hidden.state == ESTABLISHED;
         let address = match hidden.bound_address.is_unspecified() {
             true => hidden.source_address,
             false => hidden.bound_address,
         };
         Endpoint {
-            local: SocketAddr::new(address, hidden.bound_port),
+            local: SocketAddr::new(
+                address,
+                match protocol.is_raw() {
+                    true => 0,
+                    false => hidden.bound_port,
+                },
+            ),
             peer: connected.then(|| peer_of(hidden)),
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
@@ -118,11 +141,11 @@ impl Endpoint {
         }
     }
 
-    fn guess(&mut self, fd: BorrowedFd<'_>, report: &mut Report) {
+    fn guess(&mut self, fd: BorrowedFd<'_>, protocol: &Protocol, report: &mut Report) {
         if self.local.port() == 0 && self.local.ip().is_unspecified() {
             return;
         }
-        let ephemeral = ephemeral_ports(fd).contains(&self.local.port());
+        let ephemeral = protocol.is_ping() || ephemeral_ports(fd).contains(&self.local.port());
         self.port_locked = self.local.port() != 0 && !ephemeral;
         // Without a peer, only bind(2) can have set an address.
         self.address_locked = self.peer.is_none() && !self.local.ip().is_unspecified();
@@ -143,26 +166,32 @@ impl Endpoint {
     }
 
     /// Gives it another local address. Without a peer only bind(2) can have given it one, and locked
-    /// it: nothing else can be restored.
-    pub(crate) fn move_to(&mut self, address: IpAddr) {
-        if self.peer.is_none() && self.local.ip() != address {
+    /// it: nothing else can be restored. On a raw socket there is no lock.
+    pub(crate) fn move_to(&mut self, address: IpAddr, protocol: &Protocol) {
+        if self.peer.is_none() && self.local.ip() != address && !protocol.is_raw() {
             self.address_locked = !address.is_unspecified();
         }
         self.local.set_ip(address);
     }
 
-    /// Takes the peer away, and the address that only connect(2) had given, as the kernel does.
-    fn disconnect(&mut self) {
+    /// Takes the peer away, and the address that only connect(2) had given, as the kernel does. Of a raw
+    /// socket nobody knows whether it did.
+    fn disconnect(&mut self, protocol: &Protocol) {
         self.peer = None;
         (self.source, self.heard) = (None, None);
-        if !self.address_locked {
+        if !self.address_locked && !protocol.is_raw() {
             self.local.set_ip(any(self.local));
         }
     }
 
     /// Changes the local address or the peer as a person says it; what is given anew is locked, as
     /// bind(2) does. Answers the device that a link-local address names.
-    pub(crate) fn edit(&mut self, name: &str, text: &str) -> Result<Option<String>, String> {
+    pub(crate) fn edit(
+        &mut self,
+        name: &str,
+        text: &str,
+        protocol: &Protocol,
+    ) -> Result<Option<String>, String> {
         let mut device = None;
         let address = match text {
             "none" => None,
@@ -180,7 +209,7 @@ impl Endpoint {
         };
         match (name, address) {
             ("peer", Some(peer)) => (self.peer, self.heard) = (Some(peer), None),
-            ("peer", None) => self.disconnect(),
+            ("peer", None) => self.disconnect(protocol),
             (_, None) if self.peer.is_some() => {
                 return Err("a connected socket has a local address: peer=none first".into());
             }
@@ -188,11 +217,14 @@ impl Endpoint {
                 self.local = SocketAddr::new(any(self.local), 0);
                 (self.address_locked, self.port_locked) = (false, false);
             }
+            (_, Some(local)) if protocol.is_raw() && local.port() != 0 => {
+                return Err("a raw socket has no port: ADDR:0".into());
+            }
             (_, Some(local)) => {
                 if self.local.port() != local.port() {
                     self.port_locked = local.port() != 0;
                 }
-                self.move_to(local.ip());
+                self.move_to(local.ip(), protocol);
                 self.local.set_port(local.port());
             }
         }
@@ -203,27 +235,32 @@ impl Endpoint {
     pub(crate) fn restore(
         &self,
         fd: BorrowedFd<'_>,
+        protocol: &Protocol,
         options: &Options,
         interfaces: &Interfaces,
     ) -> Result<(), Failure> {
-        if let Some(heard) = self.heard {
+        // A raw socket that left a peer would hear nobody.
+        if let Some(heard) = self.heard.filter(|_| !protocol.is_raw()) {
             let directions = Directions::to(heard, fd, options, interfaces);
             directions.leave(heard)?;
         }
-        self.bind(fd, options)?;
+        let mut place = *self;
+        // An address that it was bound to and one that connect(2) gave it are the same to it.
+        place.address_locked |= protocol.is_raw() && !self.local.ip().is_unspecified();
+        place.bind(fd, protocol, options)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
                 true => Ok(()),
-                false => self.check(fd),
+                false => self.check(fd, protocol),
             };
         };
         let directions = Directions::to(peer.ip(), fd, options, interfaces);
-        if let Err(failure) = self.connect(fd, peer, &directions) {
+        if let Err(failure) = place.connect(fd, peer, &directions) {
             let detour = (directions.any() || needs_device(peer.ip()))
-                .then(|| self.connect_undirected(fd, peer, &directions));
+                .then(|| place.connect_undirected(fd, peer, &directions));
             detour.and_then(Result::ok).ok_or(failure)?;
         }
-        self.check(fd)
+        self.check(fd, protocol)
     }
 
     fn connect(
@@ -259,7 +296,12 @@ impl Endpoint {
         directions.put_back().map_err(failed)
     }
 
-    fn bind(&self, fd: BorrowedFd<'_>, options: &Options) -> Result<(), Failure> {
+    fn bind(
+        &self,
+        fd: BorrowedFd<'_>,
+        protocol: &Protocol,
+        options: &Options,
+    ) -> Result<(), Failure> {
         let address = match self.address_locked || self.peer.is_none() {
             true => self.local.ip(),
             false => any(self.local),
@@ -279,6 +321,7 @@ impl Endpoint {
         let range = || with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || autobind(fd, port));
         if let Some(only_ipv6) = changed_v6only(address, options)
             && !self.port_locked
+            && protocol.has_ports()
         {
             set_v6only(fd, false)?;
             with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0))?;
@@ -286,6 +329,11 @@ impl Endpoint {
             return if port == 0 { Ok(()) } else { range() };
         }
         match (self.address_locked, self.port_locked, port) {
+            (true, false, 0) if protocol.is_raw() => bind(0),
+            (true, false, port) if protocol.is_ping() => take_identifier(fd, port, || bind(0)),
+            (false, false, 1..) if protocol.is_ping() => {
+                take_identifier(fd, port, || autobind(fd, port))
+            }
             (_, true, port) => bind(port),
             (true, false, 0) => with_option(fd, IP_BIND_ADDRESS_NO_PORT, 1, || bind(0)),
             (true, false, port) => with_option(fd, IP_LOCAL_PORT_RANGE, only(port), || bind(0)),
@@ -309,11 +357,8 @@ impl Endpoint {
     }
 
     /// The kernel chooses in silence when it cannot do as asked.
-    fn check(&self, fd: BorrowedFd<'_>) -> Result<(), Failure> {
-        let got = rustix::net::getsockname(fd).map_err(io::Error::from);
-        let got = got
-            .and_then(plain)
-            .map_err(|e| Failure::at("getsockname", e))?;
+    fn check(&self, fd: BorrowedFd<'_>, protocol: &Protocol) -> Result<(), Failure> {
+        let got = local(fd, protocol).map_err(|e| Failure::at("getsockname", e))?;
         if got == self.local {
             return Ok(());
         }
@@ -331,7 +376,7 @@ impl Endpoint {
 }
 
 /// Binds a socket that has a device to an address of another one, which its owner can only have given
-/// it before the device: IP_FREEBIND does not ask where the address is (`__inet6_bind`), so it is asked
+/// it before the device: IPV6_FREEBIND does not ask where the address is (`__inet6_bind`), so it is asked
 /// here whether it is anywhere.
 fn bind_elsewhere(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
     if bound_device(fd) == 0 {
@@ -361,7 +406,7 @@ fn is_somewhere(fd: BorrowedFd<'_>, address: IpAddr) -> io::Result<()> {
 
 fn bind_freely(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
     let mut meanwhile = Meanwhile::new(fd);
-    meanwhile.set(IPPROTO_IP, IP_FREEBIND, 1)?;
+    meanwhile.set(IPPROTO_IPV6, IPV6_FREEBIND, 1)?;
     let bound = rustix::net::bind(fd, &to).map_err(io::Error::from);
     bound.and(meanwhile.put_back())
 }
@@ -644,6 +689,21 @@ pub(crate) fn plain(address: SocketAddrAny) -> io::Result<SocketAddr> {
     Ok(SocketAddr::new(address.ip(), address.port()))
 }
 
+/// The address and port of a socket; getsockname(2) tells the protocol of a raw one as its port.
+fn local(fd: BorrowedFd<'_>, protocol: &Protocol) -> io::Result<SocketAddr> {
+    let mut local = plain(rustix::net::getsockname(fd)?)?;
+    if protocol.is_raw() {
+        local.set_port(0);
+    }
+    Ok(local)
+}
+
+/// The port as getsockname(2) tells it (`inet_sport`): of a raw socket its protocol, while it is in the
+/// table that packets are received by.
+fn own_number(fd: BorrowedFd<'_>) -> io::Result<u16> {
+    Ok(plain(rustix::net::getsockname(fd)?)?.port())
+}
+
 /// No address of this family.
 fn any(address: SocketAddr) -> IpAddr {
     match address.is_ipv6() {
@@ -697,6 +757,36 @@ fn autobind(fd: BorrowedFd<'_>, port: u16) -> Result<(), Failure> {
         };
         Failure::at(format!("bind to port {port}"), error)
     })
+}
+
+/// Gives a ping socket an identifier that it does not lock, or none, whatever it gets by `take`.
+/// The kernel gives out the next one that is free, the same for all network namespaces; leaving one takes the
+/// device away (`__udp_disconnect`).
+fn take_identifier(
+    fd: BorrowedFd<'_>,
+    wanted: u16,
+    take: impl Fn() -> Result<(), Failure>,
+) -> Result<(), Failure> {
+    // Twice around, should others take some meanwhile.
+    const MOST: u32 = 2 << 16;
+    let step = format!("bind to identifier {wanted}");
+    let failed = |error: io::Error| Failure::at(step.clone(), error);
+    let mut meanwhile = Meanwhile::new(fd);
+    meanwhile
+        .keep(SOL_SOCKET, SO_BINDTOIFINDEX)
+        .map_err(failed)?;
+    for _ in 0..MOST {
+        take()?;
+        if wanted != 0 && own_number(fd).map_err(failed)? == wanted {
+            return meanwhile.put_back().map_err(failed);
+        }
+        rustix::net::connect_unspec(fd).map_err(|error| failed(error.into()))?;
+        meanwhile.put_back().map_err(failed)?;
+        if wanted == 0 {
+            return Ok(());
+        }
+    }
+    Err(failed(Errno::ADDRINUSE.into()))
 }
 
 /// A connect to an address of another family fails, but binds the socket first

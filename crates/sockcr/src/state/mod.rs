@@ -6,6 +6,7 @@ pub mod endpoint;
 pub mod errors;
 pub mod filter;
 pub mod flow_labels;
+mod hearers;
 pub mod interfaces;
 pub mod locks;
 pub(crate) mod meanwhile;

@@ -4,11 +4,14 @@
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
 use super::meanwhile::{self, Meanwhile};
-use super::{peek, raw_queue};
-use crate::kernel::inject::{self, Inexact, Injected, Injector};
+use super::shutdown::poll_now;
+use super::{hearers, peek, raw_queue};
+use crate::kernel::inject::{self, Carries, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
+use crate::protocol::Protocol;
 use crate::report::Report;
+use rustix::event::PollFlags;
 use rustix::net::{RecvFlags, recv};
 use std::collections::BTreeMap;
 use std::io;
@@ -17,6 +20,8 @@ use std::os::fd::BorrowedFd;
 
 /// More empty datagrams that somebody has peeked at are not worth the time of the looks.
 const MOST_PEEKS: usize = 1000;
+/// What an attribute of an image holds.
+const LONGEST: usize = 65_531;
 const SOL_SOCKET: i32 = 1;
 const SO_PEEK_OFF: i32 = 42;
 
@@ -92,12 +97,16 @@ const LOSSES: [Loss; 4] = [
 /// Reads the queue; what of it a restore could not put back is reported.
 pub(crate) fn dump(
     fd: BorrowedFd<'_>,
+    protocol: &Protocol,
     hidden: Option<&Hidden>,
     options: &Options,
     report: &mut Report,
 ) -> Vec<Datagram> {
     let Some(hidden) = hidden else {
-        return peek::dump(fd, report);
+        return match protocol.is_udp() {
+            true => peek::dump(fd, report),
+            false => unseen(fd, report),
+        };
     };
     if hidden.receive_queue == 0 {
         return Vec::new();
@@ -121,7 +130,33 @@ pub(crate) fn dump(
             false => report.assume(what + " never wanted", loss.why),
         }
     }
-    queue.into_iter().map(Datagram::from).collect()
+    let mut queue: Vec<Datagram> = queue.into_iter().map(Datagram::from).collect();
+    // Others have no SO_PEEK_OFF.
+    queue
+        .iter_mut()
+        .for_each(|d| d.peeked &= protocol.has_ports());
+    let waiting = queue.len();
+    queue.retain(|datagram| datagram.payload.len() <= LONGEST);
+    if queue.len() < waiting {
+        let count = waiting - queue.len();
+        report.lose(
+            "receive queue",
+            format!("{count} of them: too long for an image"),
+        );
+    }
+    queue
+}
+
+/// Without BPF only whether anything waits is seen of a socket that is not of UDP.
+fn unseen(fd: BorrowedFd<'_>, report: &mut Report) -> Vec<Datagram> {
+    let waits = poll_now(fd).map(|events| events.contains(PollFlags::IN));
+    if report.known("receive queue", waits).unwrap_or(false) {
+        report.lose(
+            "receive queue",
+            "without CAP_BPF it is read of UDP sockets only",
+        );
+    }
+    Vec::new()
 }
 
 impl From<Queued> for Datagram {
@@ -145,17 +180,29 @@ impl From<Queued> for Datagram {
     }
 }
 
-/// Puts the queue into a new, unbound socket without a filter ([`inject`]).
+/// Puts the queue into a new socket: an unbound one without a filter ([`inject`]), or one of ICMP in its
+/// place.
 pub(crate) fn restore(
     fd: BorrowedFd<'_>,
+    protocol: &Protocol,
     queue: &[Datagram],
     interfaces: &Interfaces,
     injector: &mut Injector,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let devices = devices(fd, queue, interfaces, report);
-    let queue = &without_too_long(queue, report)[..];
+    let mut queue = without_too_long(queue, report);
+    if !protocol.has_ports() {
+        let failed = |error| Failure::at("look who else would hear the receive queue", error);
+        without_heard(fd, protocol, &mut queue, report).map_err(failed)?;
+    }
+    let queue = &queue[..];
     let datagrams = queue.iter().map(|datagram| inject::Datagram {
+        carries: match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
+            (true, ..) => Carries::Data,
+            (false, true, false) => Carries::Packet,
+            _ => Carries::Message(protocol.number as u8),
+        },
         source: datagram.source,
         destination: datagram.destination,
         ttl: datagram.ttl,
@@ -198,6 +245,31 @@ fn without_too_long<'a>(queue: &'a [Datagram], report: &mut Report) -> Vec<&'a D
         ),
     }
     whole
+}
+
+/// Leaves out what others would hear too, or the kernel itself.
+fn without_heard(
+    fd: BorrowedFd<'_>,
+    protocol: &Protocol,
+    queue: &mut Vec<&Datagram>,
+    report: &mut Report,
+) -> io::Result<()> {
+    let mut lost: BTreeMap<&'static str, usize> = BTreeMap::new();
+    let others = match queue.is_empty() {
+        true => None,
+        false => hearers::others(fd, protocol)?,
+    };
+    queue.retain(|datagram| {
+        let why = others.or_else(|| hearers::act(fd, protocol, datagram));
+        why.is_none_or(|why| {
+            *lost.entry(why).or_default() += 1;
+            false
+        })
+    });
+    for (why, count) in lost {
+        report.lose("receive queue", format!("{count} of them: {why}"));
+    }
+    Ok(())
 }
 
 /// Peeks at the empty datagrams that somebody has peeked at: with SO_PEEK_OFF the first one at that
@@ -283,7 +355,7 @@ fn tell(injected: &Injected, report: &mut Report) {
         (
             Inexact::Options,
             "IP options",
-            "one more time stamp was added",
+            "arriving once more changed them",
         ),
     ] {
         let count = injected

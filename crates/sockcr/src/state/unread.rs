@@ -3,7 +3,8 @@
 use super::endpoint::ESTABLISHED;
 use super::shutdown::poll_now;
 use crate::kernel::Hidden;
-use crate::option::Options;
+use crate::option::{self, Options, Value};
+use crate::protocol::Protocol;
 use crate::report::Report;
 use rustix::event::PollFlags;
 use std::io;
@@ -12,10 +13,12 @@ use std::os::fd::BorrowedFd;
 const SOL_SOCKET: i32 = 1;
 const SO_MEMINFO: i32 = 55;
 const WMEM_ALLOC: usize = 2;
+const IPPROTO_RAW: u32 = 255;
 
 /// Reports policies and counters; without BPF also what waits.
 pub(crate) fn report(
     fd: BorrowedFd<'_>,
+    protocol: &Protocol,
     hidden: Option<&Hidden>,
     options: &Options,
     report: &mut Report,
@@ -23,6 +26,25 @@ pub(crate) fn report(
     match hidden {
         Some(hidden) => from_kernel(hidden, options, report),
         None => from_outside(fd, report)?,
+    }
+    router_alert(fd, protocol, report)
+}
+
+/// Only a socket of IPPROTO_RAW is told of alerts of IPv6 (`ip6_ra_control`); which, nobody says.
+fn router_alert(fd: BorrowedFd<'_>, protocol: &Protocol, report: &mut Report) -> io::Result<()> {
+    if !(protocol.is_raw() && protocol.is_ipv6() && protocol.number == IPPROTO_RAW) {
+        return Ok(());
+    }
+    let row = option::find("IPV6_ROUTER_ALERT").map(|row| row.read(fd));
+    match row.transpose()?.flatten() {
+        Some(Value::Int(0)) => report.assume(
+            "no IPV6_ROUTER_ALERT",
+            "a socket that is told of alert 0, of MLD, looks the same",
+        ),
+        _ => report.lose(
+            "IPV6_ROUTER_ALERT",
+            "on, and the kernel does not tell which",
+        ),
     }
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
-use sockcr::kernel::inject::{Datagram, Injected, Injector};
+use sockcr::kernel::inject::{Carries, Datagram, Injected, Injector};
 
 use super::place::{Device, devices, isolated, sysctl};
 use super::socket::{self, IP, IPV6, SOCKET, UDP, set, set_int};
@@ -156,6 +156,7 @@ pub fn plain(payload: &[u8]) -> Datagram<'_> {
         mark: 0,
         priority: 0,
         segment_size: 0,
+        carries: Carries::Data,
         ip_options: &[],
         payload,
     }

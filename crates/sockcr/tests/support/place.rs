@@ -24,7 +24,7 @@ pub fn isolated<F: FnOnce() -> Outcome + Send>(body: F) -> Outcome {
     let inside = std::env::var_os(INSIDE).is_some();
     let entered = std::thread::scope(|scope| {
         let thread = scope.spawn(|| match sockcr_sys::netns::unshare(libc::CLONE_NEWNET) {
-            Ok(()) => Some(up("lo").map_err(Into::into).and_then(|()| body())),
+            Ok(()) => Some(ready().map_err(Into::into).and_then(|()| body())),
             Err(_) => None,
         });
         thread
@@ -44,7 +44,7 @@ pub fn rootless<F: FnOnce() -> Outcome>(body: F) -> Outcome {
     match std::env::var_os(INSIDE) {
         Some(_) => {
             assert!(sockcr::kernel::reader().is_err(), "BPF in a user namespace");
-            up("lo")?;
+            ready()?;
             body()
         }
         None => in_user_namespace(&test_name(type_name_of_val(&body))),
@@ -85,6 +85,12 @@ fn control() -> io::Result<OwnedFd> {
     Ok(socket(AddressFamily::INET, SocketType::DGRAM, None)?)
 }
 
+/// The loopback device up, and ping sockets for the group of root.
+fn ready() -> io::Result<()> {
+    sysctl("net.ipv4.ping_group_range", "0 0")?;
+    up("lo")
+}
+
 /// Brings a device of this namespace up.
 pub fn up(device: &str) -> io::Result<()> {
     sockcr_sys::interface::bring_up(control()?.as_fd(), device)
@@ -117,14 +123,14 @@ pub struct Device {
 pub fn devices() -> io::Result<[Device; 2]> {
     veth("m0", "m1")?;
     let devices = [device("m0", 0)?, device("m1", 1)?];
-    devices.iter().try_for_each(ready)?;
+    devices.iter().try_for_each(routed)?;
     Ok(devices)
 }
 
 /// Waits until IPv6 has its routes: it makes them when the kernel has noticed that the cable is plugged
 /// in (`addrconf_notify`), and those of its own addresses some time after it has got them
 /// (`addrconf_dad_work`).
-fn ready(device: &Device) -> io::Result<()> {
+fn routed(device: &Device) -> io::Result<()> {
     const PATIENCE: Duration = Duration::from_secs(20);
     let end = Instant::now() + PATIENCE;
     let own = [device.address6, device.link_local];

@@ -22,8 +22,14 @@ pub const IP: i32 = 0;
 pub const IPV6: i32 = 41;
 /// `SOL_UDP`
 pub const UDP: i32 = 17;
+/// `SOL_UDPLITE`, another name of `SOL_UDP`.
+pub const UDPLITE: i32 = 136;
+/// `SOL_RAW`
+pub const RAW: i32 = 255;
+/// `SOL_ICMPV6`
+pub const ICMPV6: i32 = 58;
 /// All of them.
-pub const LEVELS: [i32; 4] = [SOCKET, IP, IPV6, UDP];
+pub const LEVELS: [i32; 6] = [SOCKET, IP, IPV6, UDP, RAW, ICMPV6];
 /// The highest number of an option that is tried.
 pub const HIGHEST: i32 = 120;
 /// Longer than this nothing may take.
@@ -253,6 +259,12 @@ pub fn wait_for(socket: &impl AsFd, events: PollFlags) -> io::Result<()> {
         0 => Err(io::ErrorKind::TimedOut.into()),
         _ => Ok(()),
     }
+}
+
+/// Whether anything waits to be received.
+pub fn poll_in(socket: &impl AsFd) -> io::Result<bool> {
+    let mut fds = [PollFd::new(socket, PollFlags::IN)];
+    Ok(poll(&mut fds, Some(&Timespec::default()))? != 0)
 }
 
 /// Receives one datagram; waits for it no longer than [`PATIENCE`].

@@ -6,7 +6,7 @@ use std::os::fd::AsFd;
 use sockcr::option::{Default, Kind, Level, Order, Row, Value};
 
 use super::place::Device;
-use super::socket::{self, IP, IPV6, SOCKET, UDP};
+use super::socket::{self, ICMPV6, IP, IPV6, RAW, SOCKET, UDP};
 
 const SO_SNDBUFFORCE: i32 = 32;
 const SO_RCVBUFFORCE: i32 = 33;
@@ -40,6 +40,8 @@ pub fn level(row: &Row) -> i32 {
         Level::Ip => IP,
         Level::Ipv6 => IPV6,
         Level::Udp => UDP,
+        Level::Raw => RAW,
+        Level::Icmpv6 => ICMPV6,
     }
 }
 
@@ -96,6 +98,11 @@ fn of_kind(kind: Kind, devices: &[Device]) -> Vec<Value> {
             names.map(|name| Value::Text(name.into())).collect()
         }
         Kind::PacketInfo => packet_infos(devices),
+        Kind::Field(size) => {
+            let mixed = (0..size).map(|at| at as u8).collect();
+            let all = [vec![0; size], vec![0xff; size], mixed];
+            all.map(Value::Bytes).into()
+        }
         Kind::Bytes(_) | Kind::Opaque(_) => Vec::new(),
     }
 }

@@ -10,7 +10,7 @@ use rustix::io::Errno;
 use super::record::{self, RECORDS};
 use super::sender::Way;
 use super::target::Target;
-use super::{Datagram, Inexact, Injected, Injector, LOOPBACK, step};
+use super::{Carries, Datagram, Inexact, Injected, Injector, LOOPBACK, step};
 
 /// How long a packet may take from sendmmsg(2) to the queue: on the loopback device it is there
 /// when the call returns, unless softirqs are put off or the device has a queue of its own.
@@ -28,6 +28,8 @@ enum Sent {
 pub struct Filling<'a> {
     injector: &'a Injector,
     target: Target<'a>,
+    /// The program gives it the packets.
+    assigned: bool,
     /// How each datagram goes.
     ways: Vec<Way>,
     /// How long the queue is to be.
@@ -39,11 +41,17 @@ pub struct Filling<'a> {
 
 impl<'a> Filling<'a> {
     /// Makes the socket one that takes what the program gives it, and nothing else.
-    pub fn new(injector: &'a Injector, socket: BorrowedFd<'a>, ways: Vec<Way>) -> io::Result<Self> {
+    pub fn new(
+        injector: &'a Injector,
+        socket: BorrowedFd<'a>,
+        assigned: bool,
+        ways: Vec<Way>,
+    ) -> io::Result<Self> {
         let queued = injector.reader.read(socket)?.receive_queue as usize;
         let filling = Self {
             injector,
-            target: Target::prepare(socket, injector.secret)?,
+            target: Target::prepare(socket, injector.secret, assigned)?,
+            assigned,
             ways,
             queued,
             any_ipv4: false,
@@ -54,13 +62,16 @@ impl<'a> Filling<'a> {
     }
 
     fn open(&self) -> io::Result<()> {
-        let opened = self.injector.target.put_socket(self.target.socket);
+        let opened = match self.assigned {
+            true => self.injector.target.put_socket(self.target.socket),
+            false => Ok(()),
+        };
         let opened = opened
             .map_err(step("put the new socket into a BPF map"))
             .and_then(|()| self.target.open());
         if opened.is_err() {
             // Their own errors would only hide the first.
-            let _ = self.injector.target.remove();
+            let _ = self.remove();
             let _ = self.target.finish();
         }
         opened
@@ -175,11 +186,18 @@ impl<'a> Filling<'a> {
         io::Error::other(format!("{what}, and those behind were not sent, {why}"))
     }
 
-    /// Makes the socket unbound again.
+    fn remove(&self) -> io::Result<()> {
+        match self.assigned {
+            true => self.injector.target.remove(),
+            false => Ok(()),
+        }
+    }
+
+    /// Makes the socket as it was.
     pub fn finish(&self) -> io::Result<()> {
         let closed = self.target.close();
         let left = closed.and_then(|()| self.leave_route());
-        let removed = self.injector.target.remove();
+        let removed = self.remove();
         let finished = self.target.finish();
         left.and(removed)
             .and(finished)
@@ -192,11 +210,12 @@ impl<'a> Filling<'a> {
     fn leave_route(&self) -> io::Result<()> {
         let before = self.injector.reader.read(self.target.socket)?;
         let group = !before.memberships.is_empty();
-        if !self.any_ipv4 || group == self.last_group {
+        if !self.any_ipv4 || group == self.last_group || !self.assigned {
             return Ok(());
         }
         let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9);
         let packet = Datagram {
+            carries: Carries::Data,
             source: nowhere,
             destination: nowhere,
             ttl: 1,

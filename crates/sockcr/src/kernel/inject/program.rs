@@ -241,11 +241,13 @@ fn store_bytes(code: &mut Assembler, from: usize, length: Register, exits: &Exit
 /// of the socket knows our packets by ([`super::target`]).
 fn assign(code: &mut Assembler, plan: &Plan<'_>, exits: &Exits) {
     let pass = code.label();
-    code.load(Width::Word, Register::R1, RECORD, record::ASSIGNED);
-    code.jump_if(Register::R1, Condition::Equal, 0, pass);
+    code.load(Width::Word, Register::R1, RECORD, record::GOES_TO);
+    code.jump_if(Register::R1, Condition::Equal, record::ANYBODY as i32, pass);
     code.copy(Register::R1, SKB);
     code.set(Register::R2, plan.secret);
     code.call(Helper::SetHash);
+    code.load(Width::Word, Register::R1, RECORD, record::GOES_TO);
+    code.jump_if(Register::R1, Condition::Equal, record::KNOWN as i32, pass);
     code.look_up(plan.target, KEY, exits.drop);
     code.copy(NUMBER, Register::R0);
     code.copy(Register::R1, SKB);

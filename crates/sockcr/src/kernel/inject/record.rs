@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use super::{Datagram, Notice};
+use super::{Carries, Datagram, Notice};
 
 /// The datagrams that can be on their way at once; a TOS byte tells them apart.
 pub const RECORDS: usize = 256;
@@ -29,9 +29,16 @@ pub const MARK: usize = OPTIONS_LENGTH + 4;
 pub const SEEN: usize = MARK + 4;
 pub const TIME: usize = SEEN + 4;
 pub const PRIORITY: usize = TIME + 8;
-/// Whether it goes to the socket of the map, wherever it was sent to.
-pub const ASSIGNED: usize = PRIORITY + 4;
-pub const SIZE: usize = ASSIGNED + 4;
+/// Who gets it: [`ANYBODY`], [`ASSIGNED`] or [`KNOWN`].
+pub const GOES_TO: usize = PRIORITY + 4;
+pub const SIZE: usize = GOES_TO + 4;
+
+/// Whom the kernel finds.
+pub const ANYBODY: u32 = 0;
+/// The socket of the map, wherever it was sent to.
+pub const ASSIGNED: u32 = 1;
+/// Whom the kernel finds and whose filter knows our packets.
+pub const KNOWN: u32 = 2;
 
 const VERSION: u8 = 0x40;
 const VERSION6: u32 = 6 << 28;
@@ -48,37 +55,69 @@ const RECORD_ROUTE: u8 = 7;
 const TIMESTAMP: u8 = 68;
 
 /// What a record is made of.
-struct Parts<'a> {
-    header: IpHeader<'a>,
+struct Parts {
+    /// The IP header, and how many of its bytes are options.
+    header: Vec<u8>,
+    options: usize,
     /// The first bytes behind the IP header.
     head: [u8; UDP_HEADER_SIZE],
     mark: u32,
     received_at: i64,
     priority: u32,
-    assigned: bool,
+    goes_to: u32,
 }
 
 /// The record of a datagram, as the program reads it.
 pub fn encode(datagram: &Datagram<'_>) -> io::Result<[u8; SIZE]> {
-    let options = padded_options(datagram).ok_or(io::ErrorKind::InvalidInput)?;
-    let size = UDP_HEADER_SIZE + datagram.payload.len();
-    let udp_total = u16::try_from(size).map_err(|_| io::ErrorKind::InvalidInput)?;
-    fill(&Parts {
-        header: IpHeader {
-            source: datagram.source.ip(),
-            destination: datagram.destination.ip(),
-            ttl: datagram.ttl,
-            tos: datagram.tos,
-            flow_label: datagram.flow_label,
-            protocol: UDP,
-            options: &options,
-            size,
+    let parts = parts(datagram).ok_or(io::ErrorKind::InvalidInput)?;
+    fill(&parts)
+}
+
+fn parts(datagram: &Datagram<'_>) -> Option<Parts> {
+    let options = padded_options(datagram)?;
+    let mut head = [0; UDP_HEADER_SIZE];
+    let (protocol, size) = match datagram.carries {
+        Carries::Data => {
+            let size = UDP_HEADER_SIZE + datagram.payload.len();
+            let total = u16::try_from(size).ok()?;
+            head = udp_header(datagram.source, datagram.destination, total);
+            (UDP, size)
+        }
+        Carries::Message(protocol) => (protocol, datagram.payload.len()),
+        Carries::Packet => (0, 0),
+    };
+    if datagram.carries != Carries::Data {
+        head.iter_mut()
+            .zip(datagram.body())
+            .for_each(|(to, from)| *to = *from);
+    }
+    let made = IpHeader {
+        source: datagram.source.ip(),
+        destination: datagram.destination.ip(),
+        ttl: datagram.ttl,
+        tos: datagram.tos,
+        flow_label: datagram.flow_label,
+        protocol,
+        options: &options,
+        size,
+    };
+    Some(Parts {
+        header: match datagram.carries {
+            Carries::Packet => {
+                let own = datagram.payload.get(..datagram.own_header())?;
+                (own.len() == HEADER + options.len()).then(|| own.to_vec())?
+            }
+            _ => made.bytes()?,
         },
-        head: udp_header(datagram.source, datagram.destination, udp_total),
+        options: made.options_size(),
+        head,
         mark: datagram.mark,
         received_at: datagram.received_at,
         priority: datagram.priority,
-        assigned: true,
+        goes_to: match datagram.carries {
+            Carries::Data => ASSIGNED,
+            _ => KNOWN,
+        },
     })
 }
 
@@ -94,25 +133,28 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     let sum = checksum(&whole).to_be_bytes();
     let [_, _, high, low, ..] = &mut head;
     [*high, *low] = sum;
-    fill(&Parts {
-        header: IpHeader {
-            source: notice.source,
-            destination: notice.local,
-            ttl: notice.ttl,
-            tos: notice.tos,
-            flow_label: notice.flow_label,
-            protocol: match notice.local {
-                IpAddr::V4(_) => ICMP,
-                IpAddr::V6(_) => ICMPV6,
-            },
-            options: &[],
-            size,
+    let header = IpHeader {
+        source: notice.source,
+        destination: notice.local,
+        ttl: notice.ttl,
+        tos: notice.tos,
+        flow_label: notice.flow_label,
+        protocol: match notice.local {
+            IpAddr::V4(_) => ICMP,
+            IpAddr::V6(_) => ICMPV6,
         },
+        options: &[],
+        size,
+    };
+    let header = header.bytes().ok_or(io::ErrorKind::InvalidInput)?;
+    fill(&Parts {
+        header,
+        options: 0,
         head,
         mark: 0,
         received_at: notice.received_at,
         priority: 0,
-        assigned: false,
+        goes_to: ANYBODY,
     })
 }
 
@@ -127,18 +169,17 @@ fn pseudo_header(notice: &Notice<'_>, size: usize) -> Vec<u8> {
     bytes
 }
 
-fn fill(parts: &Parts<'_>) -> io::Result<[u8; SIZE]> {
+fn fill(parts: &Parts) -> io::Result<[u8; SIZE]> {
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let header = parts.header.bytes().ok_or_else(invalid)?;
-    let length = parts.header.options_size() as u32;
+    let length = parts.options as u32;
     let places: [(usize, &[u8]); 7] = [
-        (IP_HEADER, &header),
+        (IP_HEADER, &parts.header),
         (UDP_HEADER, &parts.head),
         (OPTIONS_LENGTH, &length.to_ne_bytes()),
         (MARK, &parts.mark.to_ne_bytes()),
         (TIME, &parts.received_at.to_ne_bytes()),
         (PRIORITY, &parts.priority.to_ne_bytes()),
-        (ASSIGNED, &u32::from(parts.assigned).to_ne_bytes()),
+        (GOES_TO, &parts.goes_to.to_ne_bytes()),
     ];
     let mut record = [0; SIZE];
     for (at, part) in places {
@@ -268,9 +309,11 @@ fn before_arrival(options: &[u8], here: Ipv4Addr) -> Vec<u8> {
     options
 }
 
-/// Whether arriving here once more changes the options: a time is added, or counted as missing.
-pub fn changes_on_arrival(options: &[u8]) -> bool {
-    find(options, TIMESTAMP).is_some()
+/// Whether arriving here once more changes the options: a time is added, or counted as missing; where they
+/// stay `as_they_are`, a stop too.
+pub fn changes_on_arrival(options: &[u8], as_they_are: bool) -> bool {
+    let stop = as_they_are && find(options, RECORD_ROUTE).is_some();
+    stop || find(options, TIMESTAMP).is_some()
 }
 
 /// Where an option of this kind begins.
@@ -292,6 +335,7 @@ mod tests {
 
     fn datagram(payload: &[u8]) -> Datagram<'_> {
         Datagram {
+            carries: Carries::Data,
             source: SocketAddr::from(([192, 168, 0, 1], 53)),
             destination: SocketAddr::from(([192, 168, 0, 199], 5353)),
             ttl: 64,
@@ -346,7 +390,7 @@ mod tests {
         for odd in [&[7][..], &[7, 7], &[7, 7, 1], &[7, 7, 255], &[3, 0]] {
             assert_eq!(before_arrival(odd, here), odd);
         }
-        assert!(changes_on_arrival(&[1, 68, 8, 5, 0, 0, 0, 0, 0]));
-        assert!(!changes_on_arrival(&read));
+        assert!(changes_on_arrival(&[1, 68, 8, 5, 0, 0, 0, 0, 0], false));
+        assert!(!changes_on_arrival(&read, false));
     }
 }

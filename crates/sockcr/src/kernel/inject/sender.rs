@@ -19,7 +19,7 @@ use sockcr_sys::sockopt;
 
 use super::program::TRANSIT_PROTOCOL;
 use super::record::{NO_OPERATION, padded_options};
-use super::{Datagram, LOOPBACK};
+use super::{Carries, Datagram, LOOPBACK};
 
 const SOL_SOCKET: i32 = 1;
 const SO_SNDBUFFORCE: i32 = 32;
@@ -57,7 +57,12 @@ impl Way {
     /// The way of a datagram.
     pub fn of(datagram: &Datagram<'_>) -> Self {
         let ipv6 = datagram.destination.is_ipv6();
-        let group = !ipv6 && is_for_many(datagram);
+        let group = !ipv6
+            && match datagram.carries {
+                Carries::Data => is_for_many(datagram),
+                Carries::Packet => datagram.is_icmp_packet() || is_for_many(datagram),
+                Carries::Message(_) => false,
+            };
         let device = match (datagram.interface, group) {
             (0 | LOOPBACK, true) => LOOPBACK,
             (LOOPBACK, false) => 0,
@@ -180,7 +185,7 @@ impl Sender {
                 control,
                 parts: match segments {
                     true => [datagram.payload, &[]],
-                    false => [tag, datagram.payload],
+                    false => [tag, datagram.rest()],
                 },
             })
             .collect();

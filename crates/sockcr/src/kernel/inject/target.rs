@@ -48,23 +48,26 @@ pub struct Target<'a> {
     pub socket: BorrowedFd<'a>,
     /// The hash of our packets.
     secret: i32,
+    assigned: bool,
     meanwhile: Meanwhile<'a>,
-    /// IP_PKTINFO as it is now.
-    tells: bool,
+    /// IP_PKTINFO as it is now; a raw socket of IPv6 has none.
+    tells: Option<bool>,
 }
 
 impl<'a> Target<'a> {
     /// Binds the socket to a port of its own. A filter lets nothing in until [`Target::open`].
-    pub fn prepare(socket: BorrowedFd<'a>, secret: i32) -> io::Result<Self> {
-        if plain(rustix::net::getsockname(socket)?)?.port() != 0 {
+    /// One that is not assigned stays where it is, but for its device.
+    pub fn prepare(socket: BorrowedFd<'a>, secret: i32, assigned: bool) -> io::Result<Self> {
+        if assigned && plain(rustix::net::getsockname(socket)?)?.port() != 0 {
             let why = "only an unbound socket can get a queue";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut target = Self {
             socket,
             secret,
+            assigned,
             meanwhile: Meanwhile::new(socket),
-            tells: false,
+            tells: None,
         };
         match target.take_place() {
             Ok(()) => Ok(target),
@@ -83,14 +86,24 @@ impl<'a> Target<'a> {
             .room(Buffer::Receive, ROOM)
             .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
+        if !self.assigned {
+            return Ok(());
+        }
         bind_to_any(self.socket).map_err(step("bind meanwhile to a port of its own"))
     }
 
     fn set_options(&mut self) -> io::Result<()> {
         // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
+        if !self.assigned {
+            // What comes by the loopback device is not for one that is bound to another.
+            self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+            let tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO);
+            self.tells = tells.ok().map(|tells| tells != 0);
+            return Ok(());
+        }
         self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
-        self.tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO)? != 0;
+        self.tells = Some(self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO)? != 0);
         for (level, name, value) in SETTINGS {
             self.meanwhile.set(level, name, value)?;
         }
@@ -113,9 +126,9 @@ impl<'a> Target<'a> {
 
     /// Whether datagrams that come now will tell IP_PKTINFO (`ipv4_pktinfo_prepare`).
     pub fn tell(&mut self, tells: bool) -> io::Result<()> {
-        if self.tells != tells {
+        if self.tells.is_some_and(|now| now != tells) {
             meanwhile::set(self.socket, IPPROTO_IP, IP_PKTINFO, i32::from(tells))?;
-            self.tells = tells;
+            self.tells = Some(tells);
         }
         Ok(())
     }
@@ -123,6 +136,9 @@ impl<'a> Target<'a> {
     /// Takes address, port and peer away, and puts the options back. The queue stays
     /// (`__udp_disconnect`). The filter goes last.
     pub fn finish(&self) -> io::Result<()> {
+        if !self.assigned {
+            return self.meanwhile.put_back();
+        }
         let left = rustix::net::connect_unspec(self.socket).map_err(io::Error::from);
         let back = self.meanwhile.put_back();
         left.and(back).and(filter::unblock(self.socket))
