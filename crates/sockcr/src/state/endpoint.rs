@@ -559,6 +559,8 @@ fn scoped(peer: SocketAddr) -> SocketAddr {
 struct Directions<'a> {
     /// It is an AF_INET6 socket, whose source may be of another protocol than its peer.
     inet6: bool,
+    /// It has options of IPPROTO_IP: raw sockets of IPv6 have none (`rawv6_setsockopt`).
+    inet: bool,
     /// The peer speaks IPv6.
     ipv6: bool,
     fd: BorrowedFd<'a>,
@@ -575,6 +577,7 @@ impl<'a> Directions<'a> {
     ) -> Self {
         Self {
             inet6: peer.is_ipv6(),
+            inet: meanwhile::get(fd, IPPROTO_IP, IP_UNICAST_IF).is_ok(),
             ipv6: peer.to_canonical().is_ipv6(),
             fd,
             options,
@@ -607,7 +610,10 @@ impl<'a> Directions<'a> {
 
     /// What taking an IPv4 source has changed.
     fn put_multicast_back(&self) -> io::Result<()> {
-        self.again("IP_MULTICAST_IF", &Value::Pair(0, 0))
+        match self.inet {
+            true => self.again("IP_MULTICAST_IF", &Value::Pair(0, 0)),
+            false => Ok(()),
+        }
     }
 
     /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
@@ -616,6 +622,9 @@ impl<'a> Directions<'a> {
         if self.inet6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
             fresh.try_for_each(|(name, fresh)| self.put(name, fresh))?;
+        }
+        if !self.inet {
+            return Ok(());
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -646,6 +655,9 @@ impl<'a> Directions<'a> {
         let failed = |error: io::Error| Failure::at(format!("former peer {peer}"), error);
         let mut meanwhile = Meanwhile::new(self.fd);
         for (level, name) in ALONE {
+            if level == IPPROTO_IP && !self.inet {
+                continue;
+            }
             meanwhile.set(level, name, 0).map_err(failed)?;
         }
         self.to_loopback().map_err(failed)?;
@@ -664,7 +676,9 @@ impl<'a> Directions<'a> {
             fresh.try_for_each(|(name, fresh)| self.again(name, fresh))?;
         }
         self.put_multicast_back()?;
-        self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        if self.inet {
+            self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        }
         self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -174,15 +175,34 @@ pub fn get_int(socket: &impl AsFd, level: i32, name: i32) -> io::Result<i32> {
 /// The answer to every getsockopt(2) there is.
 pub type Sweep = BTreeMap<(i32, i32), Result<Vec<u8>, i32>>;
 
-/// Asks a socket everything that can be compared with another one's.
+/// Asks a socket everything that can be compared with another one's, of what its kind knows.
 pub fn sweep(socket: &impl AsFd) -> Sweep {
-    let names = LEVELS
-        .into_iter()
-        .flat_map(|level| (0..=HIGHEST).map(move |n| (level, n)));
-    names
-        .filter(|name| !NOT_SWEPT.contains(name))
-        .map(|(level, name)| ((level, name), get(socket, level, name, 256)))
-        .collect()
+    let names = known(socket);
+    let answers = names
+        .iter()
+        .map(|name| (*name, get(socket, name.0, name.1, 256)));
+    answers.collect()
+}
+
+/// Levels and numbers of options.
+type Names = Arc<Vec<(i32, i32)>>;
+
+/// The options that the first socket of this kind knew.
+fn known(socket: &impl AsFd) -> Names {
+    static KNOWN: Mutex<BTreeMap<Vec<i32>, Names>> = Mutex::new(BTreeMap::new());
+    let ask = |name| get_int(socket, SOCKET, name).unwrap_or(0);
+    let kind = [39, 3, 38].map(ask);
+    let mut known = KNOWN.lock().unwrap_or_else(|gone| gone.into_inner());
+    let names = known.entry(kind.to_vec()).or_insert_with(|| {
+        let absent = [libc::ENOPROTOOPT, libc::EOPNOTSUPP].map(Err);
+        let names = LEVELS
+            .into_iter()
+            .flat_map(|level| (0..=HIGHEST).map(move |n| (level, n)))
+            .filter(|name| !NOT_SWEPT.contains(name))
+            .filter(|(level, name)| !absent.contains(&get(socket, *level, *name, 256)));
+        Arc::new(names.collect())
+    });
+    names.clone()
 }
 
 /// Where two sweeps differ, in words.
