@@ -206,6 +206,8 @@ numbers! {
     /// The flow labels that the socket has leased, 24 bytes each: u32 label, 16 bytes destination, u16
     /// seconds it lingers, u8 who may share it, a zero. Absent: none.
     FLOW_LABELS = 104,
+    /// In QUEUE of a [`CORK`], u32: the bytes of a fragment at most; absent: as many as its device takes.
+    CORK_FRAGMENT_SIZE = 105,
 
     /// 16 bytes: the former peer of an AF_INET6 socket, which hears nobody else by IPv6 since it was
     /// disconnected; absent: none.

@@ -92,6 +92,11 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
             .peer
             .map_or("none".into(), |peer| checkpoint.shown(&peer)),
     );
+    if let Some(SocketAddr::V6(peer)) = endpoint.peer
+        && peer.flowinfo() != 0
+    {
+        add("peer's flow label", format!("{:#07x}", peer.flowinfo()));
+    }
     if let Some(source) = endpoint.source {
         add("source address", source.to_string());
     }
@@ -101,8 +106,8 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     for (row, value) in checkpoint.options.iter() {
         add(row.name, row.kind.show(value, &checkpoint.interfaces));
     }
-    for lease in &checkpoint.flow_labels {
-        add("flow label", describe_lease(lease));
+    for (at, lease) in checkpoint.flow_labels.iter().enumerate() {
+        add(&format!("flow label {}", at + 1), describe_lease(lease));
     }
     add("send buffer lock", locked(checkpoint.buffer_locks.send));
     add(
@@ -223,7 +228,7 @@ fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
     let given = |value: Option<u8>| value.map_or("-".into(), |value| value.to_string());
     format!(
         "{} to {}, ttl {}, tos {}, flow label {}, in one piece {}, by {}, by a gateway {}, mark {}, \
-         priority {}, segment {}, at {}, options {}: {}",
+         priority {}, segment {}, fragments {}, at {}, options {}: {}",
         corked.source,
         corked.destination,
         given(corked.ttl),
@@ -235,6 +240,7 @@ fn cork(checkpoint: &Checkpoint, corked: &Corked) -> String {
         corked.mark,
         corked.priority,
         corked.segment_size,
+        corked.fragment_size,
         corked.transmit_time,
         crate::hex::encode(&corked.ip_options),
         crate::hex::encode(&corked.payload),

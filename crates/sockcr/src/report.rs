@@ -45,8 +45,9 @@ impl Report {
 
     /// Whether the loss of this property is told already, as a step that failed.
     pub(crate) fn tells_of(&self, property: &str) -> bool {
-        let (step, group) = match property.split_once(' ') {
+        let (step, group) = match property.rsplit_once(' ') {
             Some(("membership", _)) => ("join", true),
+            Some(("flow label", _)) => ("flow label", true),
             _ => (property, false),
         };
         let tells = |note: &Note| match note.what.strip_prefix(step) {

@@ -27,7 +27,7 @@ use rustix::net::{
 };
 use std::borrow::Cow;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{BorrowedFd, OwnedFd};
 
 /// How to restore.
@@ -294,7 +294,10 @@ impl Checkpoint {
     fn corks(&self) -> Option<CorkAt> {
         let corked = self.cork.as_ref()?;
         let peer = self.endpoint.peer;
-        let stays = peer.is_none_or(|peer| peer == corked.destination) && !self.errors.connects();
+        let there = corked.destination;
+        // The flow label does not count.
+        let is_there = |peer: SocketAddr| (peer.ip(), peer.port()) == (there.ip(), there.port());
+        let stays = peer.is_none_or(is_there) && !self.errors.connects();
         Some(match self.errors.pending != 0 && stays {
             true => CorkAt::BeforeErrors,
             false if self.endpoint.local.port() == 0 => CorkAt::AfterErrors,

@@ -42,6 +42,8 @@ const IP_RECVERR: i32 = 11;
 const IPV6_UNICAST_HOPS: i32 = 16;
 const IPV6_MULTICAST_IF: i32 = 17;
 const IPV6_MULTICAST_HOPS: i32 = 18;
+const IPV6_MTU_DISCOVER: i32 = 23;
+const IPV6_MTU: i32 = 24;
 const IPV6_HOPLIMIT: i32 = 52;
 const IPV6_HOPOPTS: i32 = 54;
 const IPV6_RTHDRDSTOPTS: i32 = 55;
@@ -476,6 +478,42 @@ fn a_remembered_path_is_no_gateway() -> Outcome {
             Ok(socket)
         })
     })
+}
+
+/// Its first piece fixes what it is cut into, too.
+#[test]
+fn cut_as_it_was() -> Outcome {
+    for family in FAMILIES {
+        privileged(|| {
+            let wire = Wire::new(family)?;
+            waiting::ip("route add 10.1.1.2/32 dev v1 mtu 1300")?;
+            waiting::ip("route add fd00:1::2/128 dev v1 mtu 1300")?;
+            let ipv6 = family == Family::Ipv6;
+            let mode = match ipv6 {
+                true => (IPV6, IPV6_MTU_DISCOVER),
+                false => (IP, IP_MTU_DISCOVER),
+            };
+            let mut cases = vec![(mode, 1, 5), (mode, 5, 1), (mode, 0, 2), (mode, 0, 5)];
+            if ipv6 {
+                let most = (IPV6, IPV6_MTU);
+                cases.extend([(most, 1280, 0), (most, 0, 1280), (most, 1290, 1281)]);
+            }
+            for ((level, name), before, after) in cases {
+                println!("{family:?} option {name}: {before}, then {after}");
+                wire.compare(|| {
+                    let options = [(level, name, before)];
+                    let socket = corked(family, wire.to, &options, &[&[1; 4000], &[2; 999]], &[])?;
+                    set_int(&socket, level, name, after)?;
+                    if after == 2 {
+                        set_int(&socket, level, name, 1)?;
+                    }
+                    Ok(socket)
+                })?;
+            }
+            Ok(())
+        })?;
+    }
+    Ok(())
 }
 
 #[test]

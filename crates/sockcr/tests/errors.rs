@@ -36,6 +36,7 @@ const M0: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 1);
 const SO_REUSEADDR: i32 = 2;
 const SO_ERROR: i32 = 4;
 const SO_SNDBUFFORCE: i32 = 32;
+const SO_MARK: i32 = 36;
 const SO_TIMESTAMPING: i32 = 37;
 const IP_OPTIONS: i32 = 4;
 const IP_MTU_DISCOVER: i32 = 10;
@@ -302,6 +303,59 @@ fn messages_of_every_kind_of_ipv6() -> Outcome {
             .args(["-6", "route", "show", "cache"])
             .output()?;
         assert_eq!(String::from_utf8(routes.stdout)?, "");
+        Ok(())
+    })
+}
+
+/// By a device, to whose address it came: its way is told, and the MTU of no path changes.
+#[test]
+fn too_big_by_a_device() -> Outcome {
+    privileged(|| {
+        let [device, _] = devices()?;
+        let ip = |arguments: &str| {
+            let output = std::process::Command::new("ip")
+                .args(arguments.split(' '))
+                .output()?;
+            assert!(output.status.success(), "{arguments}: {output:?}");
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>(String::from_utf8(output.stdout)?)
+        };
+        ip("-6 route add 2001:db8::/32 dev m0")?;
+        let make = || {
+            let socket = of(Family::Ipv6)?;
+            set_int(&socket, SOCKET, SO_MARK, 5)?;
+            socket::bind(&socket, (Family::Ipv6.any(), PORT))?;
+            for kind in [2, 1] {
+                let rest = 1300_u32.to_be_bytes();
+                tell6(&socket, device.address6, 64, [kind, 0], rest, &[1; 100])?;
+            }
+            Ok(socket)
+        };
+        // It is known here since the original heard of it.
+        compare(make)?;
+        assert!(ip("-6 route show cache")?.contains("mtu 1300"));
+        let checkpoint = Checkpoint::dump(&make()?)?;
+        ip("-6 route del 2001:db8::/32 dev m0")?;
+        ip("-6 route add 2001:db8::/32 dev m0")?;
+        assert_eq!(ip("-6 route show cache")?, "");
+        let refused = checkpoint.restore(&exactly()).unwrap_err().to_string();
+        assert!(refused.contains("the path"), "{refused}");
+        let restored = checkpoint.restore(&lossy())?;
+        assert_eq!(
+            restored.report.not_carried.len(),
+            1,
+            "{:?}",
+            restored.report
+        );
+        let mut errors = checkpoint.errors.clone();
+        errors.queue[0].interface = 1;
+        let mut now = Checkpoint::dump(&restored.fd)?;
+        now.errors.queue[1].interface = errors.queue[1].interface;
+        assert_eq!(now.errors, errors);
+        assert_eq!(ip("-6 route show cache")?, "");
+        // Where nothing leads there, it changes nothing.
+        ip("-6 route del 2001:db8::/32 dev m0")?;
+        drop(restored);
+        checkpoint.restore(&exactly())?;
         Ok(())
     })
 }

@@ -99,3 +99,58 @@ fn a_label_that_another_socket_has_is_named() -> Outcome {
         Ok(())
     })
 }
+
+/// Whoever compares two sockets is told of each lease, and of the label of the peer.
+#[test]
+fn each_difference_is_told() -> Outcome {
+    privileged(|| {
+        let socket = fresh()?;
+        lease(&socket, 0x54321, 255, 6)?;
+        lease(&socket, 0x12345, 255, 6)?;
+        set_int(&socket, IPV6, IPV6_FLOWINFO_SEND, 1)?;
+        socket::connect_to(&socket, SocketAddrV6::new(HERE, PORT, 0x54321, 0).into())?;
+        let a = Checkpoint::dump(&socket)?;
+        let mut b = a.clone();
+        b.flow_labels[0].linger = 7;
+        assert_eq!(sockcr::diff::diff(&a, &b).len(), 1);
+        b.flow_labels.swap(0, 1);
+        b.flow_labels[1].linger = 6;
+        assert_eq!(sockcr::diff::diff(&a, &b).len(), 2);
+        let mut b = a.clone();
+        b.endpoint.peer = Some(SocketAddrV6::new(HERE, PORT, 0x12345, 0).into());
+        assert_eq!(sockcr::diff::diff(&a, &b).len(), 1);
+        Ok(())
+    })
+}
+
+/// The label stays when the peer is left, or becomes one of IPv4.
+#[test]
+fn a_label_left_over_is_named_where_somebody_could_see_it() -> Outcome {
+    privileged(|| {
+        let mapped = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.to_ipv6_mapped().into(), PORT);
+        for leased in [false, true] {
+            for next in [None, Some(mapped)] {
+                let socket = fresh()?;
+                if leased {
+                    lease(&socket, 0x54321, 255, 6)?;
+                }
+                set_int(&socket, IPV6, IPV6_FLOWINFO_SEND, 1)?;
+                socket::connect_to(&socket, SocketAddrV6::new(HERE, PORT, 0x54321, 0).into())?;
+                rustix::net::connect_unspec(&socket)?;
+                if let Some(next) = next {
+                    socket::connect_to(&socket, next)?;
+                }
+                let checkpoint = Checkpoint::dump(&socket)?;
+                drop(socket);
+                let seen = leased || next.is_some();
+                let notes = &checkpoint.report.not_carried;
+                let told = notes.iter().any(|note| note.what == "flow label");
+                assert_eq!(told, seen, "{leased} {next:?} {notes:?}");
+                let restored = checkpoint.restore(&lossy())?;
+                let now = Checkpoint::dump(&restored.fd)?;
+                assert_eq!(now.endpoint, checkpoint.endpoint);
+            }
+        }
+        Ok(())
+    })
+}

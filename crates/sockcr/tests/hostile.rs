@@ -361,6 +361,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     checkpoint.cork = Some(Corked {
         flow_label: 0,
         dont_fragment: false,
+        fragment_size: 1300,
         destination: address,
         source: Ipv4Addr::LOCALHOST.into(),
         tos: Some(8),
@@ -458,7 +459,8 @@ fn what_waits_is_whole_or_refused() {
     let (ttl, tos) = (number::DATAGRAM_TTL, number::DATAGRAM_TOS);
     let priority = number::DATAGRAM_PRIORITY;
     whole_or_refused(&datagram, &[priority], 65_507);
-    whole_or_refused(&cork, &[ttl, tos, priority], 65_507);
+    let size = number::CORK_FRAGMENT_SIZE;
+    whole_or_refused(&cork, &[ttl, tos, priority, size], 65_507);
     whole_or_refused(&error, &[], 65_535 - 56);
     let mut peeked = datagram.clone();
     peeked.push((number::DATAGRAM_PEEKED, Vec::new()));

@@ -178,6 +178,9 @@ pub(super) fn from_cork(corked: &Corked) -> Result<Vec<u8>, ImageError> {
     if corked.flow_label != 0 {
         writer.u32(number::DATAGRAM_FLOW_LABEL, corked.flow_label)?;
     }
+    if corked.fragment_size != 0 {
+        writer.u32(number::CORK_FRAGMENT_SIZE, corked.fragment_size)?;
+    }
     Ok(writer.finish())
 }
 
@@ -296,6 +299,7 @@ impl<'a> Fields<'a> {
             device: self.u32(number::DATAGRAM_INTERFACE)?,
             flow_label: self.u32_or_0(number::DATAGRAM_FLOW_LABEL)?,
             dont_fragment: self.u32(number::CORK)? & DONT_FRAGMENT != 0,
+            fragment_size: self.u32_or_0(number::CORK_FRAGMENT_SIZE)?,
             gateway: self.u32(number::CORK)? & GATEWAY != 0,
             mark: self.u32(number::DATAGRAM_MARK)?,
             priority: self.u32_or_0(number::DATAGRAM_PRIORITY)?,

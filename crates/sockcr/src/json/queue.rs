@@ -44,6 +44,8 @@ pub(super) struct CorkJson {
     flow_label: u32,
     #[serde(default, skip_serializing_if = "is_default")]
     dont_fragment: bool,
+    #[serde(default, skip_serializing_if = "is_default")]
+    fragment_size: u32,
     interface: Json,
     gateway: bool,
     mark: u32,
@@ -173,6 +175,7 @@ pub(super) fn to_cork(corked: &Corked, interfaces: &Interfaces) -> CorkJson {
         interface: interfaces.to_json(corked.device),
         flow_label: corked.flow_label,
         dont_fragment: corked.dont_fragment,
+        fragment_size: corked.fragment_size,
         gateway: corked.gateway,
         mark: corked.mark,
         priority: corked.priority,
@@ -197,6 +200,7 @@ pub(super) fn from_cork(json: &CorkJson, interfaces: &Interfaces) -> Result<Cork
         device: parts.interface(&json.interface)?,
         flow_label: json.flow_label,
         dont_fragment: json.dont_fragment,
+        fragment_size: json.fragment_size,
         gateway: json.gateway,
         mark: json.mark,
         priority: json.priority,

@@ -132,6 +132,8 @@ pub struct Cork {
     pub tos: Field,
     pub priority: Field,
     pub segment_size: Field,
+    /// The bytes of a fragment at most.
+    pub fragment_size: Field,
     pub mark: Option<Field>,
     pub transmit_time: Option<Field>,
     /// Which time stamps are wanted when it is sent.
@@ -176,8 +178,9 @@ pub struct Route {
     pub device: Field,
     /// Not 0: by a gateway.
     pub gateway: Field,
-    /// In `struct net_device`.
+    /// In `struct net_device`, as the next one.
     pub index: Field,
+    pub mtu: Field,
 }
 
 /// `struct ip_options`.
@@ -390,6 +393,7 @@ impl Cork {
             tos: field("cork.base.tos")?,
             priority: field("cork.base.priority")?,
             segment_size: field("cork.base.gso_size")?,
+            fragment_size: field("cork.base.fragsize")?,
             mark: field("cork.base.mark").ok(),
             transmit_time: field("cork.base.transmit_time").ok(),
             stamps: field("cork.base.tx_flags")?,
@@ -439,6 +443,7 @@ impl Route {
             // The family is also set where only the MTU of a path is remembered (`rt_bind_exception`).
             gateway: field("rt_uses_gateway").or_else(|_| field("rt_gw_family"))?,
             index: btf.field("net_device", "ifindex")?,
+            mtu: btf.field("net_device", "mtu")?,
         })
     }
 }

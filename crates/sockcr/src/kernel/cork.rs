@@ -12,6 +12,8 @@ use super::reader::{Reader, address, damaged};
 use super::walk::View;
 
 const UDP_HEADER: usize = 8;
+/// `IP_MAX_MTU`
+const IP_MAX_MTU: u32 = 0xffff;
 /// `IPCORK_OPT`: the cork has IP options of its own.
 const CORK_OPTIONS: u64 = 1;
 /// IPV6_HOPOPTS, IPV6_RTHDRDSTOPTS, IPV6_RTHDR, IPV6_DSTOPTS
@@ -34,6 +36,9 @@ pub struct Corked {
     pub ttl: Option<u8>,
     /// UDP_SEGMENT as it was; 0: one datagram.
     pub segment_size: u16,
+    /// The bytes of a fragment at most, which the route's MTU or IPV6_MTU gave it; 0: as many as its
+    /// device takes.
+    pub fragment_size: u32,
     /// The flow label of IPv6.
     pub flow_label: u32,
     /// IPV6_DONTFRAG, or as given with the data.
@@ -58,6 +63,26 @@ pub struct Corked {
     pub ip_options: Vec<u8>,
     /// The data so far.
     pub payload: Vec<u8>,
+}
+
+/// The way that the route of a cork goes.
+#[derive(Clone, Copy, Default)]
+struct Way {
+    /// The index of the device, and its MTU.
+    device: u32,
+    mtu: u32,
+    gateway: bool,
+}
+
+impl Way {
+    /// The size of fragments as a cork tells it: a route of IPv4 on a device that takes more says
+    /// `IP_MAX_MTU` (`ipv4_mtu`), which cuts as little.
+    fn fragment_size(&self, size: u32) -> u32 {
+        match size >= self.mtu || size == IP_MAX_MTU {
+            true => 0,
+            false => size,
+        }
+    }
 }
 
 impl Reader {
@@ -156,22 +181,27 @@ impl Reader {
         Ok(all)
     }
 
-    /// The interface of the route, and whether it goes by a gateway; of IPv6 only the interface is one.
-    fn route(&self, sock: &Sock) -> io::Result<(u32, bool)> {
+    /// What the route says; of IPv6 nothing of a gateway.
+    fn route(&self, sock: &Sock) -> io::Result<Way> {
         let layout = &self.buffers()?.cork.route;
         let place = layout.route.value(&sock.raw).ok_or_else(damaged)?;
         if place == 0 {
-            return Ok((0, false));
+            return Ok(Way::default());
         }
         let get = |base: u64, field: Field| {
             let raw = self.bytes(base.wrapping_add(field.offset as u64), field.size)?;
             Field { offset: 0, ..field }.value(&raw).ok_or_else(damaged)
         };
         let gateway = get(place, layout.gateway)? != 0;
-        match get(place, layout.device)? {
-            0 => Ok((0, gateway)),
-            device => Ok((get(device, layout.index)? as u32, gateway)),
-        }
+        let (device, mtu) = match get(place, layout.device)? {
+            0 => (0, 0),
+            device => (get(device, layout.index)?, get(device, layout.mtu)?),
+        };
+        Ok(Way {
+            device: device as u32,
+            mtu: mtu as u32,
+            gateway,
+        })
     }
 
     /// The memory, in bytes, that datagrams of a UDP socket take while they are with a device
@@ -258,7 +288,7 @@ fn corked(
     layout: &Buffers,
     sock: &Sock,
     ip_options: Vec<u8>,
-    (device, gateway): (u32, bool),
+    way: Way,
     payload: Vec<u8>,
 ) -> io::Result<Corked> {
     let cork = &layout.cork;
@@ -278,10 +308,11 @@ fn corked(
         tos: u8::try_from(get(cork.tos)? as i16).ok(),
         ttl: u8::try_from(get(cork.ttl)?).ok().filter(|ttl| *ttl != 0),
         segment_size: get(cork.segment_size)? as u16,
+        fragment_size: way.fragment_size(get(cork.fragment_size)? as u32),
         flow_label: 0,
         dont_fragment: false,
-        device,
-        gateway,
+        device: way.device,
+        gateway: way.gateway,
         mark: optional(cork.mark)? as u32,
         priority: get(cork.priority)? as u32,
         transmit_time: optional(cork.transmit_time)?,

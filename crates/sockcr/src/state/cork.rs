@@ -33,6 +33,7 @@ const IP_MTU_DISCOVER: i32 = 10;
 const IPPROTO_IPV6: i32 = 41;
 const IPV6_FLOWINFO: i32 = 11;
 const IPV6_MTU_DISCOVER: i32 = 23;
+const IPV6_MTU: i32 = 24;
 const IPV6_PKTINFO: i32 = 50;
 const IPV6_HOPLIMIT: i32 = 52;
 const IPV6_DONTFRAG: i32 = 62;
@@ -46,9 +47,6 @@ const STICKY: [(&str, u8); 4] = [
     ("IPV6_DSTOPTS", 59),
 ];
 const PMTUDISC_WANT: i32 = 1;
-const PMTUDISC_DO: i32 = 2;
-const PMTUDISC_PROBE: i32 = 3;
-const PMTUDISC_INTERFACE: i32 = 4;
 const PMTUDISC_OMIT: i32 = 5;
 const SOL_UDP: i32 = 17;
 const UDP_SEGMENT: i32 = 103;
@@ -135,7 +133,9 @@ pub(crate) fn restore(
             control: &control,
             parts: [&corked.payload, &[]],
         };
-        send_somehow(fd, corked, &one, &mut meanwhile)
+        in_fragments(fd, corked, options, || {
+            send_somehow(fd, corked, &one, &mut meanwhile)
+        })
     });
     let back = meanwhile.put_back();
     sent.and(back).map_err(|error| {
@@ -177,7 +177,7 @@ fn check(fd: BorrowedFd<'_>, corked: &Corked, device: u32, report: &mut Report) 
     }
 }
 
-fn words(corked: &Corked) -> [(&'static str, String); 13] {
+fn words(corked: &Corked) -> [(&'static str, String); 14] {
     let given = |value: Option<u8>| value.map_or("the socket's".into(), |value| value.to_string());
     [
         ("destination", corked.destination.to_string()),
@@ -191,6 +191,7 @@ fn words(corked: &Corked) -> [(&'static str, String); 13] {
         ("mark", corked.mark.to_string()),
         ("priority", corked.priority.to_string()),
         ("segment size", corked.segment_size.to_string()),
+        ("fragment size", corked.fragment_size.to_string()),
         ("transmit time", corked.transmit_time.to_string()),
         ("options", crate::hex::encode(&corked.ip_options)),
     ]
@@ -238,17 +239,13 @@ fn send_somehow(
         meanwhile.set(SOL_SOCKET, SO_DONTROUTE, 0)?;
     }
     // To be cut into fragments may have been forbidden since: that would be an error in the queue.
-    // What the path or the device takes stays the measure (`ip_sk_use_pmtu`).
-    let (level, name) = match corked.destination.ip().to_canonical() {
-        IpAddr::V4(_) => (IPPROTO_IP, IP_MTU_DISCOVER),
-        IpAddr::V6(_) => (IPPROTO_IPV6, IPV6_MTU_DISCOVER),
-    };
-    match meanwhile.keep(level, name)? {
-        PMTUDISC_DO => meanwhile::set(fd, level, name, PMTUDISC_WANT)?,
-        PMTUDISC_PROBE | PMTUDISC_INTERFACE => {
-            meanwhile::set(fd, level, name, PMTUDISC_OMIT)?;
+    // What the route or the device takes is the measure again (`ip_sk_use_pmtu`).
+    match corked.destination.ip().to_canonical() {
+        IpAddr::V4(_) if corked.fragment_size != 0 => {
+            meanwhile.set(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)?;
         }
-        _ => {}
+        IpAddr::V4(_) => meanwhile.set(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT)?,
+        IpAddr::V6(_) => meanwhile.set(IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_OMIT)?,
     }
     let mut tries = 0;
     loop {
@@ -308,6 +305,25 @@ fn with_headers(
     let names = STICKY.iter().map(|(name, _)| *name);
     let back = names.map(|name| put(name, options.get(name).unwrap_or(&none)));
     back.fold(sent, Result::and)
+}
+
+/// Sends with the size of the fragments as IPV6_MTU, whatever gave it them (`ip6_setup_cork`). Reading
+/// IPV6_MTU tells the route's: the checkpoint knows what it was.
+fn in_fragments(
+    fd: BorrowedFd<'_>,
+    corked: &Corked,
+    options: &Options,
+    send: impl FnOnce() -> io::Result<()>,
+) -> io::Result<()> {
+    let own = options.get("IPV6_MTU").and_then(Value::number);
+    let (own, size) = (own.unwrap_or(0) as u32, corked.fragment_size);
+    if corked.destination.ip().to_canonical().is_ipv4() || size == own {
+        return send();
+    }
+    let set = |size: u32| meanwhile::set(fd, IPPROTO_IPV6, IPV6_MTU, size as i32);
+    set(size)?;
+    let sent = send();
+    sent.and(set(own))
 }
 
 /// The headers of a cork by the numbers of their options.

@@ -479,11 +479,14 @@ fn device_of(fd: BorrowedFd<'_>, address: Ipv6Addr) -> io::Result<u32> {
     found.ok_or_else(|| Errno::ADDRNOTAVAIL.into())
 }
 
-/// The peer, of IPv6 with the flow label that it is sent.
+/// The peer, of IPv6 with the flow label that it is sent; one of IPv4 is sent none, whatever label is
+/// left over (`unread`).
 fn peer_of(hidden: &Hidden) -> SocketAddr {
     let flow = hidden.ipv6.as_ref().map_or(0, |ipv6| ipv6.flow_information);
     match hidden.peer_address {
-        IpAddr::V6(ip) => SocketAddrV6::new(ip, hidden.peer_port, flow, 0).into(),
+        IpAddr::V6(ip) if ip.to_ipv4_mapped().is_none() => {
+            SocketAddrV6::new(ip, hidden.peer_port, flow, 0).into()
+        }
         ip => SocketAddr::new(ip, hidden.peer_port),
     }
 }

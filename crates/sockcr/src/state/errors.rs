@@ -33,6 +33,7 @@ const SO_REUSEADDR: i32 = 2;
 const SO_ERROR: i32 = 4;
 const SO_BROADCAST: i32 = 6;
 const SO_REUSEPORT: i32 = 15;
+const SO_MARK: i32 = 36;
 const SO_TIMESTAMPING: i32 = 37;
 const SO_BINDTOIFINDEX: i32 = 62;
 const IPPROTO_IP: i32 = 0;
@@ -339,6 +340,7 @@ impl<'a> Maker<'a> {
             (SOL_SOCKET, SO_REUSEADDR, 0),
             (SOL_SOCKET, SO_REUSEPORT, 0),
             (SOL_SOCKET, SO_BROADCAST, 1),
+            (SOL_SOCKET, SO_MARK, 0),
             (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
             (IPPROTO_IP, IP_RECVERR, 1),
             (IPPROTO_IP, IP_RECVERR_RFC4884, 0),
@@ -429,7 +431,15 @@ impl<'a> Maker<'a> {
         if entry.origin == ORIGIN_ICMP6 {
             meanwhile::set(self.fd, IPPROTO_IPV6, IPV6_RECVERR_RFC4884, extended)?;
             device = self.device_of(entry, report);
-            self.listen(entry.kind == TOO_BIG6, device)?;
+            let too_big = entry.kind == TOO_BIG6;
+            if too_big && changes_path(entry, device) {
+                let about = entry.destination.map(|to| to.ip().to_string());
+                let about = about.unwrap_or_default();
+                let why = "to tell its device would change what this host knows of the path";
+                report.lose("error queue", format!("too big for {about}: {why}"));
+                device = 0;
+            }
+            self.listen(too_big, device)?;
         } else {
             meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR_RFC4884, extended)?;
             self.listen(false, 0)?;
@@ -461,17 +471,23 @@ impl<'a> Maker<'a> {
     }
 
     /// Hears by the device that the message comes by. One that says that a packet was too big is listened
-    /// to only by who minds (`ip6_sk_accept_pmtu`), and changes what this host knows of a path unless the
-    /// socket is at the loopback device, by which none leads there (`ip6_sk_update_pmtu`).
+    /// to only by who minds (`ip6_sk_accept_pmtu`), and changes what this host knows of a path by the
+    /// device of the socket (`ip6_sk_update_pmtu`): by the loopback device none leads there
+    /// ([`Injector::notify`]).
     fn listen(&mut self, too_big: bool, device: u32) -> io::Result<()> {
         if !self.ipv6 {
             return Ok(());
         }
         self.take_port()?;
-        let (mode, at) = match too_big {
-            true => (PMTUDISC_WANT, LOOPBACK),
-            false if device == 0 => (PMTUDISC_OMIT, LOOPBACK),
-            false => (PMTUDISC_OMIT, 0),
+        let at = match (device, too_big) {
+            (0, _) => LOOPBACK,
+            (_, false) => 0,
+            (device, true) => device as i32,
+        };
+        let mode = if too_big {
+            PMTUDISC_WANT
+        } else {
+            PMTUDISC_OMIT
         };
         meanwhile::set(self.fd, IPPROTO_IPV6, IPV6_MTU_DISCOVER, mode)?;
         meanwhile::set(self.fd, SOL_SOCKET, SO_BINDTOIFINDEX, at)
@@ -658,6 +674,14 @@ fn header_of(size: usize) -> Headers {
         *length = words as u8;
     }
     [vec![], vec![], vec![], padding]
+}
+
+/// Whether a message that comes by this device tells the route by it of a smaller MTU than it has; one
+/// that does not lead there hears nothing (`__ip6_rt_update_pmtu`).
+fn changes_path(entry: &ErrorEntry, device: u32) -> bool {
+    let known = entry.destination.map(|to| mtu(to, device as i32));
+    let known = known.and_then(Result::ok);
+    device != 0 && known.is_some_and(|mtu| i64::from(mtu) > i64::from(entry.info))
 }
 
 /// The MTU of the route that leads there by a device.

@@ -8,6 +8,7 @@ use super::endpoint::Failure;
 use crate::kernel::{self, Hidden};
 use crate::report::Report;
 use rustix::io::Errno;
+use rustix::net::AddressFamily;
 use serde::{Deserialize, Serialize};
 use std::io;
 use std::net::Ipv6Addr;
@@ -19,6 +20,9 @@ const IPV6_FLOWLABEL_MGR: i32 = 32;
 /// `IPV6_FL_A_GET`, with `IPV6_FL_F_CREATE`.
 const GET: u8 = 0;
 const CREATE: u16 = 1;
+/// `IPV6_FL_S_PROCESS`, `IPV6_FL_S_USER`
+const PROCESS: u8 = 2;
+const USER: u8 = 3;
 
 /// One lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -40,6 +44,12 @@ pub(crate) fn dump(
     hidden: Option<&Hidden>,
     report: &mut Report,
 ) -> Vec<FlowLabel> {
+    if hidden.is_none()
+        && rustix::net::getsockname(fd)
+            .is_ok_and(|name| name.address_family() == AddressFamily::INET6)
+    {
+        report.assume("no flow labels", "only BPF sees them");
+    }
     let has = |hidden: &&Hidden| hidden.ipv6.as_ref().is_some_and(|ipv6| ipv6.flow_labels);
     if hidden.filter(has).is_none() {
         return Vec::new();
@@ -59,6 +69,16 @@ pub(crate) fn dump(
         if with_options {
             let what = format!("flow label {:#07x}: its options", label.label);
             report.lose(what, "nothing gives them back");
+        }
+        let whose = match label.share {
+            PROCESS => Some("process"),
+            USER => Some("user"),
+            _ => None,
+        };
+        if let Some(whose) = whose {
+            let what = format!("flow label {:#07x}", label.label);
+            let why = format!("shared by the {whose} that restores it");
+            report.assume(what, why);
         }
         labels.push(label);
     }

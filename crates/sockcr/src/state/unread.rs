@@ -64,6 +64,10 @@ fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
     if hidden.ipv6.as_ref().is_some_and(|ipv6| ipv6.path_mtu) && options.has("IPV6_RECVPATHMTU") {
         report.lose("notice of a path MTU", "only the path itself gives another");
     }
+    if let Some(label) = left_over(hidden) {
+        let why = format!("{label:#07x}, left over from a connection");
+        report.lose("flow label", why);
+    }
     if hidden.drops > 0 && options.has("SO_RXQ_OVFL") {
         let why = format!("stands at {}; a new socket counts from 0", hidden.drops);
         report.lose("drop counter", why);
@@ -76,6 +80,19 @@ fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
             format!("{source}, left over from a connection"),
         );
     }
+}
+
+/// The flow label of a former peer: getpeername(2) tells it of one of IPv4, IPV6_FLOWLABEL_MGR where
+/// there are leases, and nothing else.
+fn left_over(hidden: &Hidden) -> Option<u32> {
+    let ipv6 = hidden.ipv6.as_ref()?;
+    let connected = hidden.state == ESTABLISHED;
+    let mapped = hidden.peer_address.to_canonical().is_ipv4();
+    let told = match connected {
+        true => mapped,
+        false => ipv6.flow_labels,
+    };
+    Some(ipv6.flow_information).filter(|label| *label != 0 && told)
 }
 
 /// Without BPF: what poll(2) and SO_MEMINFO tell, neither of which consumes anything.

@@ -53,11 +53,13 @@ impl Injector {
     }
 }
 
-/// The datagram as the message quotes it: its headers and the beginning of its data.
+/// The datagram as the message quotes it: its headers and the beginning of its data. Only from no address
+/// does the device of the socket bind the route of which `ip6_update_pmtu` is told
+/// (`ip6_route_output_flags_noref`).
 fn quoted(port: u16, notice: &Notice<'_>) -> Option<Vec<u8>> {
     let size = record::UDP_HEADER_SIZE + notice.payload.len();
     let here = match notice.destination.is_ipv6() {
-        true => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
         false => IpAddr::V4(Ipv4Addr::LOCALHOST),
     };
     let header = record::IpHeader {
