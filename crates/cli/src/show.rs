@@ -62,6 +62,9 @@ pub fn page(checkpoint: &Checkpoint, fresh: &Checkpoint, only_changed: bool) -> 
         &changed_rows(checkpoint, &changed),
         CHANGED,
     );
+    let leases = checkpoint.flow_labels.iter().map(diff::describe_lease);
+    let leases: Vec<String> = leases.collect();
+    section(&mut text, "flow labels", &leases, STRONG);
     section(
         &mut text,
         "groups, in the order of joining",

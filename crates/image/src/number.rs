@@ -203,6 +203,9 @@ numbers! {
     MREQ6 = 102,
     /// In QUEUE, u32: the flow label of a datagram of IPv6; absent: 0.
     DATAGRAM_FLOW_LABEL = 103,
+    /// The flow labels that the socket has leased, 24 bytes each: u32 label, 16 bytes destination, u16
+    /// seconds it lingers, u8 who may share it, a zero. Absent: none.
+    FLOW_LABELS = 104,
 
     /// 16 bytes: the former peer of an AF_INET6 socket, which hears nobody else by IPv6 since it was
     /// disconnected; absent: none.

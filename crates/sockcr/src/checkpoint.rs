@@ -10,6 +10,7 @@ use crate::state::descriptor::Descriptor;
 use crate::state::endpoint::Endpoint;
 use crate::state::errors::Errors;
 use crate::state::filter::{self, Filter};
+use crate::state::flow_labels::{self, FlowLabel};
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::{self, Membership};
@@ -54,6 +55,8 @@ pub struct Checkpoint {
     pub buffer_locks: BufferLocks,
     /// Where it is bound and connected to.
     pub endpoint: Endpoint,
+    /// The flow labels of IPv6 that it has leased, oldest first.
+    pub flow_labels: Vec<FlowLabel>,
     /// Its multicast groups, oldest first.
     pub memberships: Vec<Membership>,
     /// Its filter, empty when it has none; `None` when it could not be read.
@@ -126,7 +129,7 @@ impl Checkpoint {
     pub(crate) fn dump_held(fd: BorrowedFd<'_>, held: Held) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(fd)?;
         let mut report = Report::default();
-        let hidden = hidden(fd, &mut report);
+        let hidden = hidden(fd, protocol, &mut report);
         read(fd, protocol, held, hidden.as_ref(), &mut report)
             .map(|checkpoint| Checkpoint {
                 report,
@@ -244,12 +247,17 @@ impl Checkpoint {
 }
 
 /// Reads by BPF, or says what is assumed without.
-fn hidden(fd: BorrowedFd<'_>, report: &mut Report) -> Option<Hidden> {
+fn hidden(fd: BorrowedFd<'_>, protocol: &Protocol, report: &mut Report) -> Option<Hidden> {
     let read = kernel::reader()
         .map_err(|unavailable| unavailable.to_string())
         .and_then(|reader| reader.read(fd).map_err(|error| error.to_string()));
     read.map_err(|why| {
-        let what = "IP_TTL, IP_MULTICAST_IF, SO_TXTIME, SO_BUSY_POLL_BUDGET";
+        let ipv4 = "IP_TTL, IP_MULTICAST_IF, SO_TXTIME, SO_BUSY_POLL_BUDGET";
+        let ipv6 = ", IPV6_UNICAST_HOPS, IPV6_MTU, IPV6_PKTINFO, IPV6_AUTOFLOWLABEL";
+        let what = match protocol.is_ipv6() {
+            true => ipv4.to_owned() + ipv6,
+            false => ipv4.to_owned(),
+        };
         report.assume(what, format!("taken as far as getsockopt tells: {why}"));
     })
     .ok()
@@ -284,6 +292,7 @@ fn read(
         protocol,
         buffer_locks: BufferLocks::dump(fd, hidden, report),
         endpoint: Endpoint::dump(fd, protocol, hidden, report)?,
+        flow_labels: flow_labels::dump(fd, hidden, report),
         memberships: membership::dump(fd, protocol, hidden, report),
         filter: filter::dump(fd, report),
         reuseport_program: filter::dump_group(fd, hidden, report),

@@ -3,6 +3,7 @@
 use crate::checkpoint::Checkpoint;
 use crate::kernel::{Corked, ErrorEntry};
 use crate::state::filter::Filter;
+use crate::state::flow_labels::FlowLabel;
 use crate::state::membership::Membership;
 use crate::state::receive_queue::Datagram;
 use serde::Serialize;
@@ -100,6 +101,9 @@ pub fn properties(checkpoint: &Checkpoint) -> Vec<Property> {
     for (row, value) in checkpoint.options.iter() {
         add(row.name, row.kind.show(value, &checkpoint.interfaces));
     }
+    for lease in &checkpoint.flow_labels {
+        add("flow label", describe_lease(lease));
+    }
     add("send buffer lock", locked(checkpoint.buffer_locks.send));
     add(
         "receive buffer lock",
@@ -169,6 +173,21 @@ pub fn describe(checkpoint: &Checkpoint, membership: &Membership) -> String {
         (false, true) => text,
         (false, false) => text + ", not from " + &sources.join(" "),
     }
+}
+
+/// A lease of a flow label in words.
+pub fn describe_lease(lease: &FlowLabel) -> String {
+    let share = match lease.share {
+        1 => "exclusive".into(),
+        2 => "shared by the process".into(),
+        3 => "shared by the user".into(),
+        255 => "shared by anybody".into(),
+        other => format!("shared as {other}"),
+    };
+    format!(
+        "{:#07x} to {}, {share}, lingers {} s",
+        lease.label, lease.to, lease.linger
+    )
 }
 
 /// A queued datagram in one line, all of it.

@@ -13,6 +13,7 @@ use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Endpoint;
 use crate::state::errors::Errors;
 use crate::state::filter::{Filter, Program};
+use crate::state::flow_labels::FlowLabel;
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::Membership;
@@ -182,6 +183,10 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
         put_option(&mut pieces, row, value);
     }
     put_memberships(&mut pieces, &checkpoint.memberships)?;
+    if !checkpoint.flow_labels.is_empty() {
+        let leases = checkpoint.flow_labels.iter().map(lease_bytes);
+        pieces.plain(number::FLOW_LABELS, leases.flatten().collect::<Vec<u8>>());
+    }
     for (filter, classic, extended) in [
         (&checkpoint.filter, number::FILTER, number::FILTER_PROGRAM),
         (
@@ -230,6 +235,16 @@ fn to_attributes(checkpoint: &Checkpoint) -> Result<Vec<u8>, ImageError> {
         pieces.0.push((unknown.number, piece));
     }
     pieces.write()
+}
+
+fn lease_bytes(lease: &FlowLabel) -> [u8; 24] {
+    let mut bytes = [0; 24];
+    let parts = [&lease.label.to_ne_bytes()[..], &lease.to.octets()].concat();
+    let rest = [&lease.linger.to_ne_bytes()[..], &[lease.share, 0]].concat();
+    for (to, from) in bytes.iter_mut().zip(parts.into_iter().chain(rest)) {
+        *to = from;
+    }
+    bytes
 }
 
 fn program_bytes(program: &Program) -> Vec<u8> {
@@ -409,6 +424,7 @@ struct Reading {
     heard: Option<IpAddr>,
     address_locked: bool,
     port_locked: bool,
+    flow_labels: Vec<FlowLabel>,
     memberships: Vec<Membership>,
     filter: Option<Filter>,
     reuseport_program: Option<Filter>,
@@ -453,6 +469,7 @@ impl Reading {
                 attribute.as_flag()?;
                 self.locks.receive = true;
             }
+            number::FLOW_LABELS => self.flow_labels = leases(attribute)?,
             number::IPOPT_MEMBERSHIP => self.memberships = memberships(attribute)?,
             number::MULTICAST_IFINDEX => self.multicast_index = attribute.as_u32()?,
             number::INTERFACES => self.interfaces = interfaces(attribute)?,
@@ -500,6 +517,7 @@ impl Reading {
             options: self.options(protocol),
             buffer_locks: self.locks,
             endpoint: self.endpoint(protocol)?,
+            flow_labels: self.flow_labels,
             memberships: self.memberships,
             filter: self.filter,
             reuseport_program: self.reuseport_program,
@@ -680,6 +698,27 @@ where
     let (addresses, rest) = bytes.as_chunks::<N>();
     rest.is_empty()
         .then(|| addresses.iter().map(|address| (*address).into()).collect())
+}
+
+fn leases(attribute: &Attribute<'_>) -> Result<Vec<FlowLabel>, ImageError> {
+    const MOST: u32 = 0xf_ffff;
+    let (leases, rest) = attribute.payload.as_chunks::<24>();
+    let read = |bytes: &[u8; 24]| {
+        let (label, rest) = bytes.split_first_chunk()?;
+        let (to, rest) = rest.split_first_chunk::<16>()?;
+        let [l0, l1, share, _] = *rest.first_chunk()?;
+        Some(FlowLabel {
+            label: u32::from_ne_bytes(*label),
+            to: Ipv6Addr::from(*to),
+            share,
+            linger: u16::from_ne_bytes([l0, l1]),
+        })
+    };
+    let all: Option<Vec<FlowLabel>> = leases.iter().map(read).collect();
+    let sound = |all: &Vec<FlowLabel>| !all.is_empty() && all.iter().all(|one| one.label <= MOST);
+    all.filter(sound)
+        .filter(|_| rest.is_empty())
+        .ok_or_else(|| attribute.invalid("is no list of flow labels"))
 }
 
 fn interfaces(attribute: &Attribute<'_>) -> Result<Interfaces, ImageError> {

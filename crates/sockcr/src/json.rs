@@ -15,6 +15,7 @@ use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Endpoint;
 use crate::state::errors::Errors;
 use crate::state::filter::{Filter, Program};
+use crate::state::flow_labels::FlowLabel;
 use crate::state::interfaces::Interfaces;
 use crate::state::locks::BufferLocks;
 use crate::state::membership::Membership;
@@ -46,6 +47,8 @@ struct Socket {
     endpoint: EndpointJson,
     buffer_locks: LocksJson,
     options: Map<String, Json>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    flow_labels: Vec<FlowLabel>,
     memberships: Vec<MembershipJson>,
     filter: Option<FilterJson>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -215,6 +218,7 @@ fn to_socket(checkpoint: &Checkpoint) -> Socket {
             receive: checkpoint.buffer_locks.receive,
         },
         options: options.collect(),
+        flow_labels: checkpoint.flow_labels.clone(),
         memberships: checkpoint
             .memberships
             .iter()
@@ -344,6 +348,7 @@ fn from_socket(socket: Socket) -> Result<Checkpoint, String> {
             receive: socket.buffer_locks.receive,
         },
         endpoint,
+        flow_labels: socket.flow_labels,
         memberships: memberships
             .map(|membership| from_membership(membership, &interfaces))
             .collect::<Result<_, _>>()?,

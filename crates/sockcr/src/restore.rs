@@ -16,6 +16,7 @@ use crate::report::Report;
 use crate::state::cork;
 use crate::state::endpoint::Failure;
 use crate::state::filter::{self, Filter};
+use crate::state::flow_labels;
 use crate::state::locks::BufferLocks;
 use crate::state::membership;
 use crate::state::receive_queue;
@@ -201,6 +202,9 @@ impl Checkpoint {
         self.write_options(&mut writer, Stage::BeforeBind, report);
         let locked = self.buffer_locks.restore(fd, writer.written);
         lossy(locked, "SO_BUF_LOCK", report);
+        for lease in &self.flow_labels {
+            lossy_step(flow_labels::restore(fd, lease), report);
+        }
         for joined in &self.memberships {
             if let Err(failure) = membership::restore(fd, joined, &self.interfaces) {
                 let why = crate::error::reason(&failure.error);
@@ -463,6 +467,7 @@ impl Checkpoint {
         let order = now.memberships.iter().map(|m| describe(now, m));
         let order: Vec<String> = order.collect();
         let mut memberships = std::mem::take(&mut self.memberships);
+        memberships.retain(|membership| !membership.anycast);
         for membership in &mut memberships {
             membership.address = Ipv4Addr::UNSPECIFIED;
         }

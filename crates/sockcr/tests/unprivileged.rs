@@ -9,7 +9,7 @@
 mod support;
 
 use std::any::type_name_of_val;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -19,15 +19,14 @@ use sockcr::option::{self, Kind, Row};
 use sockcr::{Checkpoint, Error, ErrorKind, RestoreOptions, json, kernel};
 
 use support::Outcome;
+use support::by::{By, each};
 use support::place::{self, isolated};
-use support::socket::{self, IP, SOCKET, instruction, set_int, udp};
+use support::socket::{self, IP, IPV6, SOCKET, instruction, set_int, udp};
 use support::values;
 
 /// Set in a child that is a plain user.
 const PLAIN: &str = "SOCKCR_TEST_PLAIN";
 const NOBODY: u32 = 65534;
-const HERE: Ipv4Addr = Ipv4Addr::LOCALHOST;
-const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 const PORT: u16 = 4321;
 /// Outside of the ports that the kernel gives out in the namespace of these tests.
 const EPHEMERAL: &str = "40000 50000";
@@ -80,17 +79,20 @@ fn there_and_back(socket: OwnedFd) -> Result<(Checkpoint, OwnedFd), Error> {
 }
 
 /// Every way to an address that a plain user has, by name.
-fn made(way: &str) -> OwnedFd {
-    let socket = udp().unwrap();
-    let connect = || socket::connect(&socket, (HERE, 9999)).unwrap();
+fn made(by: By, way: &str) -> OwnedFd {
+    let socket = by.socket().unwrap();
+    let here = by.called(by.here());
+    let any = by.called(by.of(Ipv4Addr::UNSPECIFIED, Ipv6Addr::UNSPECIFIED));
+    let connect = || socket::connect(&socket, (here, 9999)).unwrap();
     match way {
         "unbound" => {}
-        "bound" => socket::bind(&socket, (HERE, PORT)).unwrap(),
-        "bound to any address" => socket::bind(&socket, (ANY, PORT)).unwrap(),
-        "bound to a port of the kernel's" => socket::bind(&socket, (HERE, 0)).unwrap(),
+        "bound" => socket::bind(&socket, (here, PORT)).unwrap(),
+        "bound to any address" => socket::bind(&socket, (any, PORT)).unwrap(),
+        "bound to every address" => socket::bind(&socket, (by.any(), PORT)).unwrap(),
+        "bound to a port of the kernel's" => socket::bind(&socket, (here, 0)).unwrap(),
         "connected" => connect(),
         "bound and connected" => {
-            socket::bind(&socket, (HERE, PORT)).unwrap();
+            socket::bind(&socket, (here, PORT)).unwrap();
             connect();
         }
         "sent" => {
@@ -104,131 +106,173 @@ fn made(way: &str) -> OwnedFd {
 #[test]
 fn own_sockets_come_back() -> Outcome {
     as_plain_user(|| {
-        assert!(!rustix::process::geteuid().is_root());
-        let ways = [
-            "unbound",
-            "bound",
-            "bound to any address",
-            "bound to a port of the kernel's",
-            "connected",
-            "bound and connected",
-            "sent",
-        ];
-        for way in ways {
-            let original = made(way);
-            let (before, local, peer) = (
-                socket::sweep(&original),
-                socket::local(&original)?,
-                socket::peer(&original),
-            );
-            let (checkpoint, fd) = there_and_back(original)?;
-            assert_eq!(
-                socket::differences(&before, &socket::sweep(&fd)),
-                [""; 0],
-                "{way}"
-            );
-            assert_eq!(
-                (socket::local(&fd)?, socket::peer(&fd)),
-                (local, peer),
-                "{way}"
-            );
-            assert!(
-                checkpoint.report.is_exact(),
-                "{way}: {:?}",
-                checkpoint.report
-            );
-            assert_eq!(
-                checkpoint.report.assumed.is_empty(),
-                sees_everything(),
-                "{way}"
-            );
-        }
-        Ok(())
+        each(|by| {
+            assert!(!rustix::process::geteuid().is_root());
+            let ways = [
+                "unbound",
+                "bound",
+                "bound to any address",
+                "bound to every address",
+                "bound to a port of the kernel's",
+                "connected",
+                "bound and connected",
+                "sent",
+            ];
+            for way in ways {
+                let original = made(by, way);
+                let (before, local, peer) = (
+                    socket::sweep(&original),
+                    socket::local(&original)?,
+                    socket::peer(&original),
+                );
+                let (checkpoint, fd) = there_and_back(original)?;
+                assert_eq!(
+                    socket::differences(&before, &socket::sweep(&fd)),
+                    [""; 0],
+                    "{way}"
+                );
+                assert_eq!(
+                    (socket::local(&fd)?, socket::peer(&fd)),
+                    (local, peer),
+                    "{way}"
+                );
+                assert!(
+                    checkpoint.report.is_exact(),
+                    "{way}: {:?}",
+                    checkpoint.report
+                );
+                assert_eq!(
+                    checkpoint.report.assumed.is_empty(),
+                    sees_everything(),
+                    "{way}"
+                );
+            }
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn options_filter_and_buffers_come_back() -> Outcome {
     as_plain_user(|| {
-        let socket = udp()?;
-        let options = [
-            (SOCKET, 6, 1),
-            (SOCKET, 8, 70_000),
-            (SOCKET, 7, 60_001),
-            (SOCKET, 12, 6),
-            (IP, 1, 0x10),
-            (IP, 2, 9),
-            (IP, 8, 1),
-            (SOCKET, 44, 1),
-        ];
-        socket::attach(&socket, &[instruction(0x06, 0xffff)])?;
-        for (level, name, value) in options {
-            set_int(&socket, level, name, value)?;
-        }
-        let before = (socket::sweep(&socket), socket::filter(&socket));
-        let (_, fd) = there_and_back(socket)?;
-        assert_eq!((socket::sweep(&fd), socket::filter(&fd)), before);
-        Ok(())
+        each(|by| {
+            let socket = by.socket()?;
+            let mut options = vec![
+                (SOCKET, 6, 1),
+                (SOCKET, 8, 70_000),
+                (SOCKET, 7, 60_001),
+                (SOCKET, 12, 6),
+                (IP, 1, 0x10),
+                (IP, 2, 9),
+                (IP, 8, 1),
+                (SOCKET, 44, 1),
+            ];
+            if by != By::Ipv4 {
+                // Hop limit, traffic class, no flow labels of the kernel's choice, IPV6_RECVPKTINFO.
+                options.extend([(16, 9), (67, 0x10), (70, 0), (49, 1)].map(|(n, v)| (IPV6, n, v)));
+            }
+            socket::attach(&socket, &[instruction(0x06, 0xffff)])?;
+            for (level, name, value) in options {
+                set_int(&socket, level, name, value)?;
+            }
+            let before = (socket::sweep(&socket), socket::filter(&socket));
+            let (_, fd) = there_and_back(socket)?;
+            assert_eq!((socket::sweep(&fd), socket::filter(&fd)), before);
+            Ok(())
+        })
     })
+}
+
+const MCAST_JOIN_GROUP: i32 = 42;
+const MCAST_BLOCK_SOURCE: i32 = 43;
+
+/// `struct group_req` or `group_source_req`, with the loopback device.
+fn change_group(
+    socket: &OwnedFd,
+    name: i32,
+    group: IpAddr,
+    source: Option<IpAddr>,
+) -> std::io::Result<()> {
+    let mut request = 1u64.to_ne_bytes().to_vec();
+    for address in [group].into_iter().chain(source) {
+        let start = request.len();
+        match address {
+            IpAddr::V4(address) => {
+                request.extend([libc::AF_INET as u8, 0, 0, 0]);
+                request.extend(address.octets());
+            }
+            IpAddr::V6(address) => {
+                request.extend([libc::AF_INET6 as u8, 0, 0, 0, 0, 0, 0, 0]);
+                request.extend(address.octets());
+            }
+        }
+        request.resize(start + 128, 0);
+    }
+    let level = if group.is_ipv6() { IPV6 } else { IP };
+    socket::set(socket, level, name, &request).map_err(std::io::Error::from_raw_os_error)
 }
 
 #[test]
 fn memberships_come_back() -> Outcome {
     as_plain_user(|| {
-        let socket = udp()?;
-        let groups = [[239, 9, 0, 3], [239, 9, 0, 1], [239, 9, 0, 2]];
-        for group in groups {
-            let request = [group, [0; 4], 1u32.to_ne_bytes()].concat();
-            socket::set(&socket, IP, 35, &request).map_err(std::io::Error::from_raw_os_error)?;
-        }
-        let block = [groups[1], [127, 0, 0, 1], [10, 0, 0, 1]].concat();
-        socket::set(&socket, IP, 38, &block).map_err(std::io::Error::from_raw_os_error)?;
-        let (checkpoint, fd) = there_and_back(socket)?;
-        let mut again = Checkpoint::dump(&fd)?.memberships;
-        assert_eq!(again, checkpoint.memberships);
-        again.sort_by_key(|membership| membership.group);
-        let seen: Vec<_> = again.iter().map(|m| (m.group, m.sources.len())).collect();
-        let groups = [1, 2, 3].map(|last| IpAddr::from([239, 9, 0, last]));
-        assert_eq!(seen, [(groups[0], 1), (groups[1], 0), (groups[2], 0)]);
-        let order = checkpoint
-            .report
-            .assumed
-            .iter()
-            .any(|note| note.what.contains("order of memberships"));
-        assert_eq!(order, !sees_everything());
-        Ok(())
+        each(|by| {
+            let socket = by.socket()?;
+            let group =
+                |last: u8| by.of([239, 9, 0, last], [0xff02, 0, 0, 0, 0, 0, 9, last.into()]);
+            let groups = [3, 1, 2].map(group);
+            for group in groups {
+                change_group(&socket, MCAST_JOIN_GROUP, group, None)?;
+            }
+            change_group(&socket, MCAST_BLOCK_SOURCE, groups[1], Some(by.here()))?;
+            let (checkpoint, fd) = there_and_back(socket)?;
+            let mut again = Checkpoint::dump(&fd)?.memberships;
+            assert_eq!(again, checkpoint.memberships);
+            again.sort_by_key(|membership| membership.group);
+            let seen: Vec<_> = again.iter().map(|m| (m.group, m.sources.len())).collect();
+            let groups = [1, 2, 3].map(group);
+            assert_eq!(seen, [(groups[0], 1), (groups[1], 0), (groups[2], 0)]);
+            let order = checkpoint
+                .report
+                .assumed
+                .iter()
+                .any(|note| note.what.contains("order of memberships"));
+            assert_eq!(order, !sees_everything());
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn the_report_lists_what_was_assumed() -> Outcome {
     as_plain_user(|| {
-        let checkpoint = Checkpoint::dump(&made("connected"))?;
-        if sees_everything() {
-            assert_eq!(checkpoint.report.assumed, []);
-            return Ok(());
-        }
-        let assumed: String = checkpoint
-            .report
-            .assumed
-            .iter()
-            .map(|note| format!("{note}\n"))
-            .collect();
-        for word in [
-            "IP_TTL",
-            "IP_MULTICAST_IF",
-            "IPsec policy",
-            "port chosen by the kernel",
-            "route",
-            "BPF",
-        ] {
-            assert!(assumed.contains(word), "{word}: {assumed}");
-        }
-        assert!(
-            assumed.contains("CAP_BPF"),
-            "it says what would help: {assumed}"
-        );
-        Ok(())
+        each(|by| {
+            let checkpoint = Checkpoint::dump(&made(by, "connected"))?;
+            if sees_everything() {
+                assert_eq!(checkpoint.report.assumed, []);
+                return Ok(());
+            }
+            let assumed: String = checkpoint
+                .report
+                .assumed
+                .iter()
+                .map(|note| format!("{note}\n"))
+                .collect();
+            for word in [
+                "IP_TTL",
+                "IP_MULTICAST_IF",
+                "IPsec policy",
+                "port chosen by the kernel",
+                "route",
+                "BPF",
+            ] {
+                assert!(assumed.contains(word), "{word}: {assumed}");
+            }
+            assert!(
+                assumed.contains("CAP_BPF"),
+                "it says what would help: {assumed}"
+            );
+            Ok(())
+        })
     })
 }
 
@@ -331,40 +375,40 @@ fn the_rows_name_the_capabilities() -> Outcome {
 #[test]
 fn a_low_port_is_refused_with_the_capability() -> Outcome {
     as_plain_user(|| {
-        let mut checkpoint = Checkpoint::dump(&made("bound"))?;
-        checkpoint.endpoint.local = SocketAddr::from((HERE, 53));
-        let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
-        assert_eq!(refused.kind(), ErrorKind::NotPermitted, "{refused}");
-        assert!(refused.to_string().contains("127.0.0.1:53"), "{refused}");
-        assert!(
-            refused
-                .next_step()
-                .is_some_and(|help| help.contains("CAP_NET_BIND_SERVICE"))
-        );
-        Ok(())
+        each(|by| {
+            let mut checkpoint = Checkpoint::dump(&made(by, "bound"))?;
+            checkpoint.endpoint.local = SocketAddr::from((by.called(by.here()), 53));
+            let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
+            assert_eq!(refused.kind(), ErrorKind::NotPermitted, "{refused}");
+            let local = checkpoint.endpoint.local.to_string();
+            assert!(refused.to_string().contains(&local), "{refused}");
+            assert!(
+                refused
+                    .next_step()
+                    .is_some_and(|help| help.contains("CAP_NET_BIND_SERVICE"))
+            );
+            Ok(())
+        })
     })
 }
 
 #[test]
 fn what_waits_behind_a_shutdown_is_seen() -> Outcome {
     as_plain_user(|| {
-        let socket = socket::bound((HERE, PORT))?;
-        let sender = udp()?;
-        rustix::net::sendto(
-            &sender,
-            b"hello",
-            SendFlags::empty(),
-            &SocketAddr::new(HERE.into(), PORT),
-        )?;
-        // Answers ENOTCONN, and does it all the same.
-        let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
-        let queue = Checkpoint::dump(&socket)?.receive_queue;
-        let payloads: Vec<&[u8]> = queue.iter().map(|one| &*one.payload).collect();
-        assert_eq!(payloads, [b"hello"]);
-        assert_eq!(socket::receive(&socket)?, b"hello");
-        let report = Checkpoint::dump(&socket)?.report;
-        assert!(report.is_exact(), "{report:?}");
-        Ok(())
+        each(|by| {
+            let socket = by.bound(PORT)?;
+            let to = SocketAddr::new(by.here(), PORT);
+            rustix::net::sendto(by.sender()?, b"hello", SendFlags::empty(), &to)?;
+            // Answers ENOTCONN, and does it all the same.
+            let _ = rustix::net::shutdown(&socket, rustix::net::Shutdown::Read);
+            let queue = Checkpoint::dump(&socket)?.receive_queue;
+            let payloads: Vec<&[u8]> = queue.iter().map(|one| &*one.payload).collect();
+            assert_eq!(payloads, [b"hello"]);
+            assert_eq!(socket::receive(&socket)?, b"hello");
+            let report = Checkpoint::dump(&socket)?.report;
+            assert!(report.is_exact(), "{report:?}");
+            Ok(())
+        })
     })
 }
 
@@ -372,19 +416,21 @@ fn what_waits_behind_a_shutdown_is_seen() -> Outcome {
 #[test]
 fn a_queue_needs_more_than_a_plain_user_has() -> Outcome {
     as_plain_user(|| {
-        let socket = socket::bound((HERE, PORT))?;
-        let to = SocketAddr::new(HERE.into(), PORT);
-        rustix::net::sendto(udp()?, b"hello", SendFlags::empty(), &to)?;
-        let mut checkpoint = Checkpoint::dump(&socket)?;
-        assert_eq!(socket::receive(&socket)?, b"hello");
-        drop(socket);
-        assert_eq!(checkpoint.receive_queue.len(), 1);
-        checkpoint.report.not_carried.clear();
-        if !sees_everything() {
-            let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
-            assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
-            assert!(refused.to_string().contains("CAP_NET_RAW"), "{refused}");
-        }
-        Ok(())
+        each(|by| {
+            let socket = by.bound(PORT)?;
+            let to = SocketAddr::new(by.here(), PORT);
+            rustix::net::sendto(by.sender()?, b"hello", SendFlags::empty(), &to)?;
+            let mut checkpoint = Checkpoint::dump(&socket)?;
+            assert_eq!(socket::receive(&socket)?, b"hello");
+            drop(socket);
+            assert_eq!(checkpoint.receive_queue.len(), 1);
+            checkpoint.report.not_carried.clear();
+            if !sees_everything() {
+                let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
+                assert_eq!(refused.kind(), ErrorKind::Refused, "{refused}");
+                assert!(refused.to_string().contains("CAP_NET_RAW"), "{refused}");
+            }
+            Ok(())
+        })
     })
 }

@@ -6,8 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::BorrowedFd;
 
 use super::btf::{Btf, BtfError, Field};
+use super::copier::steady;
 use super::layout::offset;
 use super::reader::{Hidden, Joined, Reader, damaged};
+use crate::state::flow_labels::FlowLabel;
 
 /// The entries of a list that are followed: more than any sysctl lets a socket have, and an end where
 /// the owner changes the list meanwhile.
@@ -68,6 +70,21 @@ pub struct Inet6 {
     extent: usize,
     groups: List,
     anycasts: List,
+    leases: Leases,
+}
+
+/// The list of leases of flow labels, newest first.
+#[derive(Debug)]
+struct Leases {
+    /// In an entry.
+    next: Field,
+    label: Field,
+    /// In a `struct ip6_flowlabel` of so many bytes.
+    number: Field,
+    destination: usize,
+    share: Field,
+    options: Field,
+    extent: usize,
 }
 
 /// A list of memberships, newest first.
@@ -103,6 +120,7 @@ impl Inet6 {
             flow_information: btf.field("ipv6_pinfo", "flow_label")?,
             path_mtu: btf.field("ipv6_pinfo", "rxpmtu")?,
             extent: btf.size("ipv6_pinfo")?,
+            leases: Leases::of(btf)?,
             groups: List::of(
                 btf,
                 "ipv6_mc_list",
@@ -145,6 +163,21 @@ impl Inet6 {
             raw,
             bytes,
         }))
+    }
+}
+
+impl Leases {
+    fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        let lease = |path| btf.field("ip6_flowlabel", path);
+        Ok(Self {
+            next: btf.field("ipv6_fl_socklist", "next")?,
+            label: btf.field("ipv6_fl_socklist", "fl")?,
+            number: lease("label")?,
+            destination: offset(btf, "ip6_flowlabel", "dst")?,
+            share: lease("share")?,
+            options: lease("opt")?,
+            extent: btf.size("ip6_flowlabel")?,
+        })
     }
 }
 
@@ -247,6 +280,43 @@ impl Reader {
             io::ErrorKind::ResourceBusy,
             "the memberships of the socket changed while they were read",
         ))
+    }
+
+    /// The leases of flow labels of a socket, oldest first, and whether each has options. How long they
+    /// linger is counted in ticks of an unknown length, and not told.
+    pub(crate) fn flow_labels(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<(FlowLabel, bool)>> {
+        let Some(layout) = &self.layout.inet6 else {
+            return Ok(Vec::new());
+        };
+        let first = || {
+            let sock = self.sock(socket)?;
+            layout.flow_labels.value(&sock.raw).ok_or_else(damaged)
+        };
+        steady(|| {
+            let before = first()?;
+            let mut labels = Vec::new();
+            let mut at = before;
+            while at != 0 && labels.len() < ENTRIES_LIMIT {
+                let entry = self.bytes(at, layout.leases.label.offset + 8)?;
+                labels.push(self.flow_label(&layout.leases, &entry)?);
+                at = layout.leases.next.value(&entry).ok_or_else(damaged)?;
+            }
+            labels.reverse();
+            Ok((first()? == before).then_some(labels))
+        })
+    }
+
+    fn flow_label(&self, layout: &Leases, entry: &[u8]) -> io::Result<(FlowLabel, bool)> {
+        let place = layout.label.value(entry).ok_or_else(damaged)?;
+        let lease = self.bytes(place, layout.extent)?;
+        let get = |field: Field| field.value(&lease).ok_or_else(damaged);
+        let label = FlowLabel {
+            label: u32::from_be(get(layout.number)? as u32),
+            to: ipv6(&lease, layout.destination)?,
+            share: get(layout.share)? as u8,
+            linger: 0,
+        };
+        Ok((label, get(layout.options)? != 0))
     }
 
     fn list_heads(&self, layout: &Inet6, socket: BorrowedFd<'_>) -> io::Result<[u64; 2]> {

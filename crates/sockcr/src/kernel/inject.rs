@@ -31,9 +31,10 @@ use rustix::io::Errno;
 use sockcr_sys::bpf::{self, Content, Map};
 
 use self::filling::Filling;
-use self::members::Members;
+pub(crate) use self::members::Members;
 use self::program::Plan;
 use self::record::RECORDS;
+pub(crate) use self::sender::addresses;
 use self::sender::{Sender, Way};
 use super::{Reader, Unavailable};
 

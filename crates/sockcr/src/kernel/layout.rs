@@ -31,6 +31,8 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "ipv6_mc_socklist"),
     (Kind::Structure, "ipv6_ac_socklist"),
     (Kind::Structure, "ipv6_txoptions"),
+    (Kind::Structure, "ipv6_fl_socklist"),
+    (Kind::Structure, "ip6_flowlabel"),
     (Kind::Structure, "numa_drop_counters"),
     (Kind::Structure, "sock_reuseport"),
     (Kind::Structure, "ip_mc_socklist"),

@@ -23,6 +23,7 @@ const IPPROTO_UDPLITE: u64 = 136;
 const CHECKSUM_UNNECESSARY: u64 = 1;
 const CHECKSUM_COMPLETE: u64 = 2;
 const CHECKSUM_PARTIAL: u64 = 3;
+const STREAM: u64 = rustix::net::SocketType::STREAM.as_raw() as u64;
 const ORIGIN_LOCAL: u8 = 1;
 const ORIGIN_ICMP: u8 = 2;
 const ORIGIN_ICMP6: u8 = 3;
@@ -185,6 +186,10 @@ impl Reader {
     fn content(&self, sock: &Sock) -> io::Result<Content> {
         let layout = &self.layout.sock;
         let get = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
+        if get(layout.kind)? == STREAM {
+            let why = "the socket is one of streams, not of datagrams";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
         let raw = get(layout.kind)? == u64::from(SocketType::RAW.as_raw());
         let datagrams = get(layout.kind)? == u64::from(SocketType::DGRAM.as_raw());
         if !raw && !datagrams {

@@ -47,6 +47,7 @@ const IP_BIND_ADDRESS_NO_PORT: i32 = 24;
 const IP_MULTICAST_IF: i32 = 32;
 const IP_UNICAST_IF: i32 = 50;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
+const IPV6_FLOWINFO_SEND: i32 = 33;
 const LOOPBACK_INDEX: u32 = 1;
 /// `TCP_ESTABLISHED`: connected.
 pub(crate) const ESTABLISHED: u8 = 1;
@@ -132,7 +133,7 @@ impl Endpoint {
                     false => hidden.bound_port,
                 },
             ),
-            peer: connected.then(|| SocketAddr::new(hidden.peer_address, hidden.peer_port)),
+            peer: connected.then(|| peer_of(hidden)),
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
@@ -478,7 +479,32 @@ fn device_of(fd: BorrowedFd<'_>, address: Ipv6Addr) -> io::Result<u32> {
     found.ok_or_else(|| Errno::ADDRNOTAVAIL.into())
 }
 
+/// The peer, of IPv6 with the flow label that it is sent.
+fn peer_of(hidden: &Hidden) -> SocketAddr {
+    let flow = hidden.ipv6.as_ref().map_or(0, |ipv6| ipv6.flow_information);
+    match hidden.peer_address {
+        IpAddr::V6(ip) => SocketAddrV6::new(ip, hidden.peer_port, flow, 0).into(),
+        ip => SocketAddr::new(ip, hidden.peer_port),
+    }
+}
+
+/// A flow label is taken over only by a socket that sends one (`__ip6_datagram_connect`).
 fn connect(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
+    let failed = |error| Failure::at("IPV6_FLOWINFO_SEND", error);
+    match peer {
+        SocketAddr::V6(v6) if v6.flowinfo() != 0 => {
+            let mut meanwhile = Meanwhile::new(fd);
+            meanwhile
+                .set(IPPROTO_IPV6, IPV6_FLOWINFO_SEND, 1)
+                .map_err(failed)?;
+            let connected = connect_plain(fd, peer);
+            connected.and(meanwhile.put_back().map_err(failed))
+        }
+        _ => connect_plain(fd, peer),
+    }
+}
+
+fn connect_plain(fd: BorrowedFd<'_>, peer: SocketAddr) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::at(format!("connect to {peer}"), error);
     match rustix::net::connect(fd, &peer) {
         // A broadcast peer, and SO_BROADCAST taken away after it was connected.
@@ -530,6 +556,8 @@ fn scoped(peer: SocketAddr) -> SocketAddr {
 struct Directions<'a> {
     /// It is an AF_INET6 socket, whose source may be of another protocol than its peer.
     inet6: bool,
+    /// It has options of IPPROTO_IP: raw sockets of IPv6 have none (`rawv6_setsockopt`).
+    inet: bool,
     /// The peer speaks IPv6.
     ipv6: bool,
     fd: BorrowedFd<'a>,
@@ -546,6 +574,7 @@ impl<'a> Directions<'a> {
     ) -> Self {
         Self {
             inet6: peer.is_ipv6(),
+            inet: meanwhile::get(fd, IPPROTO_IP, IP_UNICAST_IF).is_ok(),
             ipv6: peer.to_canonical().is_ipv6(),
             fd,
             options,
@@ -578,7 +607,10 @@ impl<'a> Directions<'a> {
 
     /// What taking an IPv4 source has changed.
     fn put_multicast_back(&self) -> io::Result<()> {
-        self.again("IP_MULTICAST_IF", &Value::Pair(0, 0))
+        match self.inet {
+            true => self.again("IP_MULTICAST_IF", &Value::Pair(0, 0)),
+            false => Ok(()),
+        }
     }
 
     /// From whatever address to whatever peer: on the loopback device there is always a route for IPv4.
@@ -587,6 +619,9 @@ impl<'a> Directions<'a> {
         if self.inet6 {
             let mut fresh = IPV6_DIRECTIONS.iter();
             fresh.try_for_each(|(name, fresh)| self.put(name, fresh))?;
+        }
+        if !self.inet {
+            return Ok(());
         }
         let unicast = LOOPBACK_INDEX.to_be_bytes();
         let multicast = [[0; 4], [0; 4], LOOPBACK_INDEX.to_ne_bytes()].concat();
@@ -617,6 +652,9 @@ impl<'a> Directions<'a> {
         let failed = |error: io::Error| Failure::at(format!("former peer {peer}"), error);
         let mut meanwhile = Meanwhile::new(self.fd);
         for (level, name) in ALONE {
+            if level == IPPROTO_IP && !self.inet {
+                continue;
+            }
             meanwhile.set(level, name, 0).map_err(failed)?;
         }
         self.to_loopback().map_err(failed)?;
@@ -635,7 +673,9 @@ impl<'a> Directions<'a> {
             fresh.try_for_each(|(name, fresh)| self.again(name, fresh))?;
         }
         self.put_multicast_back()?;
-        self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        if self.inet {
+            self.again("IP_UNICAST_IF", &Value::Int(0))?;
+        }
         self.again("SO_BINDTODEVICE", &Value::Text(String::new()))
     }
 }

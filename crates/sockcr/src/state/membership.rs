@@ -156,16 +156,22 @@ fn joined_by_anyone(text: &str) -> Vec<(u32, IpAddr)> {
 }
 
 /// Parses /proc/net/igmp6 (`igmp6_mc_seq_show`): a group a line, after the index and the name of its
-/// device, newest first.
+/// device. Here too the groups of a device are listed newest first.
 fn joined_by_anyone6(text: &str) -> Vec<(u32, IpAddr)> {
-    let entry = |line: &str| {
+    let mut found: Vec<(u32, IpAddr)> = Vec::new();
+    let (mut device, mut oldest) = (0, 0);
+    for line in text.lines() {
         let mut words = line.split_whitespace();
-        let interface = words.next()?.parse().ok()?;
-        let group = u128::from_str_radix(words.nth(1)?, 16).ok()?;
-        Some((interface, Ipv6Addr::from(group).into()))
-    };
-    let mut found: Vec<_> = text.lines().filter_map(entry).collect();
-    found.reverse();
+        let interface = words.next().and_then(|index| index.parse().ok());
+        let group = words.nth(1).map(|group| u128::from_str_radix(group, 16));
+        let (Some(interface), Some(Ok(group))) = (interface, group) else {
+            continue;
+        };
+        if device != interface {
+            (device, oldest) = (interface, found.len());
+        }
+        found.insert(oldest, (interface, Ipv6Addr::from(group).into()));
+    }
     found
 }
 
@@ -313,5 +319,25 @@ fn word(bytes: &[u8], at: usize) -> u32 {
 fn set_word(bytes: &mut [u8], at: usize, value: u32) {
     if let Some(word) = bytes.get_mut(at..at + 4) {
         word.copy_from_slice(&value.to_ne_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn groups_of_each_device_oldest_first() {
+        let text = "1    lo              ff020000000000000000000000000001     1 0000000C 0\n\
+                    1    lo              ff010000000000000000000000000001     1 00000008 0\n\
+                    2    m0              ff050000000000000000000000000009     1 0000000C 0\n";
+        let group =
+            |index: u32, group: &str| (index, group.parse().unwrap_or(IpAddr::from([0; 4])));
+        let groups = [
+            group(1, "ff01::1"),
+            group(1, "ff02::1"),
+            group(2, "ff05::9"),
+        ];
+        assert_eq!(joined_by_anyone6(text), groups);
     }
 }

@@ -5,6 +5,7 @@ pub mod descriptor;
 pub mod endpoint;
 pub mod errors;
 pub mod filter;
+pub mod flow_labels;
 mod hearers;
 pub mod interfaces;
 pub mod locks;

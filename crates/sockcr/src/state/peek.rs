@@ -18,6 +18,9 @@
 //! (`__skb_try_recv_from_queue`), so that the cost grows with the square of the depth. It passes
 //! over an empty datagram that was looked at once (`skb->peeked`), unless it is the first and
 //! SO_PEEK_OFF is off: what the queue takes of memory tells whether there may be such.
+//!
+//! An AF_INET6 socket tells of what came by IPv4 as an AF_INET one, and by IPV6_PKTINFO besides
+//! (`udpv6_recvmsg`).
 
 use super::endpoint::plain;
 use super::meanwhile::{get, set};
@@ -28,8 +31,8 @@ use crate::report::Report;
 use rustix::event::PollFlags;
 use rustix::io::Errno;
 use sockcr_sys::guard::{Guard, Step};
-use sockcr_sys::message::{Batch, Message, control_messages};
-use std::collections::BTreeMap;
+use sockcr_sys::message::{Batch, ControlMessage, Message, control_messages};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -54,8 +57,34 @@ pub(super) const IP_RECVTTL: i32 = 12;
 pub(super) const IP_RECVTOS: i32 = 13;
 pub(super) const IP_RECVORIGDSTADDR: i32 = 20;
 const IP_RECVFRAGSIZE: i32 = 25;
+pub(super) const IPPROTO_IPV6: i32 = 41;
+const IPV6_2292PKTINFO: i32 = 2;
+const IPV6_2292HOPOPTS: i32 = 3;
+const IPV6_2292DSTOPTS: i32 = 4;
+const IPV6_2292RTHDR: i32 = 5;
+const IPV6_2292HOPLIMIT: i32 = 8;
+pub(super) const IPV6_FLOWINFO: i32 = 11;
+pub(super) const IPV6_RECVPKTINFO: i32 = 49;
+const IPV6_PKTINFO: i32 = 50;
+pub(super) const IPV6_RECVHOPLIMIT: i32 = 51;
+const IPV6_HOPLIMIT: i32 = 52;
+pub(super) const IPV6_RECVHOPOPTS: i32 = 53;
+const IPV6_HOPOPTS: i32 = 54;
+pub(super) const IPV6_RECVRTHDR: i32 = 56;
+const IPV6_RTHDR: i32 = 57;
+pub(super) const IPV6_RECVDSTOPTS: i32 = 58;
+const IPV6_DSTOPTS: i32 = 59;
+pub(super) const IPV6_RECVTCLASS: i32 = 66;
+const IPV6_TCLASS: i32 = 67;
+pub(super) const IPV6_RECVORIGDSTADDR: i32 = 74;
+const IPV6_RECVFRAGSIZE: i32 = 77;
 const SOL_UDP: i32 = 17;
 const UDP_GRO: i32 = 104;
+
+/// `IPV6_FLOWLABEL_MASK`
+pub(super) const FLOW_LABEL: u32 = 0xf_ffff;
+/// `IPPROTO_UDP`, as an extension header names what follows it.
+const UDP_HEADER: u8 = 17;
 
 const MSG_PEEK: i32 = 2;
 const MSG_TRUNC: i32 = 0x20;
@@ -63,7 +92,8 @@ const MSG_CTRUNC: i32 = 8;
 
 /// More than a datagram can have.
 const LONGEST: usize = 1 << 16;
-const CONTROL: usize = 1 << 10;
+/// Extension headers can be longer; then the look says so.
+const CONTROL: usize = 1 << 14;
 const AT_ONCE: usize = 32;
 const TRIES: usize = 3;
 
@@ -80,6 +110,8 @@ pub(super) const TIMES: [i32; 4] = [
 pub(super) struct Seen {
     pub datagram: Datagram,
     fragment: bool,
+    /// There are extension headers among those told that do not follow upon one another.
+    torn: bool,
 }
 
 /// Reads the queue. What of it cannot be told is reported.
@@ -215,16 +247,16 @@ fn seen_of(message: &Message<'_>, local: SocketAddr) -> io::Result<Seen> {
     }
     let source = message.source;
     let source = source.ok_or_else(|| io::Error::other("one has no source address"))?;
-    let mapped = source.ip().to_canonical();
+    let from = source.ip().to_canonical();
     let mut seen = Seen {
         datagram: Datagram {
-            source: SocketAddr::new(mapped, source.port()),
-            destination: SocketAddr::new(as_it_came(local.ip(), mapped), local.port()),
+            source: SocketAddr::new(from, source.port()),
+            destination: SocketAddr::new(as_it_came(local.ip(), from), local.port()),
             ttl: 0,
             tos: 0,
             flow_label: 0,
             interface: scope_of(source),
-            local: as_it_came(Ipv6Addr::UNSPECIFIED.into(), mapped),
+            local: as_it_came(Ipv6Addr::UNSPECIFIED.into(), from),
             received_at: 0,
             mark: 0,
             priority: 0,
@@ -235,9 +267,15 @@ fn seen_of(message: &Message<'_>, local: SocketAddr) -> io::Result<Seen> {
             payload: message.data.to_vec(),
         },
         fragment: false,
+        torn: false,
     };
-    for told in control_messages(message.control) {
+    let told: Vec<ControlMessage<'_>> = control_messages(message.control).collect();
+    for told in &told {
         seen.learn(told.level, told.kind, told.payload);
+    }
+    if from.is_ipv6() {
+        seen.datagram.local = seen.datagram.destination.ip();
+        seen.learn_headers(&told);
     }
     Ok(seen)
 }
@@ -250,15 +288,20 @@ fn as_it_came(address: IpAddr, source: IpAddr) -> IpAddr {
     }
 }
 
-/// The device that the scope of a link-local source names.
-fn scope_of(source: SocketAddr) -> u32 {
-    match source {
-        SocketAddr::V6(source) => source.scope_id(),
+/// The device that the scope of a link-local address names.
+fn scope_of(address: SocketAddr) -> u32 {
+    match address {
+        SocketAddr::V6(address) => address.scope_id(),
         SocketAddr::V4(_) => 0,
     }
 }
 
 impl Seen {
+    /// Whether it came by IPv6.
+    fn is_ipv6(&self) -> bool {
+        self.datagram.source.is_ipv6()
+    }
+
     fn learn(&mut self, level: i32, kind: i32, payload: &[u8]) {
         let datagram = &mut self.datagram;
         let word = |at: usize| {
@@ -281,6 +324,30 @@ impl Seen {
                 datagram.destination = SocketAddr::new(IpAddr::from(word(4)), port);
             }
             (IPPROTO_IP, IP_RECVFRAGSIZE) => self.fragment = number > 0,
+            (IPPROTO_IPV6, IPV6_HOPLIMIT | IPV6_2292HOPLIMIT) => datagram.ttl = number as u8,
+            (IPPROTO_IPV6, IPV6_TCLASS) => datagram.tos = number as u8,
+            (IPPROTO_IPV6, IPV6_FLOWINFO) => {
+                let flow = u32::from_be_bytes(word(0));
+                datagram.flow_label = flow & FLOW_LABEL;
+                datagram.tos = (flow >> 20) as u8;
+            }
+            (IPPROTO_IPV6, IPV6_PKTINFO | IPV6_2292PKTINFO) => {
+                datagram.interface = u32::from_ne_bytes(word(16));
+                datagram.destination.set_ip(ipv6(payload, 0).to_canonical());
+                // Of what came by IPv4 only IP_PKTINFO, which comes behind, tells a different one.
+                datagram.local = datagram.destination.ip();
+            }
+            (IPPROTO_IPV6, IPV6_RECVORIGDSTADDR) => {
+                let [_, _, high, low] = word(0);
+                let port = u16::from_be_bytes([high, low]);
+                datagram.destination = SocketAddr::new(ipv6(payload, 8).into(), port);
+                // The scope of a link-local one.
+                match u32::from_ne_bytes(word(24)) {
+                    0 => {}
+                    scope => datagram.interface = scope,
+                }
+            }
+            (IPPROTO_IPV6, IPV6_RECVFRAGSIZE) => self.fragment = number > 0,
             (SOL_SOCKET, SO_MARK) => datagram.mark = number,
             (SOL_SOCKET, SO_PRIORITY) => datagram.priority = number,
             (SOL_SOCKET, kind) if TIMES.contains(&kind) => {
@@ -290,6 +357,54 @@ impl Seen {
             _ => {}
         }
     }
+
+    /// Puts the extension headers together again. By both kinds of options they are told twice.
+    fn learn_headers(&mut self, told: &[ControlMessage<'_>]) {
+        let kinds = [
+            [IPV6_HOPOPTS, IPV6_RTHDR, IPV6_DSTOPTS],
+            [IPV6_2292HOPOPTS, IPV6_2292RTHDR, IPV6_2292DSTOPTS],
+        ];
+        let told = |kinds: [i32; 3]| {
+            let ours = told.iter().filter(|told| told.level == IPPROTO_IPV6);
+            let headers: Vec<Header<'_>> = ours
+                .filter_map(|told| {
+                    let at = kinds.iter().position(|kind| *kind == told.kind)?;
+                    Some((*HEADERS.get(at)?, told.payload))
+                })
+                .collect();
+            headers
+        };
+        let told = kinds.map(told);
+        match told.iter().find_map(|headers| chain(headers)) {
+            Some(options) => self.datagram.options = options,
+            None => self.torn = told.iter().any(|headers| !headers.is_empty()),
+        }
+    }
+}
+
+/// An extension header: its kind and its bytes.
+type Header<'a> = (u8, &'a [u8]);
+
+/// The kinds of extension headers: for each hop, routing, for the destination.
+const HEADERS: [u8; 3] = [0, 43, 60];
+
+/// These extension headers as a datagram has them: the kind of the first, and all of them. `None` when
+/// there are none, or others between them that nobody tells (`ip6_datagram_recv_specific_ctl`).
+fn chain(headers: &[Header<'_>]) -> Option<Vec<u8>> {
+    let next = headers.iter().skip(1).map(|(kind, _)| *kind);
+    let next = next.chain([UDP_HEADER]);
+    let follow = |((_, bytes), next): (&Header<'_>, u8)| bytes.first() == Some(&next);
+    let whole = headers.iter().zip(next).all(follow);
+    let (first, _) = headers.first().filter(|_| whole)?;
+    let bytes = headers.iter().flat_map(|(_, bytes)| bytes.iter().copied());
+    Some([*first].into_iter().chain(bytes).collect())
+}
+
+fn ipv6(bytes: &[u8], at: usize) -> Ipv6Addr {
+    let octets = bytes
+        .get(at..)
+        .and_then(|rest| rest.first_chunk::<16>().copied());
+    Ipv6Addr::from(octets.unwrap_or_default())
 }
 
 /// A `struct timeval` or `struct timespec`, of 64 or 32 bits each.
@@ -315,41 +430,123 @@ fn time(kind: i32, payload: &[u8]) -> Option<i64> {
         .checked_add(rest.checked_mul(unit)?)
 }
 
+/// Something of a datagram that only these options together tell, or these others.
+struct Told {
+    what: &'static str,
+    by: &'static [Asked],
+    or_by: &'static [Asked],
+}
+
+/// Level, number and name of an option.
+type Asked = (i32, i32, &'static str);
+
+const TOLD_OF_IPV4: &[Told] = &[
+    Told::of("ttl", &[(IPPROTO_IP, IP_RECVTTL, "IP_RECVTTL")]),
+    Told::of("tos", &[(IPPROTO_IP, IP_RECVTOS, "IP_RECVTOS")]),
+    Told::of("IP options", &[(IPPROTO_IP, IP_RECVOPTS, "IP_RECVOPTS")]),
+];
+
+const TOLD_OF_IPV6: &[Told] = &[
+    Told {
+        what: "hop limit",
+        by: &[(IPPROTO_IPV6, IPV6_RECVHOPLIMIT, "IPV6_RECVHOPLIMIT")],
+        or_by: &[(IPPROTO_IPV6, IPV6_2292HOPLIMIT, "IPV6_2292HOPLIMIT")],
+    },
+    Told {
+        what: "traffic class",
+        by: &[(IPPROTO_IPV6, IPV6_RECVTCLASS, "IPV6_RECVTCLASS")],
+        or_by: &[(IPPROTO_IPV6, IPV6_FLOWINFO, "IPV6_FLOWINFO")],
+    },
+    Told::of(
+        "flow label",
+        &[(IPPROTO_IPV6, IPV6_FLOWINFO, "IPV6_FLOWINFO")],
+    ),
+    Told {
+        what: "extension headers",
+        by: &[
+            (IPPROTO_IPV6, IPV6_RECVHOPOPTS, "IPV6_RECVHOPOPTS"),
+            (IPPROTO_IPV6, IPV6_RECVRTHDR, "IPV6_RECVRTHDR"),
+            (IPPROTO_IPV6, IPV6_RECVDSTOPTS, "IPV6_RECVDSTOPTS"),
+        ],
+        or_by: &[
+            (IPPROTO_IPV6, IPV6_2292HOPOPTS, "IPV6_2292HOPOPTS"),
+            (IPPROTO_IPV6, IPV6_2292RTHDR, "IPV6_2292RTHDR"),
+            (IPPROTO_IPV6, IPV6_2292DSTOPTS, "IPV6_2292DSTOPTS"),
+        ],
+    },
+];
+
+const TOLD_OF_ALL: &[Told] = &[
+    Told::of("mark", &[(SOL_SOCKET, SO_RCVMARK, "SO_RCVMARK")]),
+    Told::of(
+        "priority",
+        &[(SOL_SOCKET, SO_RCVPRIORITY, "SO_RCVPRIORITY")],
+    ),
+];
+
+impl Told {
+    const fn of(what: &'static str, by: &'static [Asked]) -> Told {
+        Told {
+            what,
+            by,
+            or_by: &[],
+        }
+    }
+
+    /// Reports it where these options are off.
+    fn tell(&self, fd: BorrowedFd<'_>, report: &mut Report) {
+        // One that this kernel does not know is off.
+        let on = |asked: &[Asked]| {
+            let mut asked = asked.iter();
+            asked.all(|(level, name, _)| is_on(fd, *level, *name))
+        };
+        if on(self.by) || (!self.or_by.is_empty() && on(self.or_by)) {
+            return;
+        }
+        let names: Vec<&str> = self.by.iter().map(|(_, _, name)| *name).collect();
+        let (names, are_off) = match names.len() {
+            1 => (names.concat(), "tells it, which is off"),
+            _ => (names.join(", "), "tell them, and not all are on"),
+        };
+        let why = format!("without CAP_BPF only {names} {are_off}");
+        report.lose(format!("receive queue: {}", self.what), why);
+    }
+}
+
+fn is_on(fd: BorrowedFd<'_>, level: i32, name: i32) -> bool {
+    get(fd, level, name).is_ok_and(|value| value != 0)
+}
+
 /// Reports what the owner has not asked for, and so nobody tells.
 fn tell(fd: BorrowedFd<'_>, seen: &[Seen], report: &mut Report) -> io::Result<()> {
     if seen.is_empty() {
         return Ok(());
     }
-    let is_on = |level: i32, name: i32| Ok::<_, io::Error>(get(fd, level, name)? != 0);
-    let told = [
-        ("ttl", IPPROTO_IP, IP_RECVTTL, "IP_RECVTTL"),
-        ("tos", IPPROTO_IP, IP_RECVTOS, "IP_RECVTOS"),
-        ("IP options", IPPROTO_IP, IP_RECVOPTS, "IP_RECVOPTS"),
-        ("mark", SOL_SOCKET, SO_RCVMARK, "SO_RCVMARK"),
-        ("priority", SOL_SOCKET, SO_RCVPRIORITY, "SO_RCVPRIORITY"),
-    ];
-    for (what, level, name, option) in told {
-        // One that this kernel does not know is off.
-        if !is_on(level, name).unwrap_or(false) {
-            let why = format!("without CAP_BPF only {option} tells it, which is off");
-            report.lose(format!("receive queue: {what}"), why);
+    let any_ipv6 = seen.iter().any(Seen::is_ipv6);
+    let any_ipv4 = !seen.iter().all(Seen::is_ipv6);
+    for (told, any) in [
+        (TOLD_OF_IPV4, any_ipv4),
+        (TOLD_OF_IPV6, any_ipv6),
+        (TOLD_OF_ALL, true),
+    ] {
+        for told in told.iter().filter(|_| any) {
+            told.tell(fd, report);
         }
     }
     tell_time(fd, report)?;
-    let (info, original) = (
-        is_on(IPPROTO_IP, IP_PKTINFO)?,
-        is_on(IPPROTO_IP, IP_RECVORIGDSTADDR)?,
-    );
-    if !info && !original && plain(rustix::net::getsockname(fd)?)?.ip().is_unspecified() {
-        report.lose(
-            "receive queue: destination",
-            "bound to every address, and IP_PKTINFO and IP_RECVORIGDSTADDR are off",
-        );
-    }
-    if !info || !is_on(SOL_UDP, UDP_GRO)? {
+    tell_places(seen, report);
+    let info =
+        !any_ipv4 || is_on(fd, IPPROTO_IP, IP_PKTINFO) || is_on(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO);
+    if !info || !is_on(fd, SOL_UDP, UDP_GRO) {
         report.assume(
             "receive queue: IP_PKTINFO and UDP_GRO were as now when it came",
             "only BPF sees what arrived otherwise",
+        );
+    }
+    if seen.iter().any(|seen| seen.torn) {
+        report.lose(
+            "receive queue: extension headers",
+            "there are more than those that are told",
         );
     }
     if seen.iter().any(|seen| seen.fragment) {
@@ -359,6 +556,28 @@ fn tell(fd: BorrowedFd<'_>, seen: &[Seen], report: &mut Report) -> io::Result<()
         );
     }
     tell_empties(fd, seen, report)
+}
+
+/// Reports where nobody tells where it went to, or the device it came by: what comes by IPv4 has one
+/// only for IP_PKTINFO.
+fn tell_places(seen: &[Seen], report: &mut Report) {
+    let nowhere = seen
+        .iter()
+        .find(|seen| seen.datagram.destination.ip().is_unspecified());
+    if let Some(seen) = nowhere {
+        let why = match seen.is_ipv6() {
+            false => "bound to every address, and IP_PKTINFO and IP_RECVORIGDSTADDR are off",
+            true => "bound to every address, and IPV6_RECVPKTINFO and IPV6_RECVORIGDSTADDR are off",
+        };
+        report.lose("receive queue: destination", why);
+    }
+    let mut ipv6 = seen.iter().filter(|seen| seen.is_ipv6());
+    if ipv6.any(|seen| seen.datagram.interface == 0) {
+        report.lose(
+            "receive queue: device",
+            "without CAP_BPF only IPV6_RECVPKTINFO tells it, which is off",
+        );
+    }
 }
 
 fn tell_time(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
@@ -377,14 +596,15 @@ fn tell_time(fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
 /// Tells of empty datagrams that are passed over: the memory that nothing seen takes, beside what
 /// datagrams of these lengths take when they come by the loopback device.
 fn tell_empties(fd: BorrowedFd<'_>, seen: &[Seen], report: &mut Report) -> io::Result<()> {
-    let lengths = seen.iter().map(|seen| seen.datagram.payload.len());
-    let scale = scale(lengths.clone());
-    let left = match &scale {
+    let lengths = seen
+        .iter()
+        .map(|seen| (seen.is_ipv6(), seen.datagram.payload.len()));
+    let left = match scale(lengths.clone()) {
         Ok(scale) => {
-            let known: u64 = lengths
-                .map(|length| scale.get(&length).copied().unwrap_or(0))
-                .sum();
-            let empty = scale.get(&0).copied().unwrap_or(0).max(1);
+            let takes = |length: &(bool, usize)| scale.get(length).copied().unwrap_or(0);
+            let known: u64 = lengths.map(|length| takes(&length)).sum();
+            let empty = seen.first().map_or(0, |seen| takes(&(seen.is_ipv6(), 0)));
+            let empty = empty.max(1);
             let left = queue_memory(fd)?.saturating_sub(known);
             Some((left / empty, left % empty))
         }
@@ -404,23 +624,39 @@ fn tell_empties(fd: BorrowedFd<'_>, seen: &[Seen], report: &mut Report) -> io::R
     Ok(())
 }
 
-/// The memory that a datagram of each length takes, and an empty one, tried on a socket of ours.
-fn scale(lengths: impl Iterator<Item = usize>) -> io::Result<BTreeMap<usize, u64>> {
-    let probe = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+/// The memory that a datagram takes that came by IPv6 or not with this length, and an empty one.
+type Scale = BTreeMap<(bool, usize), u64>;
+
+/// Tries it on sockets of ours.
+fn scale(lengths: impl Iterator<Item = (bool, usize)> + Clone) -> io::Result<Scale> {
+    let mut scale = Scale::new();
+    for ipv6 in [false, true] {
+        let lengths = lengths.clone().filter(|length| length.0 == ipv6);
+        let lengths: BTreeSet<usize> = lengths.map(|length| length.1).collect();
+        if !lengths.is_empty() {
+            weigh(ipv6, lengths, &mut scale)?;
+        }
+    }
+    Ok(scale)
+}
+
+fn weigh(ipv6: bool, mut lengths: BTreeSet<usize>, scale: &mut Scale) -> io::Result<()> {
+    let here: IpAddr = match ipv6 {
+        true => Ipv6Addr::LOCALHOST.into(),
+        false => Ipv4Addr::LOCALHOST.into(),
+    };
+    let probe = UdpSocket::bind((here, 0))?;
     let to = probe.local_addr()?;
     probe.set_read_timeout(Some(std::time::Duration::from_secs(1)))?;
     let bytes = vec![0; LONGEST];
-    let mut scale = BTreeMap::new();
-    for length in lengths.chain([0]) {
-        if scale.contains_key(&length) {
-            continue;
-        }
+    lengths.insert(0);
+    for length in lengths {
         probe.send_to(bytes.get(..length).unwrap_or_default(), to)?;
         probe.peek(&mut [])?;
-        scale.insert(length, memory(probe.as_fd())?);
+        scale.insert((ipv6, length), memory(probe.as_fd())?);
         probe.recv(&mut [])?;
     }
-    Ok(scale)
+    Ok(())
 }
 
 /// `sk_rmem_alloc`: also what was received and is not given back yet.
@@ -436,7 +672,11 @@ fn memory(fd: BorrowedFd<'_>) -> io::Result<u64> {
 fn queue_memory(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let upper = memory(fd)?;
     let inode = rustix::fs::fstat(fd)?.st_ino;
-    let table = netns::within(fd, || std::fs::read_to_string("/proc/thread-self/net/udp"));
+    let name = match plain(rustix::net::getsockname(fd)?)?.is_ipv6() {
+        true => "/proc/thread-self/net/udp6",
+        false => "/proc/thread-self/net/udp",
+    };
+    let table = netns::within(fd, || std::fs::read_to_string(name));
     let exact = table.ok().and_then(|table| in_table(&table, inode));
     Ok(exact.unwrap_or(upper))
 }
@@ -464,6 +704,17 @@ mod tests {
         let narrow = [7_i32.to_ne_bytes(), 5_i32.to_ne_bytes()].concat();
         assert_eq!(time(SO_TIMESTAMP, &narrow), Some(7_000_005_000));
         assert_eq!(time(SO_TIMESTAMPNS, &wide[..9]), None);
+    }
+
+    #[test]
+    fn extension_headers_follow_upon_one_another() {
+        let (hops, route, last) = ([43, 0], [60, 1], [17, 2]);
+        let all: [Header<'_>; 3] = [(0, &hops), (43, &route), (60, &last)];
+        assert_eq!(chain(&all), Some(vec![0, 43, 0, 60, 1, 17, 2]));
+        assert_eq!(chain(&all[2..]), Some(vec![60, 17, 2]));
+        assert_eq!(chain(&[all[0], all[2]]), None);
+        assert_eq!(chain(&all[..2]), None);
+        assert_eq!(chain(&[]), None);
     }
 
     #[test]

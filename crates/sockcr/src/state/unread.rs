@@ -67,6 +67,9 @@ fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
             report.lose(what, format!("stands at {key}; a new socket counts from 0"));
         }
     }
+    if hidden.ipv6.as_ref().is_some_and(|ipv6| ipv6.path_mtu) && options.has("IPV6_RECVPATHMTU") {
+        report.lose("notice of a path MTU", "only the path itself gives another");
+    }
     if hidden.drops > 0 && options.has("SO_RXQ_OVFL") {
         let why = format!("stands at {}; a new socket counts from 0", hidden.drops);
         report.lose("drop counter", why);

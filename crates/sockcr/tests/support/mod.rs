@@ -2,6 +2,7 @@
 //! library's tables is measured by itself.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
+pub mod by;
 pub mod inject;
 pub mod octets;
 pub mod place;

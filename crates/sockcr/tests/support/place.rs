@@ -3,9 +3,10 @@
 use std::any::type_name_of_val;
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddrV6, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use rustix::net::{AddressFamily, SocketType, socket};
 
@@ -121,7 +122,30 @@ pub struct Device {
 /// fe80::9:0/64, m1 10.9.1.1/24, fd00:9:0:1::1/64 and fe80::9:1/64.
 pub fn devices() -> io::Result<[Device; 2]> {
     veth("m0", "m1")?;
-    Ok([device("m0", 0)?, device("m1", 1)?])
+    let devices = [device("m0", 0)?, device("m1", 1)?];
+    devices.iter().try_for_each(routed)?;
+    Ok(devices)
+}
+
+/// Waits until IPv6 has its routes: it makes them when the kernel has noticed that the cable is plugged
+/// in (`addrconf_notify`), and those of its own addresses some time after it has got them
+/// (`addrconf_dad_work`).
+fn routed(device: &Device) -> io::Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(20);
+    let end = Instant::now() + PATIENCE;
+    let own = [device.address6, device.link_local];
+    let routes = own.map(|address| format!("{:032x} 80 ", u128::from(address)));
+    let all_nodes = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+    loop {
+        let table = fs::read_to_string("/proc/thread-self/net/ipv6_route")?;
+        let probe = UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?;
+        let group = probe.connect(SocketAddrV6::new(all_nodes, 9, 0, device.index));
+        match group.is_ok() && routes.iter().all(|route| table.contains(route)) {
+            true => return Ok(()),
+            false if Instant::now() > end => return Err(io::ErrorKind::TimedOut.into()),
+            false => std::thread::yield_now(),
+        }
+    }
 }
 
 fn device(name: &'static str, number: u8) -> io::Result<Device> {

@@ -223,7 +223,7 @@ impl Sender {
 
 /// The IPv6 addresses of the devices of this thread's network namespace that packets can be sent to
 /// (`if6_seq_show`, net/ipv6/addrconf.c).
-fn addresses() -> io::Result<BTreeMap<u32, Ipv6Addr>> {
+pub fn addresses() -> io::Result<BTreeMap<u32, Ipv6Addr>> {
     const TENTATIVE: u8 = 0x40;
     let table = match std::fs::read_to_string("/proc/thread-self/net/if_inet6") {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
