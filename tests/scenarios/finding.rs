@@ -568,7 +568,7 @@ fn what_is_not_carried() -> Outcome {
         for words in verbs(&name) {
             refused(words)?
                 .says(&["tcp", "not carried yet"])?
-                .helps("carried are")?;
+                .helps("carried are: udp, udp6, ping")?;
         }
         no_image_was_written()?;
     }

@@ -488,3 +488,82 @@ fn nobody_else_hears_what_comes_back() -> Outcome {
         Ok(())
     })
 }
+
+#[test]
+fn what_is_held_back_is_told() -> Outcome {
+    if let Err(why) = reader() {
+        return support::skip(&why);
+    }
+    isolated(|| {
+        for (family, name) in [("inet", "raw:253"), ("inet6", "raw6:253")] {
+            let protocol = kind(family, name);
+            let socket = fresh(protocol)?;
+            connect(&socket, (socket::loopback(protocol), 0))?;
+            rustix::net::send(&socket, b"more", SendFlags::MORE)?;
+            let lost = Checkpoint::dump(&socket)?.report.not_carried;
+            assert!(
+                lost.iter().any(|note| note.what == "corked data"),
+                "{lost:?}"
+            );
+        }
+        // UDP-Lite corks as UDP does.
+        for (family, name) in [("inet", "udplite"), ("inet6", "udplite6")] {
+            let protocol = kind(family, name);
+            let here = socket::loopback(protocol);
+            let hears = fresh(protocol)?;
+            bind(&hears, (here, 4711))?;
+            let socket = fresh(protocol)?;
+            connect(&socket, (here, 4711))?;
+            rustix::net::send(&socket, b"more and ", SendFlags::MORE)?;
+            let again = restored_alone(socket)?;
+            rustix::net::send(&again, b"more", SendFlags::empty())?;
+            assert_eq!(socket::receive(&hears)?, b"more and more");
+        }
+        Ok(())
+    })
+}
+
+/// A receiver that wants all covered is not the same as one that wants nothing.
+#[test]
+fn a_coverage_of_nothing_and_none_differ() -> Outcome {
+    if let Err(why) = reader() {
+        return support::skip(&why);
+    }
+    isolated(|| {
+        let protocol = kind("inet", "udplite");
+        let here = socket::loopback(protocol);
+        for (set, heard) in [(true, 0), (false, 1)] {
+            let hears = fresh(protocol)?;
+            if set {
+                set_int(&hears, UDP, UDPLITE_RECV_CSCOV, 0)?;
+            }
+            bind(&hears, (here, 4711))?;
+            let hears = restored_alone(hears)?;
+            let sends = fresh(protocol)?;
+            set_int(&sends, UDP, UDPLITE_SEND_CSCOV, 8)?;
+            let to = SocketAddr::new(here, 4711);
+            rustix::net::sendto(&sends, &[7; 40], SendFlags::empty(), &to)?;
+            assert_eq!(socket::receive_now(&hears)?.len(), heard, "{set}");
+        }
+        Ok(())
+    })
+}
+
+/// Its queue has no way back yet.
+#[test]
+fn the_queue_of_udp_lite_is_told() -> Outcome {
+    isolated(|| {
+        let protocol = kind("inet", "udplite");
+        let here = socket::loopback(protocol);
+        let socket = fresh(protocol)?;
+        bind(&socket, (here, 4711))?;
+        let to = SocketAddr::new(here, 4711);
+        rustix::net::sendto(&fresh(protocol)?, b"lite", SendFlags::empty(), &to)?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        let refused = checkpoint.restore(&RestoreOptions::default()).unwrap_err();
+        let told = "receive queue: 1 waiting: a socket of UDP-Lite";
+        assert!(refused.to_string().contains(told), "{refused}");
+        Ok(())
+    })
+}

@@ -372,6 +372,7 @@ fn there_and_back(
             hidden.txtime,
             hidden.multicast_index,
             hidden.ipv6,
+            hidden.coverage,
         )
     };
     match (hidden.map(settings), after.map(settings)) {

@@ -131,6 +131,7 @@ pub struct Sock {
     pub sent: Field,
     pub filter: usize,
     pub receive_queue: Field,
+    pub write_queue: Field,
     pub error_queue: Field,
     pub received: Field,
     pub reuseport: Field,
@@ -161,6 +162,8 @@ pub struct Udp {
     pub pending: Field,
     pub length: Field,
     pub encapsulation: Field,
+    /// `udp_flags`, and its bits that say which UDPLITE_..._CSCOV was set; since 6.7.
+    pub coverage: Option<(Field, [u32; 2])>,
     pub reader_queue: Option<Field>,
 }
 
@@ -329,6 +332,7 @@ impl Sock {
             sent: field("sk_wmem_alloc")?,
             filter: offset(btf, "sock", "sk_filter")?,
             receive_queue: field("sk_receive_queue.qlen")?,
+            write_queue: field("sk_write_queue.qlen")?,
             error_queue: field("sk_error_queue.qlen")?,
             received: field("sk_backlog.rmem_alloc")?,
             reuseport: field("sk_reuseport_cb")?,
@@ -364,6 +368,7 @@ impl Udp {
             pending: field("pending")?,
             length: field("len")?,
             encapsulation: field("encap_type")?,
+            coverage: coverage(btf).ok(),
             reader_queue: field("reader_queue.qlen").ok(),
         })
     }
@@ -471,4 +476,13 @@ impl Iterator {
             number: offset(btf, "upid", "nr")?,
         })
     }
+}
+
+fn coverage(btf: &Btf<'_>) -> Result<(Field, [u32; 2]), BtfError> {
+    let bit = |name: &str| btf.anonymous_constant(name);
+    let bits = [
+        bit("UDP_FLAGS_UDPLITE_SEND_CC")?,
+        bit("UDP_FLAGS_UDPLITE_RECV_CC")?,
+    ];
+    Ok((btf.field("udp_sock", "udp_flags")?, bits))
 }

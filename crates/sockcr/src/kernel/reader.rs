@@ -107,6 +107,10 @@ pub struct Hidden {
     pub txtime: bool,
     /// The datagrams that wait for the owner: `sk_receive_queue` and UDP's `reader_queue`.
     pub receive_queue: u32,
+    /// The pieces of what is being put together to be sent (`sk_write_queue`): UDP has `pending` too.
+    pub write_queue: u32,
+    /// Whether UDPLITE_SEND_CSCOV and UDPLITE_RECV_CSCOV were set, if only to 0 (`udp_flags`, since 6.7).
+    pub coverage: Option<[bool; 2]>,
     /// The entries of the error queue (`sk_error_queue`).
     pub error_queue: u32,
     /// A datagram is being put together, by UDP_CORK or MSG_MORE (`udp_sock.pending`).
@@ -504,6 +508,8 @@ impl Decoder<'_> {
             busy_poll_budget: self.optional(sock.busy_poll_budget)? as u16,
             txtime: sock.txtime.is_some_and(|bit| flags >> (bit & 63) & 1 != 0),
             receive_queue: self.sock(sock.receive_queue)? as u32,
+            write_queue: self.sock(sock.write_queue)? as u32,
+            coverage: None,
             error_queue: self.sock(sock.error_queue)? as u32,
             pending: false,
             pending_bytes: 0,
@@ -540,6 +546,10 @@ impl Decoder<'_> {
         hidden.pending = self.sock(udp.pending)? != 0;
         hidden.pending_bytes = self.sock(udp.length)? as u32;
         hidden.encapsulated = self.sock(udp.encapsulation)? as u8;
+        if let Some((flags, bits)) = udp.coverage {
+            let flags = self.sock(flags)?;
+            hidden.coverage = Some(bits.map(|bit| flags >> (bit & 63) & 1 != 0));
+        }
         Ok(())
     }
 

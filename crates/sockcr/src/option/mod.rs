@@ -193,6 +193,10 @@ pub enum Field {
     StickyPacketInfo,
     /// `AUTOFLOWLABEL_SET` of `inet_sock.inet_flags`: whether the socket has a choice of its own.
     AutoFlowLabel,
+    /// A bit of `udp_sock.udp_flags`: whether UDPLITE_SEND_CSCOV was set.
+    SendCoverage,
+    /// The same of UDPLITE_RECV_CSCOV.
+    ReceiveCoverage,
 }
 
 impl Field {
@@ -207,6 +211,7 @@ impl Field {
             Field::FragmentSize => "ipv6_pinfo.frag_size",
             Field::StickyPacketInfo => "ipv6_pinfo.sticky_pktinfo",
             Field::AutoFlowLabel => "inet_sock.inet_flags",
+            Field::SendCoverage | Field::ReceiveCoverage => "udp_sock.udp_flags",
         }
     }
 
@@ -217,6 +222,9 @@ impl Field {
             | Field::FragmentSize
             | Field::StickyPacketInfo
             | Field::AutoFlowLabel => hidden.is_some_and(|hidden| hidden.ipv6.is_some()),
+            Field::SendCoverage | Field::ReceiveCoverage => {
+                hidden.is_some_and(|hidden| hidden.coverage.is_some())
+            }
             Field::UnicastTtl | Field::MulticastIndex | Field::BusyPollBudget | Field::Txtime => {
                 hidden.is_some()
             }
@@ -584,6 +592,7 @@ impl Options {
                 *value != row.by_sysctl(fd)
             }
             Some(Field::Txtime) => row.is_default(value) != Some(true),
+            Some(Field::SendCoverage | Field::ReceiveCoverage) => !value.is_empty(),
             Some(Field::MulticastIndex) => {
                 if let Value::Pair(_, index) = value {
                     *index = 0;
@@ -663,6 +672,14 @@ fn read_hidden(
             row.read(fd)?
         }
         Field::AutoFlowLabel => None,
+        Field::SendCoverage | Field::ReceiveCoverage => {
+            let [send, receive] = hidden.coverage.unwrap_or_default();
+            let set = match field {
+                Field::SendCoverage => send,
+                _ => receive,
+            };
+            set.then(|| row.read(fd)).transpose()?.flatten()
+        }
     })
 }
 
@@ -673,6 +690,9 @@ fn read_seen(row: &Row, field: Field, fd: BorrowedFd<'_>) -> io::Result<Option<V
         Field::BusyPollBudget | Field::FragmentSize | Field::StickyPacketInfo => None,
         Field::UnicastTtl | Field::UnicastHops | Field::AutoFlowLabel => {
             row.read(fd)?.filter(|value| *value != row.by_sysctl(fd))
+        }
+        Field::SendCoverage | Field::ReceiveCoverage => {
+            row.read(fd)?.filter(|value| !value.is_empty())
         }
         Field::MulticastIndex | Field::Txtime => row.read(fd)?,
     })

@@ -1,7 +1,7 @@
 //! The options of `SOL_UDP`.
 
 use super::value::{Names, Unit};
-use super::{Access, Kind, Level, Row, Special, Stage, Wire};
+use super::{Access, Default, Field, Kind, Level, Row, Special, Stage, Wire};
 use sockcr_image::number;
 
 const ENCAP: Names = &[
@@ -12,6 +12,8 @@ const ENCAP: Names = &[
 const LITE_ONLY: Access = Access::ReadOnly("belongs to UDP-Lite; always 0 on UDP");
 
 /// 0 is all; less than the header cannot be (`udp_lib_setsockopt`).
+/// Not the same as 0 that was set, by which a receiver wants all covered.
+const ALL: Default = Default::ByProtocol(&[], 0);
 const COVERAGE: Kind = Kind::ZeroOr(8, 65535, Unit::Bytes);
 
 const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
@@ -21,8 +23,10 @@ const fn row(number: u16, name: &'static str, kind: Kind) -> Row {
 /// The rows, in the order in which restore writes them.
 #[rustfmt::skip]
 pub static ROWS: &[Row] = &[
-    row(10, "UDPLITE_SEND_CSCOV", COVERAGE).access(LITE_ONLY).only_on(Special::Lite).since("2.6.20"),
-    row(11, "UDPLITE_RECV_CSCOV", COVERAGE).access(LITE_ONLY).only_on(Special::Lite).since("2.6.20"),
+    row(10, "UDPLITE_SEND_CSCOV", COVERAGE).default(ALL).hidden(Field::SendCoverage)
+        .access(LITE_ONLY).only_on(Special::Lite).since("2.6.20"),
+    row(11, "UDPLITE_RECV_CSCOV", COVERAGE).default(ALL).hidden(Field::ReceiveCoverage)
+        .access(LITE_ONLY).only_on(Special::Lite).since("2.6.20"),
     row(100, "UDP_ENCAP", Kind::Enum(ENCAP)).stage(Stage::AfterQueue).since("2.5.67"),
     row(101, "UDP_NO_CHECK6_TX", Kind::Flag).since("3.16"),
     row(102, "UDP_NO_CHECK6_RX", Kind::Flag).since("3.16"),

@@ -190,6 +190,13 @@ pub(crate) fn restore(
     injector: &mut Injector,
     report: &mut Report,
 ) -> Result<(), Failure> {
+    if protocol.has_ports() && !protocol.is_udp() {
+        let count = queue.len();
+        let why =
+            format!("{count} waiting: a socket of UDP-Lite can be in no BPF map (`sk_is_udp`)");
+        report.lose("receive queue", why);
+        return Ok(());
+    }
     let devices = devices(fd, queue, interfaces, report);
     let mut queue = without_too_long(queue, report);
     if !protocol.has_ports() {

@@ -2,7 +2,7 @@
 
 use super::endpoint::ESTABLISHED;
 use super::shutdown::poll_now;
-use crate::kernel::Hidden;
+use crate::kernel::{Extent, Hidden};
 use crate::option::{self, Options, Value};
 use crate::protocol::Protocol;
 use crate::report::Report;
@@ -50,6 +50,12 @@ fn router_alert(fd: BorrowedFd<'_>, protocol: &Protocol, report: &mut Report) ->
 }
 
 fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
+    if hidden.extent != Extent::Udp && hidden.write_queue > 0 {
+        report.lose(
+            "corked data",
+            "held back by MSG_MORE; read of UDP sockets only",
+        );
+    }
     if hidden.policies.contains(&true) {
         report.lose("IPsec policy", "IP_XFRM_POLICY gives none back");
     }
