@@ -2,6 +2,7 @@
 
 use crate::{Outcome, wait};
 use anyhow::{Context, ensure};
+use rustix::net::SocketType;
 use serde_json::{Map, Value as Json, json};
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -143,10 +144,14 @@ fn as_it_came(address: SocketAddr) -> SocketAddr {
 pub fn read_all(socket: BorrowedFd<'_>) -> anyhow::Result<Vec<Json>> {
     let on = 1_i32.to_ne_bytes();
     sockcr_sys::sockopt::set(socket, SOL_SOCKET, SO_TIMESTAMPNS, &on)?;
-    for name in [IP_RECVTTL, IP_RECVTOS, IP_ORIGDSTADDR] {
+    let ipv6 = SocketAddr::try_from(rustix::net::getsockname(socket)?)?.is_ipv6();
+    let raw = rustix::net::sockopt::socket_type(socket)? == SocketType::RAW;
+    // Raw sockets of IPv6 have no options of IPPROTO_IP.
+    let names = [IP_RECVTTL, IP_RECVTOS, IP_ORIGDSTADDR].into_iter();
+    for name in names.filter(|_| !(raw && ipv6)) {
         sockcr_sys::sockopt::set(socket, IPPROTO_IP, name, &on)?;
     }
-    if SocketAddr::try_from(rustix::net::getsockname(socket)?)?.is_ipv6() {
+    if ipv6 {
         for name in [
             IPV6_RECVPKTINFO,
             IPV6_RECVHOPLIMIT,
