@@ -2,10 +2,10 @@
 
 use anyhow::{Context, bail, ensure};
 use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, recvmsg};
-use rustix::process::{Pid, Signal, WaitOptions, waitpid};
+use rustix::process::Signal;
 use sockcr_scenarios::command::{self, done, refused, sockcr};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, program, run};
+use sockcr_scenarios::process::{Process, children, program, reaped, run};
 use sockcr_scenarios::socket::{local, target};
 use sockcr_scenarios::{Outcome, Scenario, actor, wait};
 use std::io::IoSliceMut;
@@ -296,23 +296,6 @@ fn child_of(pid: i32) -> anyhow::Result<Option<i32>> {
     Ok(children.pop())
 }
 
-/// The processes that have this one as their parent.
-fn children(pid: i32) -> anyhow::Result<Vec<i32>> {
-    let mut children = Vec::new();
-    for entry in std::fs::read_dir("/proc")? {
-        let Ok(child) = entry?.file_name().to_string_lossy().parse::<i32>() else {
-            continue;
-        };
-        // One that has ended has none.
-        let text = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
-        let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
-        if fields.split_whitespace().nth(1) == Some(&pid.to_string()) {
-            children.push(child);
-        }
-    }
-    Ok(children)
-}
-
 fn a_stopped_process_stays_stopped() -> Outcome {
     compiled(&[])?;
     for (call, threads) in [
@@ -462,17 +445,6 @@ fn killed_at_any_moment() -> Outcome {
         "was killed {killed} times of {ROUNDS}, and moved {moved} times"
     );
     Ok(())
-}
-
-/// Whether all children but the known ones have ended.
-fn reaped(known: &[i32]) -> anyhow::Result<Option<()>> {
-    let mut left = children(std::process::id().cast_signed())?;
-    left.retain(|child| !known.contains(child));
-    for child in &left {
-        let pid = Pid::from_raw(*child).context("no child")?;
-        waitpid(Some(pid), WaitOptions::NOHANG)?;
-    }
-    Ok(left.is_empty().then_some(()))
 }
 
 /// Whatever moment its end comes at, the command ends too, and says so.

@@ -12,6 +12,7 @@ mod images;
 mod live;
 mod moving;
 mod printing;
+mod replacing;
 mod stopping;
 mod tuning;
 mod unbound;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         live::ALL,
         moving::ALL,
         printing::ALL,
+        replacing::ALL,
         stopping::ALL,
         tuning::ALL,
         unbound::ALL,

@@ -33,6 +33,11 @@ impl Neighbour {
         })
     }
 
+    /// The process that lives there.
+    pub fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+
     /// Lays a cable: a device here with an address, and one of the same name there with others.
     pub fn link<A: Into<IpAddr> + Copy>(&self, device: &str, here: A, there: &[A]) -> Outcome {
         let pid = self.process.pid().to_string();

@@ -3,8 +3,8 @@
 use crate::wait;
 use anyhow::{Context, bail, ensure};
 use rustix::process::{
-    PTracer, Pid, PidfdFlags, Signal, getppid, pidfd_open, pidfd_send_signal,
-    set_parent_process_death_signal, set_ptracer,
+    PTracer, Pid, PidfdFlags, Signal, WaitOptions, getppid, pidfd_open, pidfd_send_signal,
+    set_parent_process_death_signal, set_ptracer, waitpid,
 };
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -147,4 +147,32 @@ pub fn run(name: &str, arguments: &[&str]) -> anyhow::Result<()> {
         output.status
     );
     Ok(())
+}
+
+/// The processes that have this one as their parent.
+pub fn children(pid: i32) -> anyhow::Result<Vec<i32>> {
+    let mut children = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let Ok(child) = entry?.file_name().to_string_lossy().parse::<i32>() else {
+            continue;
+        };
+        // One that has ended has none.
+        let text = std::fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
+        let fields = text.rsplit_once(')').map_or("", |(_, fields)| fields);
+        if fields.split_whitespace().nth(1) == Some(&pid.to_string()) {
+            children.push(child);
+        }
+    }
+    Ok(children)
+}
+
+/// Whether all children but the known ones have ended.
+pub fn reaped(known: &[i32]) -> anyhow::Result<Option<()>> {
+    let mut left = children(std::process::id().cast_signed())?;
+    left.retain(|child| !known.contains(child));
+    for child in &left {
+        let pid = Pid::from_raw(*child).context("no child")?;
+        waitpid(Some(pid), WaitOptions::NOHANG)?;
+    }
+    Ok(left.is_empty().then_some(()))
 }

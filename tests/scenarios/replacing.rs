@@ -1,0 +1,763 @@
+//! `replace`: sockets of programs that run, know nothing of it, and lose nothing.
+//!
+//! SOCKCR_REPLACES and SOCKCR_KILLS ask for more than the suite has time for.
+
+use anyhow::{Context, bail, ensure};
+use rustix::process::Signal;
+use serde_json::Value as Json;
+use sockcr_scenarios::command::{self, Sockcr, done, refused, sockcr};
+use sockcr_scenarios::link::Neighbour;
+use sockcr_scenarios::load::{Kind, Lines, Load};
+use sockcr_scenarios::need::Need;
+use sockcr_scenarios::process::{Process, children, program, reaped, run};
+use sockcr_scenarios::receiver::{Receiver, compiled};
+use sockcr_scenarios::remains::{Still, none_in_the_kernel};
+use sockcr_scenarios::socket::{echoes, local};
+use sockcr_scenarios::takeover::{Socket, socket_at, sockets};
+use sockcr_scenarios::{Outcome, Scenario, dns, wait};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::time::Duration;
+
+const CC: &[Need] = &[Need::Root, Need::Program("cc")];
+const CC_IP: &[Need] = &[Need::Root, Need::Program("cc"), Need::Program("ip")];
+const PYTHON: &[Need] = &[Need::Root, Need::Program("python3")];
+const DNSMASQ: &[Need] = &[Need::Root, Need::Program("dnsmasq")];
+const UNBOUND: &[Need] = &[Need::Root, Need::Program("unbound")];
+const SOCAT: &[Need] = &[Need::Root, Need::Program("socat")];
+const NEIGHBOUR: &[Need] = &[
+    Need::Root,
+    Need::Program("dnsmasq"),
+    Need::Program("ip"),
+    Need::Program("nsenter"),
+];
+
+pub const ALL: &[Scenario] = &[
+    Scenario::new("replacing::traffic_of_ipv4", CC, traffic_of_ipv4),
+    Scenario::new("replacing::traffic_of_ipv6", CC, traffic_of_ipv6),
+    Scenario::new("replacing::traffic_of_a_group", CC_IP, traffic_of_a_group),
+    Scenario::new("replacing::one_of_several", CC, one_of_several),
+    Scenario::new("replacing::in_every_call", CC, in_every_call),
+    Scenario::new("replacing::with_64_threads", CC, with_64_threads),
+    Scenario::new("replacing::held_by_several", CC, held_by_several),
+    Scenario::new("replacing::signals_arrive", CC, signals_arrive),
+    Scenario::new("replacing::under_a_filter", CC, under_a_filter),
+    Scenario::new("replacing::static_programs", CC, static_programs),
+    Scenario::new("replacing::threads_come_and_go", CC, threads_come_and_go),
+    Scenario::new("replacing::python", PYTHON, python),
+    Scenario::new(
+        "replacing::a_stopped_process_stays_stopped",
+        CC,
+        a_stopped_process_stays_stopped,
+    ),
+    Scenario::new("replacing::an_ending_process", CC, an_ending_process),
+    Scenario::new("replacing::killed_when_idle", CC, killed_when_idle),
+    Scenario::new("replacing::killed_under_load", CC, killed_under_load),
+    Scenario::new("replacing::dnsmasq_answers", DNSMASQ, dnsmasq_answers),
+    Scenario::new("replacing::unbound_answers", UNBOUND, unbound_answers),
+    Scenario::new("replacing::socat_hears_all", SOCAT, socat_hears_all),
+    Scenario::new("replacing::dnsmasq_moves", NEIGHBOUR, dnsmasq_moves),
+    Scenario::new("replacing::refused_by_name", CC, refused_by_name),
+];
+
+/// How often, unless somebody asks for more.
+fn times(usual: u32) -> u32 {
+    asked_for("SOCKCR_REPLACES").unwrap_or(usual)
+}
+
+fn asked_for(name: &str) -> Option<u32> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// Replaces a socket; says how many datagrams came to be out of order.
+fn replace(target: &str) -> anyhow::Result<u64> {
+    replace_with(target, &[])
+}
+
+fn replace_with(target: &str, more: &[&str]) -> anyhow::Result<u64> {
+    let words = ["replace", target, "--json"];
+    let json = done(words.iter().chain(more))?.quiet()?.json()?;
+    reordered(&json).with_context(|| format!("no report: {json}"))
+}
+
+fn reordered(json: &Json) -> Option<u64> {
+    let sockets = json["sockets"].as_array()?.iter();
+    sockets.map(|socket| socket["reordered"].as_u64()).sum()
+}
+
+/// Replaces each of its sockets.
+fn replace_all(receiver: &Receiver) -> anyhow::Result<u64> {
+    receiver.targets()?.iter().map(|one| replace(one)).sum()
+}
+
+// Traffic
+
+const FAST: u32 = 100_000;
+
+/// Numbered datagrams come, so many a second, while the socket is replaced again and again.
+fn under_traffic(words: &str, rate: u32, usual: u32) -> Outcome {
+    let tell = || -> Outcome {
+        let mut receiver = Receiver::start(words)?;
+        let before = receiver.check()?;
+        before.is_fine(0)?;
+        receiver.run_at(rate)?;
+        let mut reordered = 0;
+        for _ in 0..times(usual) {
+            reordered += replace_all(&receiver)?;
+        }
+        let told = receiver.stop()?;
+        told.is_fine(reordered)?;
+        receiver.check()?.is_fine(reordered)?;
+        let (sent, strayed) = (told.sent(), told.strayed());
+        eprintln!("{words}: {sent} datagrams, {reordered} reordered, {strayed} strayed");
+        Ok(())
+    };
+    tell().with_context(|| words.to_owned())
+}
+
+fn traffic_of_ipv4() -> Outcome {
+    compiled(&[])?;
+    for words in [
+        "recvmsg",
+        "recvmsg any",
+        "recv connected",
+        "recv any connected",
+        "recv device",
+    ] {
+        under_traffic(words, FAST, 15)?;
+    }
+    // It holds a quarter of a thousand.
+    under_traffic("recv small", FAST / 10, 15)
+}
+
+fn traffic_of_ipv6() -> Outcome {
+    compiled(&[])?;
+    for words in [
+        "recvmsg ipv6",
+        "recv ipv6 any",
+        "recv ipv6 connected",
+        "recv mapped",
+        "recv mapped any",
+    ] {
+        under_traffic(words, FAST, 15)?;
+    }
+    Ok(())
+}
+
+fn traffic_of_a_group() -> Outcome {
+    compiled(&[])?;
+    under_traffic("recvmsg group", FAST, 15)?;
+    for words in [
+        "link add v0 type veth peer name v1",
+        "link set v0 addrgenmode none up",
+        "link set v1 addrgenmode none up",
+        "address add 10.5.0.1/24 dev v0",
+        "address add fd05::1/64 dev v0 nodad",
+    ] {
+        run("ip", &words.split(' ').collect::<Vec<_>>())?;
+    }
+    under_traffic("recvmsg group", FAST, 15)?;
+    under_traffic("recv group ipv6", FAST, 15)
+}
+
+/// Sockets that share a port: each keeps its place among them, so that a program goes on choosing
+/// the same ones, and every sender comes to the one it came to before.
+fn one_of_several() -> Outcome {
+    compiled(&[])?;
+    under_traffic("recv members=3 by_program flows=4", FAST, 10)?;
+    under_traffic("recv members=3 by_program flows=4 ipv6 any", FAST, 5)?;
+    let mut receiver = Receiver::start("recv members=3 flows=16")?;
+    let before = receiver.check()?;
+    receiver.run_at(FAST)?;
+    let mut reordered = 0;
+    for round in 0..times(10) {
+        let targets = receiver.targets()?;
+        let target = targets.get(round as usize % 3).context("no member")?;
+        reordered += replace(target)?;
+    }
+    receiver.stop()?.is_fine(reordered)?;
+    // Whatever came meanwhile.
+    let strayed = receiver.check()?.strayed();
+    let after = receiver.check()?;
+    after.is_fine(reordered)?;
+    ensure!(
+        after.strayed() == strayed,
+        "some stray still: {}",
+        after.all()
+    );
+    ensure!(
+        before.homes() == after.homes(),
+        "{} became {}",
+        before.homes(),
+        after.homes()
+    );
+    eprintln!("{strayed} strayed of {}", after.sent());
+    Ok(())
+}
+
+// Victims
+
+const RATE: u32 = 2_000;
+
+/// Replaces the sockets of a program that checks itself: while it waits, and while it is busy.
+fn is_replaced(words: &str, usual: u32) -> Outcome {
+    let tell = || -> Outcome {
+        let mut receiver = Receiver::start(words)?;
+        receiver.check()?.is_fine(0)?;
+        let before = receiver.still()?;
+        let (times, mut reordered) = (times(usual), 0);
+        for round in 0..times {
+            if round == times / 2 {
+                receiver.run_at(RATE)?;
+            }
+            reordered += replace_all(&receiver)?;
+            receiver.check()?.is_fine(reordered)?;
+        }
+        receiver.stop()?.is_fine(reordered)?;
+        receiver.check()?.is_fine(reordered)?;
+        before.is(&receiver.still()?)
+    };
+    tell().with_context(|| words.to_owned())
+}
+
+const CALLS: [&str; 23] = [
+    "recv",
+    "recv_timed",
+    "recv_short",
+    "recvmsg",
+    "recvmmsg",
+    "poll",
+    "poll_timed",
+    "poll_short",
+    "ppoll",
+    "select",
+    "pselect",
+    "spin",
+    "epoll_wait",
+    "epoll_timed",
+    "epoll_short",
+    "epoll_pwait",
+    "edge",
+    "oneshot",
+    "exclusive",
+    "several",
+    "nested",
+    "nested_edge",
+    // One thread alone.
+    "disarmed",
+];
+
+fn in_every_call() -> Outcome {
+    compiled(&[])?;
+    CALLS.iter().try_for_each(|call| is_replaced(call, 8))
+}
+
+fn with_64_threads() -> Outcome {
+    compiled(&[])?;
+    let calls = CALLS.iter().filter(|call| **call != "disarmed");
+    calls
+        .map(|call| format!("{call} threads=64"))
+        .try_for_each(|words| is_replaced(&words, 2))
+}
+
+fn held_by_several() -> Outcome {
+    compiled(&[])?;
+    for words in [
+        "recv workers=4",
+        "poll workers=4 threads=2",
+        "epoll_wait workers=4",
+        "exclusive workers=4 threads=2",
+        "edge workers=2 threads=3",
+        "recv two threads=2",
+        "epoll_wait two threads=2",
+        "edge two threads=2",
+        "recv tables threads=4",
+        "epoll_wait tables threads=4",
+        "nested tables threads=3",
+        "recv tables workers=2 threads=3",
+    ] {
+        is_replaced(words, 8)?;
+    }
+    Ok(())
+}
+
+/// One each 100 µs, in order; none is lost, and none is told that the kernel would not have told.
+fn signals_arrive() -> Outcome {
+    compiled(&[])?;
+    for call in [
+        "recv",
+        "recv_timed",
+        "recvmmsg",
+        "poll",
+        "ppoll",
+        "select",
+        "epoll_wait",
+        "edge",
+        "spin",
+    ] {
+        is_replaced(&format!("{call} signals"), 8)?;
+        is_replaced(&format!("{call} signals threads=4"), 4)?;
+    }
+    Ok(())
+}
+
+/// That would kill it for what it is made to do.
+fn under_a_filter() -> Outcome {
+    compiled(&[])?;
+    [
+        "recv filtered",
+        "poll filtered threads=3",
+        "recvmsg filtered workers=3",
+    ]
+    .iter()
+    .try_for_each(|words| is_replaced(words, 10))
+}
+
+fn static_programs() -> Outcome {
+    compiled(&["-static"])?;
+    [
+        "recv",
+        "recv_timed threads=3",
+        "poll",
+        "epoll_wait threads=3",
+        "edge",
+    ]
+    .iter()
+    .try_for_each(|words| is_replaced(words, 8))
+}
+
+fn threads_come_and_go() -> Outcome {
+    compiled(&[])?;
+    is_replaced("recv leaderless threads=3", 8)?;
+    is_replaced("epoll_wait leaderless threads=3", 8)?;
+    // Its threads are never the same twice.
+    for words in ["recv churn threads=2", "edge churn threads=2"] {
+        let mut receiver = Receiver::start(words)?;
+        for _ in 0..times(20) {
+            let reordered = replace_all(&receiver)?;
+            receiver.check()?.is_fine(reordered)?;
+        }
+    }
+    Ok(())
+}
+
+fn python() -> Outcome {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/replace.py");
+    let mut victim = Process::start(program("python3").arg(source))?;
+    let facts = victim.facts()?;
+    let both = facts["fds"].as_array().zip(facts["ports"].as_array());
+    let (fds, ports) = both.context("no sockets")?;
+    let mut loads = Vec::new();
+    for port in ports {
+        let port = port.as_u64().context("no port")?.try_into()?;
+        loads.push(Load::start(local(port), Kind::Echo, RATE));
+    }
+    for _ in 0..times(20) {
+        for fd in fds {
+            replace(&format!("{}:{fd}", victim.pid()))?;
+        }
+    }
+    for load in loads {
+        load.stop()?.are_all(100)?;
+    }
+    victim.tell("state")?;
+    let state = victim.facts()?;
+    ensure!(
+        state["wrong"].as_array().is_some_and(Vec::is_empty),
+        "{state}"
+    );
+    Ok(())
+}
+
+fn a_stopped_process_stays_stopped() -> Outcome {
+    compiled(&[])?;
+    for words in [
+        "recv",
+        "recv_timed threads=3",
+        "epoll_wait threads=4",
+        "poll workers=3",
+    ] {
+        let mut receiver = Receiver::start(words)?;
+        receiver.check()?.is_fine(0)?;
+        let pid = receiver.pid()?;
+        let id = rustix::process::Pid::from_raw(pid).context("no process")?;
+        rustix::process::kill_process(id, Signal::STOP)?;
+        let state = || -> anyhow::Result<Option<()>> {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+            Ok(status.contains("State:\tT").then_some(()))
+        };
+        wait::until("a stop", state)?;
+        for _ in 0..times(10) {
+            replace_all(&receiver)?;
+            wait::until("the stop goes on", state)?;
+        }
+        rustix::process::kill_process(id, Signal::CONT)?;
+        receiver
+            .check()?
+            .is_fine(0)
+            .with_context(|| words.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Whatever moment its end comes at, the command ends too, and says so.
+fn an_ending_process() -> Outcome {
+    compiled(&[])?;
+    let whole = {
+        let receiver = Receiver::start("recv threads=8")?;
+        duration(&receiver)?
+    };
+    let rounds = times(40);
+    for round in 0..rounds {
+        let words = if round % 2 == 0 {
+            "recv threads=8"
+        } else {
+            "poll workers=3 threads=3"
+        };
+        let receiver = Receiver::start(words)?;
+        let command = replacing(&receiver)?.start()?;
+        command.ends_within(moment(whole, round))?;
+        receiver.kill()?;
+        let code = command.end()?.code();
+        ensure!(
+            matches!(code, Some(0 | 1)),
+            "round {round}: the command ended with {code:?}"
+        );
+    }
+    none_in_the_kernel()
+}
+
+// Killed
+
+/// The command that replaces its first socket.
+fn replacing(receiver: &Receiver) -> anyhow::Result<Sockcr> {
+    let targets = receiver.targets()?;
+    let target = targets.first().context("no socket")?;
+    Ok(sockcr(["replace", target]))
+}
+
+fn duration(receiver: &Receiver) -> anyhow::Result<Duration> {
+    let targets = receiver.targets()?;
+    let target = targets.first().context("no socket")?;
+    command::duration(&["replace", target])
+}
+
+/// Moments that are spread over the whole, however many are asked for.
+fn moment(whole: Duration, round: u32) -> Duration {
+    whole.mul_f64((f64::from(round) * 0.618_033_988_75).fract())
+}
+
+/// Whatever moment `kill -9` comes at, the program has the old socket or the new one, and nothing
+/// besides. `rate` is that of the datagrams that come meanwhile.
+fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
+    let mut receiver = Receiver::start(words)?;
+    receiver.check()?.is_fine(0)?;
+    let whole = duration(&receiver)?;
+    receiver.check()?.is_fine(0)?;
+    let targets = receiver.targets()?;
+    let dump = |image: &str| -> Outcome {
+        let words = ["dump", "--canonical", "-o", image];
+        let targets = targets.iter().map(String::as_str);
+        done(words.into_iter().chain(targets))?.quiet().map(drop)
+    };
+    dump("before.skc")?;
+    let before = receiver.still()?;
+    let rounds = asked_for("SOCKCR_KILLS").unwrap_or(usual);
+    let (mut cut, mut new) = (0, 0);
+    for round in 0..rounds {
+        let tell = |receiver: &mut Receiver| -> anyhow::Result<(bool, bool)> {
+            let old = inode(receiver)?;
+            receiver.run_at(rate)?;
+            let known = children(std::process::id().cast_signed())?;
+            let process = replacing(receiver)?.start()?;
+            let cut = !process.ends_within(moment(whole, round))?;
+            process.kill()?;
+            wait::until("the end of what outlives the command", || reaped(&known))?;
+            // Nobody is left to report what came to be out of order.
+            receiver.stop()?.is_fine(u64::MAX)?;
+            receiver.check()?.is_fine(u64::MAX)?;
+            before.is(&receiver.still()?)?;
+            dump("after.skc")?;
+            let same = std::fs::read("before.skc")? == std::fs::read("after.skc")?;
+            if !same {
+                bail!("{}", sockcr(["diff", "before.skc", "after.skc"]).run()?);
+            }
+            Ok((cut, inode(receiver)? != old))
+        };
+        let told = tell(&mut receiver);
+        let (was_cut, is_new) = told.with_context(|| format!("round {round}: {words}"))?;
+        cut += u32::from(was_cut);
+        new += u32::from(is_new);
+    }
+    eprintln!("{words}: killed {cut} times of {rounds}, {new} times the new socket");
+    ensure!(cut > rounds / 10, "was killed only {cut} times of {rounds}");
+    none_in_the_kernel()
+}
+
+fn inode(receiver: &Receiver) -> anyhow::Result<String> {
+    let fd = receiver.fds.first().context("no descriptor")?;
+    let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", receiver.pid()?))?;
+    Ok(link.to_string_lossy().into_owned())
+}
+
+fn killed_when_idle() -> Outcome {
+    compiled(&[])?;
+    for words in [
+        "recv threads=2 signals",
+        "edge two threads=2",
+        "disarmed",
+        "poll workers=3 threads=2",
+        "recv members=3 by_program flows=3",
+    ] {
+        killed(words, 0, 10)?;
+    }
+    Ok(())
+}
+
+fn killed_under_load() -> Outcome {
+    compiled(&[])?;
+    for words in [
+        "recvmsg any",
+        "recv_timed connected signals",
+        "epoll_wait tables threads=3",
+        "recv group",
+        "nested ipv6",
+    ] {
+        killed(words, 20_000, 10)?;
+    }
+    Ok(())
+}
+
+// Daemons
+
+const QUESTIONS: u32 = 5_000;
+
+fn dnsmasq(addresses: &[&str]) -> anyhow::Result<Process> {
+    let mut command = program("dnsmasq");
+    command.args([
+        "--no-daemon",
+        "--conf-file=/dev/null",
+        "--pid-file=",
+        "--user=root",
+        "--no-resolv",
+        "--no-hosts",
+        "--port=5353",
+    ]);
+    if !addresses.is_empty() {
+        command.arg("--bind-interfaces");
+    }
+    command.args(
+        addresses
+            .iter()
+            .map(|address| format!("--listen-address={address}")),
+    );
+    command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
+    let daemon = Process::start(&mut command)?;
+    dns::ask(local(5353))?;
+    Ok(daemon)
+}
+
+/// Replaces sockets of a daemon while it is asked there.
+fn answers(daemon: &Process, places: &[(Socket, SocketAddr)], usual: u32) -> Outcome {
+    let pids = [daemon.pid()];
+    let before = sockets(daemon)?.len();
+    let loads = places
+        .iter()
+        .map(|(_, server)| Load::start(*server, Kind::Dns, QUESTIONS));
+    let loads: Vec<Load> = loads.collect();
+    let fds = |socket: &Socket| -> anyhow::Result<i32> {
+        let fd = socket.target.rsplit_once(':').context("no descriptor")?.1;
+        Ok(fd.parse()?)
+    };
+    let fds: anyhow::Result<Vec<i32>> = places.iter().map(|(socket, _)| fds(socket)).collect();
+    let fds = fds?;
+    for _ in 0..times(usual) {
+        for (socket, _) in places {
+            replace(&socket.target)?;
+        }
+    }
+    for load in loads {
+        let answers = load.stop()?;
+        eprintln!("{answers:?}");
+        answers.are_all(100)?;
+    }
+    ensure!(
+        sockets(daemon)?.len() == before,
+        "has other sockets: {:?}",
+        sockets(daemon)?
+    );
+    let still = Still::now(&pids, &fds)?;
+    for (socket, _) in places {
+        replace(&socket.target)?;
+    }
+    still.is(&Still::now(&pids, &fds)?)
+}
+
+fn dnsmasq_answers() -> Outcome {
+    let daemon = dnsmasq(&["127.0.0.1", "127.0.0.2"])?;
+    let at = |place: &str| -> anyhow::Result<(Socket, SocketAddr)> {
+        Ok((socket_at(&daemon, place)?, place.parse()?))
+    };
+    answers(&daemon, &[at("127.0.0.1:5353")?, at("127.0.0.2:5353")?], 15)?;
+    drop(daemon);
+    let daemon = dnsmasq(&[])?;
+    let ipv4 = (socket_at(&daemon, "0.0.0.0:5353")?, local(5353));
+    let ipv6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 5353);
+    answers(
+        &daemon,
+        &[ipv4, (socket_at(&daemon, "[::]:5353")?, ipv6)],
+        15,
+    )
+}
+
+fn unbound_answers() -> Outcome {
+    let folder = std::env::current_dir()?;
+    let configuration = format!(
+        "server:
+  interface: 127.0.0.1
+  interface: ::1
+  port: 5353
+  access-control: 127.0.0.0/8 allow
+  username: \"\"
+  chroot: \"\"
+  directory: {folder:?}
+  pidfile: \"\"
+  use-syslog: no
+  num-threads: 2
+  module-config: iterator
+  local-zone: \"{name}.\" redirect
+  local-data: \"{name}. A {address}\"
+remote-control:
+  control-enable: no
+",
+        name = dns::NAME,
+        address = dns::ADDRESS
+    );
+    std::fs::write("unbound.conf", configuration)?;
+    let mut command = program("unbound");
+    command.args(["-d", "-c"]).arg(folder.join("unbound.conf"));
+    let daemon = Process::start(&mut command)?;
+    dns::ask(local(5353))?;
+    // Its threads share a port, so that there are several sockets there.
+    let mut places = Vec::new();
+    for socket in sockets(&daemon)? {
+        if let Ok(at) = socket.local.parse::<SocketAddr>() {
+            places.push((socket, at));
+        }
+    }
+    ensure!(places.len() >= 2, "{:?}", sockets(&daemon)?);
+    answers(&daemon, &places, 10)
+}
+
+/// A program that writes down what comes to a group.
+fn socat_hears_all() -> Outcome {
+    const PORT: u16 = 7900;
+    let group = Ipv4Addr::new(239, 1, 2, 3);
+    let from = format!("UDP4-RECV:{PORT},rcvbuf=4000000,ip-add-membership={group}:127.0.0.1");
+    let receiver = Process::start(program("socat").args(["-u", &from, "CREATE:heard"]))?;
+    let place = format!("0.0.0.0:{PORT}");
+    let target = wait::until("its socket", || {
+        Ok(socket_at(&receiver, &place)
+            .ok()
+            .map(|socket| socket.target))
+    })?;
+    let sender = UdpSocket::bind(local(0))?;
+    rustix::net::sockopt::set_ip_multicast_if(&sender, &Ipv4Addr::LOCALHOST)?;
+    let lines = Lines::start(sender, SocketAddr::new(group.into(), PORT), QUESTIONS);
+    let mut reordered = 0;
+    for _ in 0..times(20) {
+        reordered += replace(&target)?;
+    }
+    let sent = lines.stop()?;
+    let due: String = (0..sent).map(Lines::line).collect();
+    wait::until("all that was sent", || {
+        Ok((std::fs::metadata("heard")?.len() >= due.len() as u64).then_some(()))
+    })?;
+    let heard = std::fs::read_to_string("heard")?;
+    let mut sorted: Vec<&str> = heard.lines().collect();
+    let disordered = sorted.windows(2).filter(|pair| pair[0] > pair[1]).count() as u64;
+    sorted.sort_unstable();
+    ensure!(
+        sorted.iter().eq(&due.lines().collect::<Vec<_>>()),
+        "heard {} of {sent}",
+        sorted.len()
+    );
+    ensure!(
+        disordered <= reordered,
+        "{disordered} out of order, {reordered} told"
+    );
+    eprintln!("heard {sent}, {reordered} reordered");
+    Ok(())
+}
+
+/// From loopback to an address of another network namespace.
+fn dnsmasq_moves() -> Outcome {
+    const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+    const THERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
+    let neighbour = Neighbour::start(1)?;
+    neighbour.link("v0", HERE, &[THERE])?;
+    let daemon = dnsmasq(&["127.0.0.1", "127.0.0.2"])?;
+    let socket = socket_at(&daemon, "127.0.0.1:5353")?;
+    let namespace = format!("/proc/{}/ns/net", neighbour.pid());
+    let map = format!("127.0.0.1={THERE}");
+    replace_with(&socket.target, &["--map", &map, "--netns", &namespace])?;
+    dns::ask(SocketAddr::new(THERE.into(), 5353))?;
+    dns::ask("127.0.0.2:5353".parse()?)?;
+    let again = UdpSocket::bind(local(5353)).context("is still at the old address")?;
+    drop(again);
+    // And back.
+    let namespace = format!("/proc/{}/ns/net", std::process::id());
+    let map = format!("{THERE}=127.0.0.1");
+    replace_with(&socket.target, &["--map", &map, "--netns", &namespace])?;
+    dns::ask(local(5353))
+}
+
+// Refused
+
+fn refused_by_name() -> Outcome {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/held.c");
+    run("cc", &["-O1", "-o", "held", source])?;
+    for (how, why) in [
+        ("ring", "io_uring"),
+        ("request", "io_uring"),
+        ("message", "SCM_RIGHTS"),
+        ("map", "sockmap"),
+        ("tunnel", "UDP_ENCAP"),
+        ("traced", "is traced by process"),
+        ("raw", "icmp"),
+        ("unlisted", "epoll"),
+        ("sent_epoll", "epoll"),
+    ] {
+        is_refused(how, why).with_context(|| how.to_owned())?;
+    }
+    Ok(())
+}
+
+/// Nothing of it is touched.
+fn is_refused(how: &str, why: &str) -> Outcome {
+    let mut held = Process::start(program("./held").arg(how))?;
+    let facts = held.facts()?;
+    let fd: i32 = serde_json::from_value(facts["fd"].clone())?;
+    let target = format!("{}:{fd}", held.pid());
+    let dump = |image| done(["dump", "--canonical", "-o", image, &target]).map(drop);
+    dump("before.skc")?;
+    let before = Still::now(&[held.pid()], &[fd])?;
+    let link = || std::fs::read_link(format!("/proc/{}/fd/{fd}", held.pid()));
+    let old = link()?;
+    for _ in 0..times(3) {
+        refused(["replace", &target])?.says(&[why])?;
+        ensure!(link()? == old, "is another socket");
+        before.is(&Still::now(&[held.pid()], &[fd])?)?;
+        dump("after.skc")?;
+        let same = std::fs::read("before.skc")? == std::fs::read("after.skc")?;
+        ensure!(
+            same,
+            "{}",
+            sockcr(["diff", "before.skc", "after.skc"]).run()?
+        );
+    }
+    // Those do nothing with their socket.
+    if !matches!(how, "request" | "raw" | "tunnel") {
+        echoes(local(serde_json::from_value(facts["port"].clone())?))?;
+    }
+    none_in_the_kernel()
+}
