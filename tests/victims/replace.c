@@ -322,11 +322,15 @@ static void *thread(void *argument) {
         int fd = fcntl(place->fd, F_DUPFD, 60 + place->number % 100);
         close(place->fd);
         place->fd = fd;
+        // By the first of them the socket is named.
+        if (place->number < members) shared->fds[place->number] = fd;
         if (place->epoll >= 0) {
             close(place->epoll);
             make_epoll(place);
         }
     }
+    // A process without its first thread is named by another.
+    if (leaderless && place->number == 0) shared->pids[0] = syscall(SYS_gettid);
     shared->ready++;
     for (;;) wait_and_take(place);
     return NULL;
@@ -554,8 +558,8 @@ static void set_rate(int rate) {
     while (shared->pace != rate) nap(100);
 }
 
-static void verdict(const char *asleep) {
-    unsigned long sent = shared->sent, lost = 0, doubled = 0, first = 0, again = 0;
+static void verdict(unsigned long sent, const char *asleep) {
+    unsigned long lost = 0, doubled = 0, first = 0, again = 0;
     for (unsigned long i = 0; i < sent; i++) {
         if (!shared->seen[i] && !lost++) first = i;
         if (shared->seen[i] > 1 && !doubled++) again = i;
@@ -572,12 +576,15 @@ static void press(void) {
     if (is("disarmed") && write(arm[1], "", 1) != 1) complain("arm", 0);
 }
 
-// Until all that was sent has come, or nothing comes any more.
-static void settle(void) {
+// Until all that was sent by now has come, or nothing comes any more; says how much that is.
+static unsigned long settle(void) {
+    static unsigned long come;
+    unsigned long sent = shared->sent, got = shared->got;
     double end = now() + 5;
-    unsigned long got = shared->got;
-    while (shared->got < shared->sent && now() < end) {
-        if (shared->got != got) got = shared->got, end = now() + 5;
+    for (;;) {
+        while (come < sent && shared->seen[come]) come++;
+        if (come == sent || now() > end) return sent;
+        if (shared->got != got && !shared->rate) got = shared->got, end = now() + 5;
         press();
         nap(200);
     }
@@ -586,12 +593,13 @@ static void settle(void) {
 static void check(void) {
     static char asleep[4 * PLACES];
     int all = threads * workers * members, running = shared->rate;
+    unsigned long enough = shared->sent + 2 * flows;
     asleep[0] = 0;
     shared->parked = 0;
     int wave = ++shared->wave;
     if (!running) set_rate(5000);
     double end = now() + 5;
-    while (shared->parked < all && now() < end) {
+    while ((shared->parked < all || shared->sent < enough) && now() < end) {
         press();
         nap(200);
     }
@@ -599,11 +607,8 @@ static void check(void) {
         if (shared->awake[i] != wave) n += sprintf(asleep + n, "%d ", i);
     // Lets go whoever waits for the others.
     shared->parked = all;
-    if (!running) {
-        set_rate(0);
-        settle();
-    }
-    verdict(asleep);
+    if (!running) set_rate(0);
+    verdict(settle(), asleep);
 }
 
 int main(int count, char **words) {
@@ -657,8 +662,7 @@ int main(int count, char **words) {
         if (sscanf(line, "start %d", &rate) == 1) set_rate(rate);
         else if (!strncmp(line, "stop", 4)) {
             set_rate(0);
-            settle();
-            verdict("");
+            verdict(settle(), "");
         } else check();
     }
     return 0;
