@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod capture;
+mod child;
 pub mod descriptor;
 pub mod foreign;
 pub mod guard;
@@ -12,6 +13,7 @@ pub mod handover;
 pub mod interface;
 pub mod message;
 pub mod netns;
+mod pass;
 mod path;
 pub mod ptrace;
 mod registers;
