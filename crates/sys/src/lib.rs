@@ -19,6 +19,7 @@ pub mod ptrace;
 mod registers;
 pub mod signal;
 pub mod sockopt;
+pub mod swap;
 
 /// Turns the `-1` of a system call into the error of this thread's `errno`.
 fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {
