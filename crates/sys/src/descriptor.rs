@@ -1,6 +1,7 @@
 //! The state of a descriptor and of its open file: fcntl(2), and where descriptors are put.
 
 use crate::check;
+use crate::path::{self, Path};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 
@@ -84,6 +85,35 @@ pub fn duplicate(fd: RawFd) -> io::Result<OwnedFd> {
     let fd = check(unsafe { libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 0) })?;
     // SAFETY: the kernel made this descriptor for us; nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A second descriptor of an open file of a thread's table (pidfd_getfd(2), the rights of ptrace(2)).
+pub(crate) fn of_thread(tid: i32, fd: RawFd) -> io::Result<OwnedFd> {
+    // PIDFD_THREAD is of 6.9: a thread of its own table. Else only the first thread has a pidfd.
+    let thread = pidfd(tid, libc::O_EXCL).or_else(|_| pidfd(process_of(tid), 0))?;
+    // SAFETY: three numbers; a number that is no descriptor there is answered with EBADF.
+    made(unsafe { libc::syscall(libc::SYS_pidfd_getfd, thread.as_raw_fd(), fd, 0) })
+}
+
+fn pidfd(tid: i32, flags: i32) -> io::Result<OwnedFd> {
+    // SAFETY: two numbers.
+    made(unsafe { libc::syscall(libc::SYS_pidfd_open, tid, flags) })
+}
+
+fn process_of(tid: i32) -> i32 {
+    let mut buffer = [0; 1024];
+    let path = Path::new(format_args!("/proc/{tid}/status"));
+    let text = path::read(path.as_c_str(), &mut buffer).unwrap_or_default();
+    path::number_after(text, "Tgid:").unwrap_or(tid)
+}
+
+/// A descriptor that a system call has just made.
+fn made(answer: libc::c_long) -> io::Result<OwnedFd> {
+    match answer {
+        // SAFETY: the kernel made this descriptor for us; nobody else owns it.
+        0.. => Ok(unsafe { OwnedFd::from_raw_fd(answer as RawFd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 /// Puts descriptors at `first`, `first + 1`, ... to be inherited over execve(2), and forgets them.

@@ -104,19 +104,30 @@ pub(crate) struct Thread {
     tid: i32,
     before: Waiting,
     stands: bool,
+    /// No seccomp filter looks at its calls meanwhile.
+    unfiltered: bool,
+    calls: Option<Calls>,
+}
+
+/// Room for the threads of a process, and for those that it may have by the time it stands still: whoever
+/// stops it may not allocate.
+pub(crate) fn room(tid: i32) -> Vec<Thread> {
+    let folder = std::fs::read_dir(format!("/proc/{tid}/task"));
+    Vec::with_capacity(2 * folder.map_or(0, Iterator::count) + 1024)
 }
 
 /// A process whose threads all stand still; they run on when it is dropped.
 pub(crate) struct Held<'a> {
     threads: &'a mut Vec<Thread>,
+    /// Any thread of it.
+    process: i32,
     /// The thread that makes the calls.
     tid: i32,
     /// The end of all patience.
     end: Instant,
-    calls: Option<Calls>,
 }
 
-/// What has to be put back in the thread that makes the calls.
+/// What has to be put back in a thread that makes calls.
 #[derive(Clone, Copy)]
 struct Calls {
     instruction: u64,
@@ -133,35 +144,88 @@ const RED_ZONE: u64 = 128;
 impl<'a> Held<'a> {
     /// Stops every thread of the process that `tid` is of; `threads`, empty, is what it has room for.
     pub fn new(tid: i32, threads: &'a mut Vec<Thread>, end: Instant) -> Result<Held<'a>, Failure> {
-        let mut held = Held {
-            threads,
-            tid,
-            end,
-            calls: None,
-        };
-        // Only a running thread makes new ones: when all that are there stand still, none comes.
-        while held.seize_new()? {
-            held.await_stops()?;
-        }
-        let threads = &held.threads;
-        let has_it = threads.iter().any(|thread| thread.tid == tid);
-        match threads.first() {
-            None => return Err(Failure::plain(Wrong::Ended, tid)),
-            // A first thread that has ended leaves its table to the others.
-            Some(first) if !has_it => held.tid = first.tid,
-            Some(_) => {}
+        let mut held = Held::none_of(tid, threads);
+        held.begin(end)?;
+        held.complete()?;
+        // A first thread that has ended leaves its table to the others.
+        if !held.speak_by(tid) && !held.speak_by_any(|_| true) {
+            return Err(Failure::plain(Wrong::Ended, tid));
         }
         Ok(held)
     }
 
+    /// The process that `tid` is of, which runs still.
+    pub fn none_of(tid: i32, threads: &'a mut Vec<Thread>) -> Held<'a> {
+        Held {
+            threads,
+            process: tid,
+            tid,
+            end: Instant::now(),
+        }
+    }
+
+    /// Interrupts every thread of the process, and does not wait: several processes can be stopped together.
+    /// From now on nothing takes longer than until `end`.
+    pub fn begin(&mut self, end: Instant) -> Result<(), Failure> {
+        self.end = end;
+        self.seize_new().map(drop)
+    }
+
+    /// Waits until all its threads stand still. Only a running thread makes new ones: when all that are
+    /// there stand still, none comes.
+    pub fn complete(&mut self) -> Result<(), Failure> {
+        self.await_stops()?;
+        while self.seize_new()? {
+            self.await_stops()?;
+        }
+        Ok(())
+    }
+
+    /// Has this thread of the process make the calls; says whether it is there.
+    pub fn speak_by(&mut self, tid: i32) -> bool {
+        self.speak_by_any(|other| other == tid)
+    }
+
+    /// Has the first thread make the calls that this is true of; says whether there is one.
+    pub fn speak_by_any(&mut self, may: impl Fn(i32) -> bool) -> bool {
+        let mut tids = self.threads.iter().map(|thread| thread.tid);
+        match tids.find(|tid| may(*tid)) {
+            Some(tid) => self.tid = tid,
+            None => return false,
+        }
+        true
+    }
+
+    /// Puts everything back as it was, and lets its threads run on; it can begin again.
+    pub fn let_go(&mut self) {
+        for thread in self.threads.iter() {
+            // A process that has ended meanwhile has nothing that could be put back.
+            let _ = thread.put_back();
+            let _ = ptrace::let_go(thread.tid);
+        }
+        self.threads.clear();
+    }
+
+    /// From now on nothing may take longer than this.
+    pub fn be_patient_until(&mut self, end: Instant) {
+        self.end = end;
+    }
+
+    /// The thread that makes the calls; `ESRCH` if it has ended.
+    fn speaker(&mut self) -> Result<&mut Thread, Failure> {
+        let tid = self.tid;
+        let thread = self.threads.iter_mut().find(|thread| thread.tid == tid);
+        thread.ok_or(Failure::plain(Wrong::Ended, tid))
+    }
+
     /// Becomes the tracer of every thread that it is not yet, and interrupts it; says whether there was any.
     fn seize_new(&mut self) -> Result<bool, Failure> {
-        let asked = self.tid;
+        let asked = self.process;
         let failed = |error: io::Error| match error.raw_os_error() {
             Some(libc::ENOENT) => Failure::plain(Wrong::Ended, asked),
             _ => Failure::new(Wrong::Hold, asked, &error),
         };
-        let path = Path::new(format_args!("/proc/{}/task", self.tid));
+        let path = Path::new(format_args!("/proc/{asked}/task"));
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = open(path.as_c_str(), flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
@@ -185,18 +249,24 @@ impl<'a> Held<'a> {
             return Err(Failure::plain(Wrong::Threads, tid));
         }
         let before = Waiting::of(tid);
-        match ptrace::seize(tid) {
-            Ok(()) => {}
+        // Whether it has a filter would have to be asked otherwise, while it stands still.
+        let seized = match ptrace::seize_unfiltered(tid) {
+            Ok(()) => Ok(true),
+            Err(_) => ptrace::seize(tid).map(|()| false),
+        };
+        let unfiltered = match seized {
+            Ok(unfiltered) => unfiltered,
             Err(error) if error.raw_os_error() == Some(libc::ESRCH) || ptrace::has_ended(tid) => {
                 return Ok(false);
             }
             Err(error) => return Err(Failure::new(Wrong::Hold, tid, &error)),
-        }
-        let stands = false;
+        };
         self.threads.push(Thread {
             tid,
             before,
-            stands,
+            stands: false,
+            unfiltered,
+            calls: None,
         });
         match ptrace::interrupt(tid) {
             Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
@@ -222,15 +292,20 @@ impl<'a> Held<'a> {
 
     /// Gets the process ready to make calls.
     fn ready(&mut self) -> Result<Calls, Failure> {
-        if let Some(calls) = self.calls {
+        let Thread {
+            tid,
+            unfiltered,
+            calls,
+            ..
+        } = *self.speaker()?;
+        if let Some(calls) = calls {
             return Ok(calls);
         }
-        let tid = self.tid;
         let failed = |error: io::Error| Failure::new(Wrong::Other, tid, &error);
         if ptrace::dispatches_its_calls(tid) {
             return Err(Failure::plain(Wrong::Dispatch, tid));
         }
-        if is_filtered(tid).map_err(failed)? && ptrace::suspend_seccomp(tid).is_err() {
+        if !unfiltered && ptrace::is_filtered(tid).map_err(failed)? {
             return Err(Failure::plain(Wrong::Seccomp, tid));
         }
         let mut registers = ptrace::registers(tid).map_err(failed)?;
@@ -244,7 +319,7 @@ impl<'a> Held<'a> {
         };
         // None of its handlers may run with registers that are not its own.
         ptrace::block_signals(tid, u64::MAX).map_err(failed)?;
-        self.calls = Some(calls);
+        self.speaker()?.calls = Some(calls);
         Ok(calls)
     }
 
@@ -267,9 +342,7 @@ impl<'a> Held<'a> {
 
     /// Where the memory is that calls can have.
     pub fn scratch_address(&mut self) -> Result<u64, Failure> {
-        let stack = self.ready()?.registers.stack();
-        let below = stack.wrapping_sub(RED_ZONE + 8 * SCRATCH as u64);
-        Ok(below & !15)
+        Ok(self.ready()?.scratch_address())
     }
 
     /// Writes that memory.
@@ -277,7 +350,8 @@ impl<'a> Held<'a> {
         let at = self.scratch_address()?;
         let tid = self.tid;
         let failed = |error: io::Error| Failure::new(Wrong::Other, tid, &error);
-        if let Some(calls) = self.calls.as_mut().filter(|calls| calls.scratch.is_none()) {
+        let calls = self.speaker()?.calls.as_mut();
+        if let Some(calls) = calls.filter(|calls| calls.scratch.is_none()) {
             let mut before = [0; SCRATCH];
             read_memory(tid, at, &mut before).map_err(failed)?;
             calls.scratch = Some(before);
@@ -298,30 +372,36 @@ impl<'a> Held<'a> {
     pub fn tid(&self) -> i32 {
         self.tid
     }
-
-    /// Puts everything back as it was before the calls.
-    fn put_back(&mut self) -> io::Result<()> {
-        let Some(calls) = self.calls else {
-            return Ok(());
-        };
-        // Whatever happened before, its memory comes first: it needs no stop of a certain kind.
-        if let (Some(before), Ok(at)) = (calls.scratch, self.scratch_address()) {
-            write_memory(self.tid, at, &before)?;
-        }
-        ptrace::back_to_stop(self.tid)?;
-        ptrace::set_registers(self.tid, &calls.registers)?;
-        ptrace::block_signals(self.tid, calls.mask)
-    }
 }
 
 impl Drop for Held<'_> {
     fn drop(&mut self) {
-        // A process that has ended meanwhile has nothing that could be put back.
-        let _ = self.put_back();
-        for thread in self.threads.iter() {
-            let _ = ptrace::let_go(thread.tid);
-        }
-        self.threads.clear();
+        self.let_go();
+    }
+}
+
+impl Calls {
+    fn scratch_address(&self) -> u64 {
+        let below = RED_ZONE + 8 * SCRATCH as u64;
+        self.registers.stack().wrapping_sub(below) & !15
+    }
+}
+
+impl Thread {
+    /// Puts everything back as it was before the calls.
+    fn put_back(&self) -> io::Result<()> {
+        let Some(calls) = self.calls else {
+            return Ok(());
+        };
+        // Whatever happened before, its memory comes first: it needs no stop of a certain kind.
+        let memory = match calls.scratch {
+            Some(before) => write_memory(self.tid, calls.scratch_address(), &before),
+            None => Ok(()),
+        };
+        ptrace::back_to_stop(self.tid)?;
+        ptrace::set_registers(self.tid, &calls.registers)?;
+        ptrace::block_signals(self.tid, calls.mask)?;
+        memory
     }
 }
 
@@ -343,12 +423,8 @@ impl Answer {
 fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
     let tid = thread.tid;
     let settled = || -> io::Result<()> {
-        ptrace::settle(tid, Some(end))?;
-        let mut registers = ptrace::registers(tid)?;
-        if registers.take_back_interruption(&thread.before) {
-            ptrace::set_registers(tid, &registers)?;
-        }
-        Ok(())
+        ptrace::settle(tid, end)?;
+        ptrace::take_back_disturbance(tid, &thread.before)
     };
     match settled() {
         Ok(()) => Ok(true),
@@ -359,15 +435,6 @@ fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
             _ => Err(Failure::new(Wrong::Hold, tid, &error)),
         },
     }
-}
-
-/// Whether a thread has a seccomp filter, or less.
-fn is_filtered(tid: i32) -> io::Result<bool> {
-    let mut buffer = [0; 4096];
-    let path = Path::new(format_args!("/proc/{tid}/status"));
-    let text = path::read(path.as_c_str(), &mut buffer)?;
-    // A kernel without seccomp does not tell.
-    Ok(path::number_after(text, "Seccomp:").unwrap_or(0) != 0)
 }
 
 /// What the kernel does with a thread that it stops within a restartable sequence (rseq(2)): to go on

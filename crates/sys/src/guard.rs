@@ -7,7 +7,7 @@
 //! process group) does not end it; it holds no other descriptor. Only who kills both prevents it: a
 //! control group that is killed, or a PID namespace whose first process is.
 
-use crate::check;
+use crate::child::Child;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -25,7 +25,7 @@ pub struct Step {
 }
 
 impl Step {
-    fn take(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn take(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         match crate::sockopt::set(fd, self.level, self.name, &self.value) {
             Err(error) if self.already.is_some() && error.raw_os_error() == self.already => Ok(()),
             taken => taken,
@@ -49,7 +49,7 @@ impl Step {
 #[derive(Debug)]
 pub struct Guard<'a> {
     saved: Saved<'a>,
-    child: libc::pid_t,
+    child: Child,
     line: OwnedFd,
     done: bool,
 }
@@ -83,7 +83,7 @@ impl<'a> Guard<'a> {
         kept.sort_unstable();
         kept.dedup();
         let saved = Saved { steps, kept };
-        let child = start(&saved, &line, &far)?;
+        let child = Child::start(&line, &saved.kept, || watch(&saved, &far))?;
         drop(far);
         let guard = Self {
             saved,
@@ -127,22 +127,9 @@ impl<'a> Guard<'a> {
         // Of a child that is gone already, only its end is left to be collected.
         let gone = told.is_ok() || told == Err(rustix::io::Errno::PIPE);
         if gone {
-            self.collect()?;
+            self.child.collect()?;
         }
         put_back
-    }
-
-    /// The child sends no SIGCHLD, and nobody else's wait(2) finds it: only `__WALL` does.
-    fn collect(&self) -> io::Result<()> {
-        loop {
-            // SAFETY: no status is asked for, so that nothing is written.
-            let ended =
-                check(unsafe { libc::waitpid(self.child, std::ptr::null_mut(), libc::__WALL) });
-            match ended {
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                ended => return ended.map(drop),
-            }
-        }
     }
 }
 
@@ -153,96 +140,16 @@ impl Drop for Guard<'_> {
     }
 }
 
-/// Starts the child, which has every signal blocked from its first instruction on.
-fn start(saved: &Saved<'_>, line: &OwnedFd, far: &OwnedFd) -> io::Result<libc::pid_t> {
-    let before = block_signals()?;
-    let child = fork();
-    if let Ok(0) = child {
-        watch(saved, line.as_raw_fd(), far.as_raw_fd());
-    }
-    set_signals(&before)?;
-    child
-}
-
-/// Like fork(2), but without a signal at its end: a process that we are a guest in would be
-/// disturbed by a child it knows nothing of.
-pub(crate) fn fork() -> io::Result<libc::pid_t> {
-    // SAFETY: with no flags and no stack clone(2) copies the process; all arguments are 0, so that
-    // their order, which differs between architectures, does not matter. The child makes system
-    // calls only (see `watch`), takes no lock and allocates nothing.
-    let pid = unsafe { libc::syscall(libc::SYS_clone, 0_u64, 0_u64, 0_u64, 0_u64, 0_u64) };
-    match pid {
-        0.. => Ok(pid as libc::pid_t),
-        _ => Err(io::Error::last_os_error()),
-    }
-}
-
-pub(crate) fn block_signals() -> io::Result<libc::sigset_t> {
-    // SAFETY: sigset_t is plain data for which all zeroes is a value.
-    let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: it writes the set it is given.
-    check(unsafe { libc::sigfillset(&raw mut all) })?;
-    // SAFETY: sigset_t is plain data for which all zeroes is a value.
-    let mut before: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: it reads one set and writes the other.
-    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, &raw const all, &raw mut before) } {
-        0 => Ok(before),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
-pub(crate) fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
-    // SAFETY: it reads the set; the former one is not asked for.
-    match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) } {
-        0 => Ok(()),
-        error => Err(io::Error::from_raw_os_error(error)),
-    }
-}
-
 /// What the child does: says that it is there, and waits for a word or the end of the other side.
-fn watch(saved: &Saved<'_>, line: RawFd, far: RawFd) -> ! {
-    // SAFETY: no argument. It cannot fail: a new process leads no group.
-    unsafe { libc::setsid() };
-    // SAFETY: the number is the other side's end, which this copy of the process does not use; open
-    // here, it would hide the end of that side.
-    unsafe { libc::close(line) };
-    close_others(&saved.kept);
-    let mut byte = 1_u8;
-    // SAFETY: one byte to be read, which outlives the call.
-    unsafe { libc::write(far, (&raw const byte).cast(), 1) };
-    let told = loop {
-        // SAFETY: one byte to be written, which outlives the call.
-        let length = unsafe { libc::read(far, (&raw mut byte).cast(), 1) };
-        let interrupted = io::Error::last_os_error().kind() == io::ErrorKind::Interrupted;
-        if length >= 0 || !interrupted {
-            break length > 0;
-        }
-    };
-    if !told {
+fn watch(saved: &Saved<'_>, far: &OwnedFd) {
+    let mut byte = [1_u8];
+    // Nobody is there to hear of an error; the end of the other side is told by the read.
+    let _ = rustix::net::send(far, &byte, rustix::net::SendFlags::NOSIGNAL);
+    let told = rustix::io::retry_on_intr(|| rustix::io::read(far, &mut byte));
+    if told.unwrap_or(0) == 0 {
         // The process ends with it: there is nobody to hear of an error.
         let _ = saved.put_back();
     }
-    // SAFETY: ends the child without running what the process registered for its own end.
-    unsafe { libc::_exit(0) }
-}
-
-/// Closes every descriptor but these, which are in order (`close_range`, since 5.9): held here, the
-/// files of others would outlive them.
-pub(crate) fn close_others(kept: &[RawFd]) {
-    let mut first = 0;
-    for fd in kept {
-        let fd = *fd as u32;
-        if fd > first {
-            close_range(first, fd - 1);
-        }
-        first = fd + 1;
-    }
-    close_range(first, u32::MAX);
-}
-
-fn close_range(first: u32, last: u32) {
-    // SAFETY: closes descriptors of this copy of the process, which uses only those that are kept.
-    unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
 }
 
 #[cfg(test)]
@@ -292,12 +199,8 @@ mod tests {
         let guard = Guard::new(saved(&socket)?)?;
         let child = guard.child;
         drop(guard);
-        // SAFETY: no status is asked for, so that nothing is written.
-        let ended = check(unsafe { libc::waitpid(child, std::ptr::null_mut(), libc::__WALL) });
-        assert_eq!(
-            ended.map_err(|error| error.raw_os_error()),
-            Err(Some(libc::ECHILD))
-        );
+        let ended = child.collect().map_err(|error| error.raw_os_error());
+        assert_eq!(ended, Err(Some(libc::ECHILD)));
         Ok(())
     }
 }

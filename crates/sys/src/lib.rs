@@ -5,6 +5,7 @@
 
 pub mod bpf;
 pub mod capture;
+mod child;
 pub mod descriptor;
 pub mod foreign;
 pub mod guard;
@@ -12,11 +13,13 @@ pub mod handover;
 pub mod interface;
 pub mod message;
 pub mod netns;
+mod pass;
 mod path;
 pub mod ptrace;
 mod registers;
 pub mod signal;
 pub mod sockopt;
+pub mod swap;
 
 /// Turns the `-1` of a system call into the error of this thread's `errno`.
 fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {

@@ -5,6 +5,7 @@
 use crate::check;
 use crate::registers::{Raw, Registers, Waiting};
 use std::io;
+use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 /// A thread that stands still until this is dropped.
@@ -22,21 +23,23 @@ const AT_A_CALL: libc::c_int = 0x80;
 
 /// Stops a thread (needs the rights of ptrace(2): the same user, or CAP_SYS_PTRACE).
 ///
-/// `EPERM` also when another tracer has it; `ESRCH` when it is gone.
+/// `EPERM` also when another tracer has it; `ESRCH` when it is gone, or another thread of it has executed
+/// a program; `ETIMEDOUT` when it waits in the kernel for something that nothing interrupts.
 pub fn stop(tid: i32) -> io::Result<Stopped> {
     let before = Waiting::of(tid);
     seize(tid)?;
     let stopped = Stopped { tid };
     interrupt(tid)?;
-    settle(tid, None)?;
-    // A program of another kind keeps its EINTR.
-    if let Ok(mut registers) = registers(tid)
-        && registers.take_back_interruption(&before)
-    {
-        set_registers(tid, &registers)?;
+    settle(tid, Instant::now() + STOPPING)?;
+    match take_back_disturbance(tid, &before) {
+        // A program of another kind keeps its EINTR.
+        Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(stopped),
+        taken => taken.map(|()| stopped),
     }
-    Ok(stopped)
 }
+
+/// How long a thread may take to stop.
+const STOPPING: Duration = Duration::from_secs(5);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
@@ -55,11 +58,10 @@ pub(crate) fn interrupt(tid: i32) -> io::Result<()> {
     request(libc::PTRACE_INTERRUPT, tid, 0)
 }
 
-/// Has a stopped thread make system calls that its seccomp filter forbids (CAP_SYS_ADMIN), until it is
-/// let go.
-pub(crate) fn suspend_seccomp(tid: i32) -> io::Result<()> {
+/// The same, with system calls that its seccomp filter does not see until it is let go (CAP_SYS_ADMIN).
+pub(crate) fn seize_unfiltered(tid: i32) -> io::Result<()> {
     let options = libc::PTRACE_O_TRACESYSGOOD | libc::PTRACE_O_SUSPEND_SECCOMP;
-    request(libc::PTRACE_SETOPTIONS, tid, options)
+    request(libc::PTRACE_SEIZE, tid, options)
 }
 
 /// Waits until an interrupted thread stands still, before any further signal is delivered to it.
@@ -67,7 +69,7 @@ pub(crate) fn suspend_seccomp(tid: i32) -> io::Result<()> {
 /// A signal that is about to be delivered stops it too. It is passed on: the kernel starts the handler,
 /// or ends the process, as if nobody looked, and then comes to the stop that was asked for. So a signal
 /// is never held back, and never delivered with registers that are not the thread's own.
-pub(crate) fn settle(tid: i32, end: Option<Instant>) -> io::Result<()> {
+pub(crate) fn settle(tid: i32, end: Instant) -> io::Result<()> {
     loop {
         let status = wait(tid, end)?;
         if status >> 16 == PTRACE_EVENT_STOP {
@@ -95,7 +97,7 @@ pub(crate) fn to_next_boundary(tid: i32, end: Instant) -> io::Result<()> {
     let mut signal = 0;
     loop {
         request(libc::PTRACE_SYSCALL, tid, signal)?;
-        let status = wait(tid, Some(end))?;
+        let status = wait(tid, end)?;
         signal = signal_of(status);
         match libc::WSTOPSIG(status) {
             at if at == libc::SIGTRAP | AT_A_CALL => return Ok(()),
@@ -114,7 +116,7 @@ pub(crate) fn back_to_stop(tid: i32) -> io::Result<()> {
     interrupt(tid)?;
     // One that does not stand still is on its way already.
     let _ = request(libc::PTRACE_CONT, tid, 0);
-    settle(tid, Some(Instant::now() + PUTTING_BACK))
+    settle(tid, Instant::now() + PUTTING_BACK)
 }
 
 /// Lets a stopped thread run on.
@@ -123,20 +125,23 @@ pub(crate) fn let_go(tid: i32) -> io::Result<()> {
 }
 
 /// Waits for a thread to stop; `ESRCH` when it has ended, `ETIMEDOUT` when it takes too long.
-fn wait(tid: i32, end: Option<Instant>) -> io::Result<libc::c_int> {
+///
+/// It asks again and again: when another thread executes a program, who sleeps in wait(2) for the first one is
+/// not woken (`child_wait_callback` sees the exchanged number).
+fn wait(tid: i32, end: Instant) -> io::Result<libc::c_int> {
     let mut status = 0;
-    let flags = libc::__WALL | if end.is_some() { libc::WNOHANG } else { 0 };
+    let mut moment = SHORTEST_MOMENT;
     loop {
         // SAFETY: status is writable; __WALL also waits for threads that are no child.
-        match check(unsafe { libc::waitpid(tid, &raw mut status, flags) }) {
-            Ok(0) if end.is_some_and(|end| Instant::now() > end) => {
+        match check(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) }) {
+            Ok(0) if Instant::now() > end => {
                 return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
             }
             // The first thread of a process is not told of before the others are collected.
-            Ok(0) if !await_news() && has_ended(tid) => {
+            Ok(0) if !await_news(moment) && moment == LONGEST_MOMENT && has_ended(tid) => {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
-            Ok(0) => {}
+            Ok(0) => moment = LONGEST_MOMENT.min(2 * moment),
             Ok(_) if libc::WIFSTOPPED(status) => return Ok(status),
             Ok(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -148,6 +153,11 @@ fn wait(tid: i32, end: Option<Instant>) -> io::Result<libc::c_int> {
         }
     }
 }
+
+/// The first pause: who does not block SIGCHLD is not told of news.
+const SHORTEST_MOMENT: Duration = Duration::from_micros(20);
+/// The last.
+const LONGEST_MOMENT: Duration = Duration::from_millis(2);
 
 /// Whether a thread has ended, and is only waited for.
 pub(crate) fn has_ended(tid: i32) -> bool {
@@ -163,17 +173,59 @@ pub(crate) fn has_ended(tid: i32) -> bool {
 
 /// Waits a moment, or until a thread that we trace has stopped: then SIGCHLD is pending, where it is
 /// blocked and not ignored. Says whether it was.
-fn await_news() -> bool {
+fn await_news(moment: Duration) -> bool {
     // SAFETY: sigset_t is plain data for which all zeroes is a value.
     let mut child: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: it writes the set it is given.
     unsafe { libc::sigaddset(&raw mut child, libc::SIGCHLD) };
     let moment = libc::timespec {
         tv_sec: 0,
-        tv_nsec: 2_000_000,
+        tv_nsec: moment.subsec_nanos().into(),
     };
     // SAFETY: it reads the set and the time; the signal's details are not asked for.
     unsafe { libc::sigtimedwait(&raw const child, std::ptr::null_mut(), &raw const moment) > 0 }
+}
+
+/// Whether a thread has a seccomp filter, or less.
+pub(crate) fn is_filtered(tid: i32) -> io::Result<bool> {
+    let mut buffer = [0; 4096];
+    let path = crate::path::Path::new(format_args!("/proc/{tid}/status"));
+    let text = crate::path::read(path.as_c_str(), &mut buffer)?;
+    // A kernel without seccomp does not tell.
+    Ok(crate::path::number_after(text, "Seccomp:").unwrap_or(0) != 0)
+}
+
+/// Takes back what a mere stop has done to the call that a thread was in; `before` was looked at
+/// while it ran.
+pub(crate) fn take_back_disturbance(tid: i32, before: &Waiting) -> io::Result<()> {
+    let mut registers = registers(tid)?;
+    if let Some(socket) = registers.cut_short(before) {
+        // What cannot be looked at has nothing that could be taken.
+        let _ = take_interruption(tid, socket);
+    }
+    // Where it cannot be asked, what is right for one that has a filter does no harm.
+    let is_filtered = || is_filtered(tid).unwrap_or(true);
+    match registers.take_back_interruption(before, is_filtered) {
+        true => set_registers(tid, &registers),
+        false => Ok(()),
+    }
+}
+
+/// Takes away the error that recvmmsg(2) has left in its socket when it was disturbed.
+///
+/// A thread that had just returned by itself looks alike; then there is no error, or its own, which is
+/// lost: there is no way to look at one without taking it.
+fn take_interruption(tid: i32, fd: i32) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let socket = crate::descriptor::of_thread(tid, fd)?;
+    let mut asked = [PollFd::new(&socket, PollFlags::empty())];
+    poll(&mut asked, Some(&Timespec::default()))?;
+    if asked[0].revents().contains(PollFlags::ERR) {
+        let mut error = [0; 4];
+        let name = libc::SO_ERROR;
+        crate::sockopt::get(socket.as_fd(), libc::SOL_SOCKET, name, &mut error)?;
+    }
+    Ok(())
 }
 
 /// The registers of a stopped thread; `EPROTOTYPE` when its program is of another kind than ours: 32-bit.
@@ -263,7 +315,7 @@ const NT_PRSTATUS: usize = 1;
 
 fn request(request: libc::c_uint, tid: i32, data: libc::c_int) -> io::Result<()> {
     let none = std::ptr::null_mut::<libc::c_void>();
-    // SAFETY: SEIZE, INTERRUPT, SETOPTIONS, CONT, SYSCALL and DETACH take a number as data; they read
+    // SAFETY: SEIZE, INTERRUPT, CONT, SYSCALL and DETACH take a number as data; they read
     // no memory of ours and write none of the thread's.
     let result = unsafe { libc::ptrace(request, tid, none, libc::c_long::from(data)) };
     match result {

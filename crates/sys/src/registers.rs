@@ -12,6 +12,9 @@ pub use arch::{CALL, Raw, Waiting};
 /// Restart unless a handler runs (`include/linux/errno.h` of the kernel).
 #[cfg(target_arch = "x86_64")]
 const ERESTARTNOHAND: i64 = 514;
+/// Go on by restart_syscall(2), with the time that is left.
+#[cfg(target_arch = "x86_64")]
+const ERESTART_RESTARTBLOCK: i64 = 516;
 
 /// The registers of a stopped thread.
 #[derive(Clone, Copy)]
@@ -49,9 +52,18 @@ fn can_be_made_again(number: i64) -> bool {
     .contains(&number)
 }
 
+/// Whether a recvmmsg(2) with these arguments had some datagrams when it was disturbed, and waited for more: it
+/// answers those, and what disturbed it becomes the error of its socket (`do_recvmmsg`).
+fn is_cut_short(answer: i64, length: u64, flags: u64) -> bool {
+    const WAITS_NOT: i32 = libc::MSG_WAITFORONE | libc::MSG_DONTWAIT;
+    let length = length as u32;
+    answer > 0 && answer < i64::from(length) && flags as i32 & WAITS_NOT == 0
+}
+
 #[cfg(target_arch = "x86_64")]
 mod arch {
-    use super::{ERESTARTNOHAND, Registers, can_be_made_again};
+    use super::{ERESTART_RESTARTBLOCK, ERESTARTNOHAND, Registers};
+    use super::{can_be_made_again, is_cut_short};
 
     /// As the kernel hands them out.
     pub type Raw = libc::user_regs_struct;
@@ -107,14 +119,33 @@ mod arch {
             self.0.rax as i64
         }
 
-        /// Takes back an EINTR that only the stop has caused; says whether there was one.
-        pub fn take_back_interruption(&mut self, _before: &Waiting) -> bool {
-            let interrupted = self.answer() == -i64::from(libc::EINTR);
-            if !interrupted || !can_be_made_again(self.0.orig_rax as i64) {
-                return false;
+        /// The socket of a recvmmsg(2) that has answered less than it would have.
+        pub fn cut_short(&self, _before: &Waiting) -> Option<i32> {
+            let cut = self.0.orig_rax as i64 == libc::SYS_recvmmsg
+                && is_cut_short(self.answer(), self.0.rdx, self.0.r10);
+            cut.then_some(self.0.rdi as i32)
+        }
+
+        /// Takes back what only the stop has caused: an EINTR, or that a seccomp filter would see
+        /// restart_syscall(2), which the program has never called. Says whether there was such a thing.
+        pub fn take_back_interruption(
+            &mut self,
+            _before: &Waiting,
+            is_filtered: impl FnOnce() -> bool,
+        ) -> bool {
+            const INTERRUPTED: i64 = -(libc::EINTR as i64);
+            const TO_BE_RESUMED: i64 = -ERESTART_RESTARTBLOCK;
+            let number = self.0.orig_rax as i64;
+            let again = match self.answer() {
+                INTERRUPTED => can_be_made_again(number),
+                // It waits its whole time once more.
+                TO_BE_RESUMED => number >= 0 && is_filtered(),
+                _ => false,
+            };
+            if again {
+                self.0.rax = (-ERESTARTNOHAND) as u64;
             }
-            self.0.rax = (-ERESTARTNOHAND) as u64;
-            true
+            again
         }
     }
 }
@@ -123,7 +154,7 @@ mod arch {
 /// forgets which it was: what the thread waits for is looked at while it still runs.
 #[cfg(target_arch = "aarch64")]
 mod arch {
-    use super::{Registers, can_be_made_again};
+    use super::{Registers, can_be_made_again, is_cut_short};
 
     /// As the kernel hands them out.
     pub type Raw = libc::user_regs_struct;
@@ -209,9 +240,25 @@ mod arch {
             self.0.regs[0] as i64
         }
 
-        /// Takes back an EINTR that only the stop has caused, and lets a sleep go on where it was;
-        /// says whether there was any such thing.
-        pub fn take_back_interruption(&mut self, before: &Waiting) -> bool {
+        /// The socket of a recvmmsg(2) that has answered less than it would have.
+        pub fn cut_short(&self, before: &Waiting) -> Option<i32> {
+            let [_, _, length, flags, ..] = self.0.regs;
+            let call = before.0.filter(|call| {
+                call.number == libc::SYS_recvmmsg
+                    && call.address == self.0.pc
+                    && call.stack == self.0.sp
+                    && is_cut_short(self.answer(), length, flags)
+            });
+            call.map(|call| call.first as i32)
+        }
+
+        /// Takes back an EINTR that only the stop has caused, and lets a sleep go on where it was, but
+        /// under a seccomp filter, which might not allow that; says whether there was any such thing.
+        pub fn take_back_interruption(
+            &mut self,
+            before: &Waiting,
+            is_filtered: impl FnOnce() -> bool,
+        ) -> bool {
             let Some(call) = before.0.filter(|call| call.stack == self.0.sp) else {
                 return false;
             };
@@ -228,10 +275,11 @@ mod arch {
             let relative = call.second & libc::TIMER_ABSTIME as u64 == 0;
             let sleeps = call.number == libc::SYS_nanosleep
                 || call.number == libc::SYS_clock_nanosleep && relative;
-            if rewound && sleeps {
+            let resumes = rewound && sleeps && !is_filtered();
+            if resumes {
                 self.0.regs[NUMBER] = libc::SYS_restart_syscall as u64;
             }
-            rewound && sleeps
+            resumes
         }
     }
 }

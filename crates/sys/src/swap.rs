@@ -1,0 +1,814 @@
+//! One socket in the place of another, in every process that has it, whatever becomes of us.
+//!
+//! A child process does it, the supervisor (`child` says how it outlives us). It is told step by step over a
+//! connection, and each step has one meaning if we end:
+//!
+//! - *Not committed yet.* It undoes: the descriptors that it has given are closed, the options of the old socket put
+//!   back, the processes let go. They have the old socket, as ever.
+//! - *Committed.* It goes forward without us: every seat gets the new socket. All that could fail has been done by
+//!   then: each table has a descriptor of the new socket, its numbers are within its limit, every epoll instance
+//!   is at hand.
+//!
+//! Our silence is as our end after [`SILENCE`]: no process stands still for ever because we do.
+//! Holders that end meanwhile take their descriptors with them, and are no error for the others.
+//!
+//! In a process only four calls are made, and none needs memory: pidfd_open and pidfd_getfd give it the new
+//! socket, dup3 puts that in the place of the old one, atomically, and close_range takes both helpers away. A
+//! registration in an epoll instance is known by its open file and its *number* (`struct epoll_filefd`), not by
+//! the process: so the supervisor takes the epoll instance from the process, has the sockets at that number itself, and
+//! renews it there. That is fifty times cheaper than calls in a process that stands still, and does as well for a
+//! number that is closed in the process already.
+
+use crate::child::Child;
+use crate::descriptor;
+use crate::foreign::{self, Failure, Held, Thread, Wrong};
+use crate::guard::Step;
+use crate::pass::{self, Offer, Received};
+use crate::path::{self, Path};
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
+use rustix::net::SendFlags;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::time::{Duration, Instant};
+
+/// Nothing that works takes longer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long processes stand still while we say nothing.
+const SILENCE: Duration = Duration::from_secs(10);
+/// How many registrations can be renewed.
+pub const REGISTRATIONS: usize = 4096;
+
+/// One table of descriptors, and the seats of the old socket in it.
+#[derive(Debug)]
+pub struct Table {
+    /// A thread that has it.
+    pub tid: i32,
+    /// The process that it is of.
+    pub pid: i32,
+    /// The descriptors that are to be the new socket.
+    pub seats: Vec<Seat>,
+    /// Our number in its PID namespace is that in ours.
+    pub sees_us: bool,
+    /// A listening SOCK_SEQPACKET socket in its network namespace, and its abstract address.
+    pub listener: Option<(OwnedFd, Vec<u8>)>,
+}
+
+/// One descriptor of the old socket.
+#[derive(Clone, Copy, Debug)]
+pub struct Seat {
+    /// Its number.
+    pub fd: RawFd,
+    /// Whether execve(2) closes it, where that cannot be seen any more.
+    pub close_on_exec: bool,
+}
+
+/// One registration of the old socket in an epoll instance.
+#[derive(Clone, Copy, Debug)]
+pub struct Registration {
+    /// A table that has the epoll instance, by its place in the plan.
+    pub table: usize,
+    /// Where it has it.
+    pub epoll: RawFd,
+    /// The number that the socket was registered by; it may be closed since.
+    pub fd: RawFd,
+    /// The events, with all flags, as /proc/PID/fdinfo tells them.
+    pub events: u32,
+    /// What the program wants to be told with them.
+    pub data: u64,
+}
+
+/// What is to be done.
+#[derive(Debug)]
+pub struct Swap<'a> {
+    /// The socket that they have.
+    pub old: BorrowedFd<'a>,
+    /// The socket that they get.
+    pub new: BorrowedFd<'a>,
+    /// The inode of the old one.
+    pub inode: u64,
+    /// Everybody who has it.
+    pub tables: Vec<Table>,
+    /// Taken on the old socket when it stays.
+    pub undo: Vec<Step>,
+    /// Taken on the new socket when we end, or are silent, between `commit` and `swap`.
+    pub finish: Vec<Step>,
+}
+
+/// What has been done.
+#[derive(Clone, Copy, Debug)]
+pub struct Swapped {
+    /// How long the processes stood still, at most.
+    pub stopped: Duration,
+    /// How many registrations could not be renewed.
+    pub failed_registrations: usize,
+}
+
+/// The process that does it; dropped, it undoes before `commit`, and goes forward after.
+#[derive(Debug)]
+pub struct Supervisor {
+    child: Child,
+    line: Option<OwnedFd>,
+    tables: usize,
+}
+
+/// What the supervisor is told, by one word.
+const HOLD: i32 = 1;
+const RELEASE: i32 = 2;
+const COMMIT: i32 = 3;
+const SWAP: i32 = 4;
+/// The answer that begins a report of success.
+const DONE: i32 = 0;
+
+impl Supervisor {
+    /// Starts it. Nothing is touched yet; it holds one descriptor of either socket.
+    pub fn start(plan: &Swap<'_>) -> io::Result<Supervisor> {
+        use rustix::net::sockopt::{Timeout, set_socket_timeout};
+        use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+        let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+        let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+        for way in [Timeout::Recv, Timeout::Send] {
+            set_socket_timeout(&far, way, Some(SILENCE))?;
+        }
+        let kept = kept(plan, &far);
+        let mut rooms: Vec<Vec<Thread>> = Vec::new();
+        let mut state = State::for_plan(plan, &mut rooms);
+        let child = Child::start(&line, &kept, || work(plan, &mut state, &far))?;
+        Ok(Supervisor {
+            child,
+            line: Some(line),
+            tables: plan.tables.len(),
+        })
+    }
+
+    /// Stops every process, and gives each table a descriptor of the new socket, at any number. Says for each table
+    /// whether it has seats still: its process may have ended, or closed them all.
+    pub fn hold(&mut self) -> io::Result<Result<Vec<bool>, Failure>> {
+        self.tell(&[HOLD])?;
+        if let Some(failure) = self.failure()? {
+            return Ok(Err(failure));
+        }
+        let mut there = Vec::with_capacity(self.tables);
+        for _ in 0..self.tables {
+            there.push(self.word()? != 0);
+        }
+        Ok(Ok(there))
+    }
+
+    /// Takes the given descriptors back, and lets the processes go; they can be held again.
+    pub fn release(&mut self) -> io::Result<()> {
+        self.tell(&[RELEASE])?;
+        self.done()
+    }
+
+    /// From here on it goes forward whatever becomes of us, if this succeeds. If not, they are held still:
+    /// `ESRCH` or `EBADF` when the process with the epoll instance has ended, so that the plan is no longer
+    /// true; `E2BIG` for more than [`REGISTRATIONS`]; `EINVAL` for a number beyond our own limit.
+    pub fn commit(&mut self, registrations: &[Registration]) -> io::Result<()> {
+        if registrations.len() > REGISTRATIONS {
+            return Err(io::Error::from_raw_os_error(libc::E2BIG));
+        }
+        let mut words = vec![COMMIT, registrations.len() as i32];
+        words.extend(registrations.iter().flat_map(|one| one.to_words()));
+        self.tell(&words)?;
+        self.done()
+    }
+
+    /// Puts the new socket in the place of the old one, everywhere, and lets the processes go.
+    pub fn swap(self) -> io::Result<Result<Swapped, Failure>> {
+        // It may have gone forward already: then it has told so, and ended.
+        let told = self.tell(&[SWAP]);
+        if let Some(failure) = self.failure().or_else(|error| told.and(Err(error)))? {
+            return Ok(Err(failure));
+        }
+        let micros = u64::try_from(self.word()?).unwrap_or(0);
+        let failed = usize::try_from(self.word()?).unwrap_or(0);
+        Ok(Ok(Swapped {
+            stopped: Duration::from_micros(micros),
+            failed_registrations: failed,
+        }))
+    }
+
+    fn tell(&self, words: &[i32]) -> io::Result<()> {
+        let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut rest = bytes.as_slice();
+        while !rest.is_empty() {
+            match rustix::net::send(line, rest, SendFlags::NOSIGNAL) {
+                Ok(sent) => rest = &rest[sent..],
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn word(&self) -> io::Result<i32> {
+        let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut bytes = [0; 4];
+        match read(line, &mut bytes) {
+            Ok(()) => Ok(i32::from_ne_bytes(bytes)),
+            Err(_) => Err(io::Error::other("the process that would do it ended")),
+        }
+    }
+
+    /// Whether it reports a failure, and which.
+    fn failure(&self) -> io::Result<Option<Failure>> {
+        match self.word()? {
+            DONE => Ok(None),
+            wrong => Ok(Some(Failure {
+                wrong: Wrong::from_number(wrong),
+                tid: self.word()?,
+                errno: self.word()?,
+            })),
+        }
+    }
+
+    fn done(&self) -> io::Result<()> {
+        match self.failure()? {
+            None => Ok(()),
+            Some(Failure { errno: 0, .. }) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
+            Some(Failure { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        // Its end of the connection tells it; it undoes, or goes forward, before it ends.
+        self.line = None;
+        let _ = self.child.collect();
+    }
+}
+
+impl Registration {
+    const WORDS: usize = 6;
+
+    fn to_words(self) -> [i32; Registration::WORDS] {
+        [
+            self.table as i32,
+            self.epoll,
+            self.fd,
+            self.events as i32,
+            self.data as i32,
+            (self.data >> 32) as i32,
+        ]
+    }
+
+    fn from_words(words: [i32; Registration::WORDS]) -> Registration {
+        let [table, epoll, fd, events, low, high] = words;
+        Registration {
+            table: table as usize,
+            epoll,
+            fd,
+            events: events as u32,
+            data: u64::from(low as u32) | u64::from(high as u32) << 32,
+        }
+    }
+}
+
+/// The descriptors that the supervisor keeps, in order.
+fn kept(plan: &Swap<'_>, far: &OwnedFd) -> Vec<RawFd> {
+    let listeners = plan.tables.iter().flat_map(|table| &table.listener);
+    let mut kept: Vec<RawFd> = listeners.map(|(fd, _)| fd.as_raw_fd()).collect();
+    kept.extend([plan.old.as_raw_fd(), plan.new.as_raw_fd(), far.as_raw_fd()]);
+    kept.sort_unstable();
+    kept.dedup();
+    kept
+}
+
+fn read(line: &OwnedFd, bytes: &mut [u8]) -> rustix::io::Result<()> {
+    let mut at = 0;
+    while at < bytes.len() {
+        match rustix::io::read(line, &mut bytes[at..]) {
+            Ok(0) => return Err(Errno::PIPE),
+            Ok(length) => at += length,
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Everything below is done by the supervisor, and allocates nothing: this is its room.
+struct State<'a> {
+    processes: Vec<Held<'a>>,
+    tables: Vec<Given>,
+    seats: Vec<Owned>,
+    epolls: Vec<Epoll>,
+    registrations: Vec<Registration>,
+    since: Instant,
+}
+
+/// What one table has got.
+#[derive(Clone, Copy)]
+struct Given {
+    /// Its process, by its place in [`State`].
+    process: usize,
+    /// The thread that makes its calls.
+    tid: i32,
+    received: Option<Received>,
+}
+
+/// One seat, as it is while its process stands still.
+#[derive(Clone, Copy)]
+struct Owned {
+    table: usize,
+    seat: Seat,
+    is_old: bool,
+}
+
+/// An epoll instance, as it is known in a table, and here.
+struct Epoll {
+    table: usize,
+    fd: RawFd,
+    file: OwnedFd,
+}
+
+impl<'a> State<'a> {
+    fn for_plan(plan: &Swap<'_>, rooms: &'a mut Vec<Vec<Thread>>) -> State<'a> {
+        let mut pids: Vec<i32> = plan.tables.iter().map(|table| table.pid).collect();
+        pids.sort_unstable();
+        pids.dedup();
+        rooms.extend(pids.iter().map(|pid| foreign::room(*pid)));
+        let processes = pids.iter().zip(rooms);
+        let given = |table: &Table| Given {
+            process: pids.binary_search(&table.pid).unwrap_or(0),
+            tid: table.tid,
+            received: None,
+        };
+        let seats = plan.tables.iter().enumerate();
+        let seats = seats.flat_map(|(at, table)| table.seats.iter().map(move |seat| (at, seat)));
+        State {
+            tables: plan.tables.iter().map(given).collect(),
+            seats: seats
+                .map(|(table, seat)| Owned::new(table, *seat))
+                .collect(),
+            processes: processes
+                .map(|(pid, room)| Held::none_of(*pid, room))
+                .collect(),
+            epolls: Vec::with_capacity(REGISTRATIONS),
+            registrations: Vec::with_capacity(REGISTRATIONS),
+            since: Instant::now(),
+        }
+    }
+
+    /// The process that stands still, with the right thread to make calls in this table; `None` when it
+    /// has no seats any more.
+    fn process(&mut self, table: usize) -> Option<(&mut Held<'a>, Received)> {
+        let given = self.tables.get(table)?;
+        let process = self.processes.get_mut(given.process)?;
+        let received = given.received?;
+        process.speak_by(given.tid).then_some((process, received))
+    }
+
+    fn let_go(&mut self) {
+        self.processes.iter_mut().for_each(Held::let_go);
+        self.tables
+            .iter_mut()
+            .for_each(|given| given.received = None);
+    }
+}
+
+impl Owned {
+    fn new(table: usize, seat: Seat) -> Owned {
+        let is_old = false;
+        Owned {
+            table,
+            seat,
+            is_old,
+        }
+    }
+}
+
+/// What the child does.
+fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
+    // A number that a process has may be beyond our own limit; where it cannot be raised, `commit` says so.
+    let _ = raise_limit();
+    while next(far, Silence::IsAllowed) == Some(HOLD) {
+        let committed = match hold(plan, state) {
+            Ok(()) => {
+                report_hold(state, far);
+                look_at_flags(state);
+                until_committed(plan, state, far)
+            }
+            Err(failure) => {
+                release(state);
+                tell_failure(far, failure);
+                continue;
+            }
+        };
+        match committed {
+            After::Released => tell(far, &[DONE]),
+            After::Undone => break,
+            After::Committed => return go_forward(plan, state, far),
+        }
+    }
+    undo(plan, state);
+}
+
+/// What has become of processes that were held.
+enum After {
+    Released,
+    Undone,
+    Committed,
+}
+
+fn until_committed(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) -> After {
+    loop {
+        match next(far, Silence::IsTheEnd) {
+            Some(RELEASE) => {
+                release(state);
+                return After::Released;
+            }
+            Some(COMMIT) => match prepare(plan, state, far) {
+                Ok(()) => {
+                    tell(far, &[DONE]);
+                    return After::Committed;
+                }
+                Err(failure) => tell_failure(far, failure),
+            },
+            _ => return After::Undone,
+        }
+    }
+}
+
+/// Whether we may say nothing: not while processes stand still.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Silence {
+    IsAllowed,
+    IsTheEnd,
+}
+
+/// The next word; `None` when there is nobody any more, or only silence (`SO_RCVTIMEO`).
+fn next(far: &OwnedFd, silence: Silence) -> Option<i32> {
+    if silence == Silence::IsAllowed {
+        let mut asked = [PollFd::new(far, PollFlags::IN)];
+        rustix::io::retry_on_intr(|| poll(&mut asked, None)).ok()?;
+    }
+    words(far).map(|[word]| word)
+}
+
+fn words<const COUNT: usize>(far: &OwnedFd) -> Option<[i32; COUNT]> {
+    let mut bytes = [[0; 4]; COUNT];
+    read(far, bytes.as_flattened_mut()).ok()?;
+    Some(bytes.map(i32::from_ne_bytes))
+}
+
+/// Whoever waited for it may be gone.
+fn tell(far: &OwnedFd, words: &[i32]) {
+    for word in words {
+        let _ = rustix::net::send(far, &word.to_ne_bytes(), SendFlags::NOSIGNAL);
+    }
+}
+
+fn tell_failure(far: &OwnedFd, failure: Failure) {
+    let Failure { wrong, tid, errno } = failure;
+    tell(far, &[wrong as i32, tid, errno]);
+}
+
+fn report_hold(state: &State<'_>, far: &OwnedFd) {
+    tell(far, &[DONE]);
+    for given in &state.tables {
+        tell(far, &[i32::from(given.received.is_some())]);
+    }
+}
+
+/// An end is none of our errors.
+fn unless_ended<T>(done: Result<T, Failure>) -> Result<Option<T>, Failure> {
+    match done {
+        Err(failure) if failure.wrong == Wrong::Ended => Ok(None),
+        done => done.map(Some),
+    }
+}
+
+fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
+    state.since = Instant::now();
+    let end = state.since + PATIENCE;
+    for process in &mut state.processes {
+        unless_ended(process.begin(end))?;
+    }
+    for process in &mut state.processes {
+        unless_ended(process.complete())?;
+    }
+    for at in 0..plan.tables.len() {
+        let received = give(plan, state, at);
+        if let Some(given) = state.tables.get_mut(at) {
+            given.received = unless_ended(received)?.flatten();
+        }
+    }
+    match state.tables.iter().any(|given| given.received.is_some()) {
+        true => Ok(()),
+        false => Err(Failure::plain(
+            Wrong::Ended,
+            plan.tables.first().map_or(0, |table| table.tid),
+        )),
+    }
+}
+
+/// Gives a table the new socket; `None` when it has no seats any more.
+fn give(plan: &Swap<'_>, state: &mut State<'_>, at: usize) -> Result<Option<Received>, Failure> {
+    let (Some(table), Some(given)) = (plan.tables.get(at), state.tables.get(at).copied()) else {
+        return Ok(None);
+    };
+    let Some(process) = state.processes.get_mut(given.process) else {
+        return Ok(None);
+    };
+    if !process.speak_by(table.tid) && !process.speak_by_any(|tid| is_heir(plan, at, tid)) {
+        return Ok(None);
+    }
+    let tid = process.tid();
+    state.tables[at].tid = tid;
+    let mut any = false;
+    for owned in state.seats.iter_mut().filter(|owned| owned.table == at) {
+        owned.is_old = is_old(plan, tid, owned.seat.fd);
+        any |= owned.is_old;
+        if owned.is_old {
+            is_within_limit(table.pid, owned.seat.fd)?;
+        }
+    }
+    if !any {
+        return Ok(None);
+    }
+    let offer = Offer {
+        socket: plan.new,
+        pid: table.pid,
+        sees_us: table.sees_us,
+        listener: table.listener.as_ref(),
+    };
+    pass::receive(&offer, process).map(Some)
+}
+
+/// Whether this thread may have the table of one that has ended: another one of the plan is not its.
+fn is_heir(plan: &Swap<'_>, at: usize, tid: i32) -> bool {
+    let mut others = plan.tables.iter().enumerate();
+    let pid = plan.tables.get(at).map(|table| table.pid);
+    !others.any(|(other, table)| {
+        other != at && Some(table.pid) == pid && shares_table(tid, table.tid) == Some(true)
+    })
+}
+
+const KCMP_FILE: i32 = 0;
+const KCMP_FILES: i32 = 2;
+
+fn shares_table(tid: i32, other: i32) -> Option<bool> {
+    // SAFETY: kcmp(2) takes five numbers, and reads no memory of ours for these two kinds.
+    let told = unsafe { libc::syscall(libc::SYS_kcmp, tid, other, KCMP_FILES, 0_u64, 0_u64) };
+    (told >= 0).then_some(told == 0)
+}
+
+/// Whether a descriptor is the old socket still.
+fn is_old(plan: &Swap<'_>, tid: i32, fd: RawFd) -> bool {
+    let us = rustix::process::getpid().as_raw_pid();
+    let (ours, theirs) = (plan.old.as_raw_fd() as u64, fd as u64);
+    // SAFETY: kcmp(2) takes five numbers, and reads no memory of ours for these two kinds.
+    let told = unsafe { libc::syscall(libc::SYS_kcmp, us, tid, KCMP_FILE, ours, theirs) };
+    match told {
+        0.. => told == 0,
+        // Not every kernel has it.
+        _ => pass::is_socket(tid, fd, plan.inode),
+    }
+}
+
+/// Beyond its limit a process could have no descriptor by dup3(2), which it has had since before.
+fn is_within_limit(pid: i32, fd: RawFd) -> Result<(), Failure> {
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
+    let (resource, to) = (libc::RLIMIT_NOFILE, &raw mut limit);
+    // SAFETY: the kernel writes one rlimit to `to`; no new one is given.
+    let told = unsafe { libc::prlimit(pid, resource, std::ptr::null(), to) };
+    match told == 0 && fd as u64 >= limit.rlim_cur {
+        true => Err(number_failure(pid, libc::EINVAL)),
+        false => Ok(()),
+    }
+}
+
+fn number_failure(tid: i32, errno: i32) -> Failure {
+    let wrong = Wrong::Number;
+    Failure { wrong, tid, errno }
+}
+
+fn raise_limit() -> io::Result<()> {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let maximum = getrlimit(Resource::Nofile).maximum;
+    let limit = Rlimit {
+        current: maximum,
+        maximum,
+    };
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// Looks whether the seats are close-on-exec, as they are now; it is done while we look at other things.
+fn look_at_flags(state: &mut State<'_>) {
+    for owned in state.seats.iter_mut().filter(|owned| owned.is_old) {
+        let Some(given) = state.tables.get(owned.table) else {
+            continue;
+        };
+        let mut buffer = [0; 512];
+        let path = Path::new(format_args!("/proc/{}/fdinfo/{}", given.tid, owned.seat.fd));
+        let text = path::read(path.as_c_str(), &mut buffer).unwrap_or_default();
+        if let Some(flags) = flags(text) {
+            owned.seat.close_on_exec = flags & libc::O_CLOEXEC != 0;
+        }
+    }
+}
+
+/// The line `flags:` of /proc/PID/fdinfo/FD, in octal.
+fn flags(text: &[u8]) -> Option<i32> {
+    let mut lines = text.split(|byte| *byte == b'\n');
+    let line = lines.find_map(|line| line.strip_prefix(b"flags:"))?;
+    i32::from_str_radix(std::str::from_utf8(line).ok()?.trim(), 8).ok()
+}
+
+/// Takes the given descriptors back, and lets the processes go.
+fn release(state: &mut State<'_>) {
+    be_patient(state);
+    for at in 0..state.tables.len() {
+        if let Some((process, received)) = state.process(at) {
+            close_both(process, received);
+        }
+    }
+    state.let_go();
+}
+
+fn be_patient(state: &mut State<'_>) {
+    let end = Instant::now() + PATIENCE;
+    let processes = state.processes.iter_mut();
+    processes.for_each(|process| process.be_patient_until(end));
+}
+
+/// Closes what a process has got, by one call where it can be one. One that ended has nothing.
+fn close_both(process: &mut Held<'_>, received: Received) {
+    let Received { fd, way } = received;
+    let (first, last) = (fd.min(way), fd.max(way));
+    let at_once = match last - first {
+        1 => process.call(libc::SYS_close_range, [first, last, 0, 0, 0, 0]),
+        _ => Err(Failure::plain(Wrong::Other, 0)),
+    };
+    if !at_once.is_ok_and(|answer| answer.0 == 0) {
+        pass::close(process, first);
+        pass::close(process, last);
+    }
+}
+
+/// Everything as it was.
+fn undo(plan: &Swap<'_>, state: &mut State<'_>) {
+    for step in &plan.undo {
+        // There is nobody to hear of an error.
+        let _ = step.take(plan.old);
+    }
+    release(state);
+}
+
+/// Reads the registrations, and takes the epoll instances: the last thing that can fail.
+fn prepare(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) -> Result<(), Failure> {
+    let lost = Failure::plain(Wrong::Other, 0);
+    let [count] = words(far).ok_or(lost)?;
+    state.registrations.clear();
+    state.epolls.clear();
+    for _ in 0..usize::try_from(count).unwrap_or(0).min(REGISTRATIONS) {
+        let registration = Registration::from_words(words(far).ok_or(lost)?);
+        state.registrations.push(registration);
+    }
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
+    for at in 0..state.registrations.len() {
+        let Registration {
+            table, epoll, fd, ..
+        } = state.registrations[at];
+        let tid = plan.tables.get(table).map_or(0, |table| table.tid);
+        if fd < 0 || limit.is_some_and(|limit| fd as u64 >= limit) {
+            return Err(number_failure(tid, libc::EINVAL));
+        }
+        take_epoll(state, table, epoll)
+            .map_err(|error| number_failure(tid, error.raw_os_error().unwrap_or(0)))?;
+    }
+    Ok(())
+}
+
+fn take_epoll(state: &mut State<'_>, table: usize, fd: RawFd) -> io::Result<()> {
+    let known = |epoll: &Epoll| epoll.table == table && epoll.fd == fd;
+    if state.epolls.iter().any(known) {
+        return Ok(());
+    }
+    let given = state.tables.get(table).ok_or(io::ErrorKind::InvalidInput)?;
+    let file = descriptor::of_thread(given.tid, fd)?;
+    // There is room for as many as there are registrations.
+    state.epolls.push(Epoll { table, fd, file });
+    Ok(())
+}
+
+/// The swap, when we are told to, or are not there any more.
+fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
+    if next(far, Silence::IsTheEnd) != Some(SWAP) {
+        for step in &plan.finish {
+            // There is nobody to hear of an error.
+            let _ = step.take(plan.new);
+        }
+    }
+    be_patient(state);
+    let failed_registrations = renew_all(plan, state);
+    let mut swapped = Ok(());
+    for owned in 0..state.seats.len() {
+        swapped = swapped.and(take_seat(state, owned));
+    }
+    release(state);
+    let micros = state.since.elapsed().as_micros();
+    match swapped {
+        Ok(()) => {
+            let micros = i32::try_from(micros).unwrap_or(i32::MAX);
+            tell(far, &[DONE, micros, failed_registrations]);
+        }
+        Err(failure) => tell_failure(far, failure),
+    }
+}
+
+/// Puts the new socket at the number of the old one.
+fn take_seat(state: &mut State<'_>, at: usize) -> Result<(), Failure> {
+    let Some(Owned { table, seat, .. }) = state.seats.get(at).filter(|owned| owned.is_old).copied()
+    else {
+        return Ok(());
+    };
+    let Some((process, received)) = state.process(table) else {
+        return Ok(());
+    };
+    let flags = if seat.close_on_exec {
+        libc::O_CLOEXEC
+    } else {
+        0
+    };
+    let arguments = [received.fd, seat.fd as u64, flags as u64, 0, 0, 0];
+    let (tid, call) = (process.tid(), process.call(libc::SYS_dup3, arguments));
+    match unless_ended(call)?.map(|answer| answer.number()) {
+        Some(Err(error)) => Err(Failure::new(Wrong::Number, tid, &error)),
+        Some(Ok(_)) | None => Ok(()),
+    }
+}
+
+/// Renews every registration; says how many failed. No program runs meanwhile that could see one missing.
+fn renew_all(plan: &Swap<'_>, state: &State<'_>) -> i32 {
+    let mut failed = 0;
+    for registration in &state.registrations {
+        failed += i32::from(renew(plan, state, registration).is_err());
+    }
+    failed
+}
+
+fn renew(plan: &Swap<'_>, state: &State<'_>, registration: &Registration) -> io::Result<()> {
+    let Registration {
+        table, epoll, fd, ..
+    } = *registration;
+    let mut epolls = state.epolls.iter();
+    let known = epolls.find(|known| known.table == table && known.fd == epoll);
+    let epoll = known.ok_or(io::ErrorKind::InvalidInput)?.file.as_fd();
+    let control = |operation| move |epoll: BorrowedFd<'_>| control(epoll, operation, registration);
+    // The old one goes first: one more than allowed is never there (`max_user_watches`).
+    match at_number(fd, plan.old, epoll, control(libc::EPOLL_CTL_DEL)) {
+        // Somebody else who has the epoll instance has taken it out.
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
+        deleted => deleted?,
+    }
+    at_number(fd, plan.new, epoll, control(libc::EPOLL_CTL_ADD))
+}
+
+fn control(epoll: BorrowedFd<'_>, operation: i32, registration: &Registration) -> io::Result<()> {
+    let mut event = libc::epoll_event {
+        events: registration.events,
+        u64: registration.data,
+    };
+    let (epoll, fd) = (epoll.as_raw_fd(), registration.fd);
+    // SAFETY: the kernel reads one epoll_event, which outlives the call.
+    crate::check(unsafe { libc::epoll_ctl(epoll, operation, fd, &raw mut event) }).map(drop)
+}
+
+/// Does something while a socket has this number here. What has it otherwise, even that epoll instance, has
+/// another one meanwhile: there is only this one thread.
+fn at_number(
+    fd: RawFd,
+    socket: BorrowedFd<'_>,
+    epoll: BorrowedFd<'_>,
+    done: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
+) -> io::Result<()> {
+    if socket.as_raw_fd() == fd {
+        return done(epoll);
+    }
+    let displaced = match descriptor::duplicate(fd) {
+        Ok(displaced) => Some(displaced),
+        Err(error) if error.raw_os_error() == Some(libc::EBADF) => None,
+        Err(error) => return Err(error),
+    };
+    // SAFETY: two numbers; what is displaced is back before anybody uses it.
+    crate::check(unsafe { libc::dup2(socket.as_raw_fd(), fd) })?;
+    let result = match &displaced {
+        Some(displaced) if epoll.as_raw_fd() == fd => done(displaced.as_fd()),
+        _ => done(epoll),
+    };
+    match displaced {
+        // SAFETY: two numbers; what was there before is put back.
+        Some(displaced) => drop(unsafe { libc::dup2(displaced.as_raw_fd(), fd) }),
+        // SAFETY: the number was free, and is again.
+        None => drop(unsafe { libc::close(fd) }),
+    }
+    result
+}

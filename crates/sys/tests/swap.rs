@@ -1,0 +1,331 @@
+//! A socket replaced in programs that know nothing of it, and end with an error at any disturbance.
+
+// kcmp(2), which no safe crate offers.
+#![allow(unsafe_code)]
+
+use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use sockcr_sys::guard::Step;
+use sockcr_sys::swap::{Registration, Seat, Supervisor, Swap, Swapped, Table};
+use std::io::{self, BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+use std::time::Duration;
+
+const CALLS: [&str; 8] = [
+    "recv",
+    "recvmsg",
+    "poll",
+    "poll_timed",
+    "epoll",
+    "epoll_et",
+    "epoll_oneshot",
+    "epoll_exclusive",
+];
+
+/// Compiles the victim, once.
+fn compiled() -> &'static PathBuf {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    PROGRAM.get_or_init(|| {
+        let program = std::env::temp_dir().join(format!("sockcr-swap-{}", std::process::id()));
+        let source = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/swap.c");
+        let mut compiler = Command::new("cc");
+        compiler.args(["-O1", "-pthread", "-o"]);
+        let status = compiler.arg(&program).arg(source).status();
+        assert!(status.expect("no C compiler").success());
+        program
+    })
+}
+
+struct Victim {
+    process: Child,
+    port: u16,
+    fds: Vec<i32>,
+    /// Process and thread of each table.
+    tables: Vec<(i32, i32)>,
+}
+
+impl Victim {
+    fn start(call: &str, processes: u32, threads: u32, more: &[&str]) -> Victim {
+        let mut command = Command::new(compiled());
+        command.args([call, &processes.to_string(), &threads.to_string()]);
+        let command = command.args(more).stdout(Stdio::piped());
+        let mut process = command.spawn().expect("the victim does not start");
+        let output = process.stdout.take().expect("no output");
+        let mut line = String::new();
+        let read = BufReader::new(output).read_line(&mut line);
+        read.expect("the victim says nothing");
+        Victim::parse(process, &line).expect("the victim says something else")
+    }
+
+    fn parse(process: Child, line: &str) -> Option<Victim> {
+        let mut words = line.split_whitespace();
+        let port = words.next()?.parse().ok()?;
+        let fds = words.next()?.split(',').map(|fd| fd.parse().ok());
+        let fds: Option<Vec<i32>> = fds.collect();
+        let table = |word: &str| -> Option<(i32, i32)> {
+            let (pid, tid) = word.split_once(':')?;
+            Some((pid.parse().ok()?, tid.parse().ok()?))
+        };
+        let tables: Option<Vec<(i32, i32)>> = words.map(table).collect();
+        let (fds, mut tables) = (fds?, tables?);
+        tables.sort_unstable();
+        tables.dedup();
+        Some(Victim {
+            process,
+            port,
+            fds,
+            tables,
+        })
+    }
+
+    fn address(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.port).into()
+    }
+
+    /// A duplicate of its socket.
+    fn socket(&self) -> io::Result<UdpSocket> {
+        let (pid, _) = self.tables[0];
+        let pid = Pid::from_raw(pid).ok_or(io::ErrorKind::NotFound)?;
+        let process = pidfd_open(pid, PidfdFlags::empty())?;
+        let socket = pidfd_getfd(process, self.fds[0], PidfdGetfdFlags::empty())?;
+        Ok(socket.into())
+    }
+
+    /// What each table has: numbers, inodes, close-on-exec.
+    fn descriptors(&self) -> Vec<String> {
+        let of = |(pid, tid): &(i32, i32)| {
+            let folder = format!("/proc/{pid}/task/{tid}");
+            let entries = std::fs::read_dir(format!("{folder}/fd"));
+            let entries = entries.expect("a victim has ended").flatten();
+            let one = |fd: String| {
+                let link = std::fs::read_link(format!("{folder}/fd/{fd}")).unwrap_or_default();
+                let info = std::fs::read_to_string(format!("{folder}/fdinfo/{fd}"));
+                let info = info.unwrap_or_default();
+                let lines = info.lines().filter(|line| {
+                    line.starts_with("flags:") || line.starts_with("tfd:") && !line.is_empty()
+                });
+                let lines = lines.map(|line| line.split(" pos:").next().unwrap_or(line));
+                let lines: Vec<&str> = lines.collect();
+                format!("{fd} {} {}\n", link.display(), lines.join(" "))
+            };
+            let mut all: Vec<String> = entries
+                .map(|entry| one(entry.file_name().to_string_lossy().into_owned()))
+                .collect();
+            all.sort_unstable();
+            // A one-shot registration, before the victim arms it again and after.
+            all.concat().replace("events: 40000000", "events: 40000019")
+        };
+        self.tables.iter().map(of).collect()
+    }
+
+    /// Datagrams come back, from where they went; nobody traces it.
+    fn is_fine(&mut self) {
+        let socket = UdpSocket::bind("127.0.0.1:0").expect("no socket");
+        socket.connect(self.address()).expect("no connection");
+        let patience = Some(Duration::from_secs(10));
+        socket.set_read_timeout(patience).expect("no timeout");
+        for at in 0..20_u32 {
+            let sent = at.to_ne_bytes();
+            socket.send(&sent).expect("an ICMP error");
+            let mut got = [0; 100];
+            let length = socket.recv(&mut got).expect("no echo");
+            assert_eq!(got[..length], sent);
+        }
+        assert!(matches!(self.process.try_wait(), Ok(None)), "it has ended");
+        for (pid, tid) in &self.tables {
+            let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status"));
+            let status = status.expect("a victim has ended");
+            assert!(status.contains("TracerPid:\t0\n"), "{status}");
+        }
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        // Its children end with it.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+fn inode(socket: &UdpSocket) -> io::Result<u64> {
+    Ok(rustix::fs::fstat(socket)?.st_ino)
+}
+
+fn plan<'a>(victim: &Victim, old: &'a UdpSocket, new: &'a UdpSocket) -> io::Result<Swap<'a>> {
+    let seat = |fd: &i32| Seat {
+        fd: *fd,
+        close_on_exec: false,
+    };
+    let table = |(pid, tid): &(i32, i32)| Table {
+        tid: *tid,
+        pid: *pid,
+        seats: victim.fds.iter().map(seat).collect(),
+        sees_us: true,
+        listener: None,
+    };
+    let (level, name) = (libc::SOL_SOCKET, libc::SO_REUSEADDR);
+    let off = Step {
+        level,
+        name,
+        value: vec![0; 4],
+        already: None,
+    };
+    Ok(Swap {
+        old: old.as_fd(),
+        new: new.as_fd(),
+        inode: inode(old)?,
+        tables: victim.tables.iter().map(table).collect(),
+        undo: vec![off.clone()],
+        finish: vec![off],
+    })
+}
+
+/// Each registration once, whoever shares the instance.
+fn registrations(victim: &Victim, inode: u64) -> io::Result<Vec<Registration>> {
+    let mut all: Vec<Registration> = Vec::new();
+    let mut seen: Vec<(OwnedFd, i32)> = Vec::new();
+    for (table, (pid, tid)) in victim.tables.iter().enumerate() {
+        let folder = format!("/proc/{pid}/task/{tid}");
+        for entry in std::fs::read_dir(format!("{folder}/fd"))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            let link = std::fs::read_link(format!("{folder}/fd/{name}"))?;
+            if link.to_string_lossy() != "anon_inode:[eventpoll]" {
+                continue;
+            }
+            let epoll: i32 = name.parse().map_err(io::Error::other)?;
+            let flags = PidfdFlags::from_bits_retain(libc::O_EXCL as u32);
+            let thread = Pid::from_raw(*tid).ok_or(io::ErrorKind::NotFound)?;
+            let file = pidfd_open(thread, flags)
+                .and_then(|thread| pidfd_getfd(thread, epoll, PidfdGetfdFlags::empty()))?;
+            if seen.iter().any(|(other, _)| is_same(other, &file)) {
+                continue;
+            }
+            seen.push((file, epoll));
+            let info = std::fs::read_to_string(format!("{folder}/fdinfo/{name}"))?;
+            let of = |line: &str| registration(line, table, epoll, inode);
+            all.extend(info.lines().filter_map(of));
+        }
+    }
+    Ok(all)
+}
+
+fn is_same(one: &OwnedFd, other: &OwnedFd) -> bool {
+    use std::os::fd::AsRawFd;
+    let us = std::process::id() as i32;
+    let (one, other) = (one.as_raw_fd(), other.as_raw_fd());
+    // SAFETY: kcmp(2) takes five numbers; of KCMP_FILE two descriptors.
+    unsafe { libc::syscall(libc::SYS_kcmp, us, us, 0, one as u64, other as u64) == 0 }
+}
+
+fn registration(line: &str, table: usize, epoll: i32, inode: u64) -> Option<Registration> {
+    let mut fields = line
+        .split_whitespace()
+        .map(|word| word.trim_end_matches(':'));
+    let mut next = |name: &str| {
+        fields.find(|word| word.trim_start() == name)?;
+        fields.next()
+    };
+    let fd = next("tfd")?.parse().ok()?;
+    let events = u32::from_str_radix(next("events")?, 16).ok()?;
+    let data = u64::from_str_radix(next("data")?, 16).ok()?;
+    let rest = line.split_once("ino:")?.1;
+    let found = u64::from_str_radix(rest.split_whitespace().next()?, 16).ok()?;
+    (found == inode).then_some(Registration {
+        table,
+        epoll,
+        fd,
+        events,
+        data,
+    })
+}
+
+/// The whole of it, and how long it took to be made while the victim ran.
+fn replaced(victim: &Victim) -> io::Result<(Swapped, u64)> {
+    let old = victim.socket()?;
+    let new = UdpSocket::from(rustix::net::socket_with(
+        rustix::net::AddressFamily::INET,
+        rustix::net::SocketType::DGRAM,
+        rustix::net::SocketFlags::CLOEXEC,
+        None,
+    )?);
+    let failed = |failure| io::Error::other(format!("{failure:?}"));
+    let plan = plan(victim, &old, &new)?;
+    let mut supervisor = Supervisor::start(&plan)?;
+    let there = supervisor.hold()?.map_err(failed)?;
+    assert!(there.iter().all(|there| *there), "{there:?}");
+    set_socket_reuseaddr(&old, true)?;
+    set_socket_reuseaddr(&new, true)?;
+    rustix::net::bind(&new, &victim.address())?;
+    supervisor.commit(&registrations(victim, plan.inode)?)?;
+    // What comes from now on comes to the new one; what the old one has goes there too.
+    old.set_nonblocking(true)?;
+    drain(&old, victim)?;
+    set_socket_reuseaddr(&new, false)?;
+    let swapped = supervisor.swap()?.map_err(failed)?;
+    drain(&old, victim)?;
+    Ok((swapped, inode(&new)?))
+}
+
+/// A plain echo in place of a carried queue: nothing must be lost here.
+fn drain(old: &UdpSocket, _victim: &Victim) -> io::Result<()> {
+    let mut bytes = [0; 100];
+    while let Ok((length, from)) = old.recv_from(&mut bytes) {
+        old.send_to(&bytes[..length], from)?;
+    }
+    Ok(())
+}
+
+fn is_replaced(victim: &mut Victim, times: u32) {
+    victim.is_fine();
+    for _ in 0..times {
+        let before = victim.descriptors();
+        let old = inode(&victim.socket().expect("no socket")).expect("no inode");
+        let (swapped, new) = replaced(victim).expect("is not replaced");
+        assert_eq!(swapped.failed_registrations, 0);
+        let (old, new) = (format!("socket:[{old}]"), format!("socket:[{new}]"));
+        let expected: Vec<String> = before
+            .iter()
+            .map(|table| table.replace(&old, &new))
+            .collect();
+        assert_eq!(victim.descriptors(), expected);
+        victim.is_fine();
+    }
+}
+
+#[test]
+fn in_every_call() {
+    for call in CALLS {
+        eprintln!("{call}");
+        is_replaced(&mut Victim::start(call, 1, 1, &[]), 10);
+        is_replaced(&mut Victim::start(call, 1, 8, &[]), 3);
+    }
+}
+
+#[test]
+fn in_forked_workers() {
+    for call in CALLS {
+        eprintln!("{call}");
+        is_replaced(&mut Victim::start(call, 4, 1, &[]), 5);
+    }
+}
+
+#[test]
+fn in_threads_with_tables_of_their_own() {
+    for call in CALLS {
+        eprintln!("{call}");
+        is_replaced(&mut Victim::start(call, 2, 3, &["own"]), 5);
+    }
+}
+
+#[test]
+fn at_several_numbers() {
+    for call in ["recv", "epoll", "epoll_et"] {
+        eprintln!("{call}");
+        is_replaced(&mut Victim::start(call, 2, 2, &["dup"]), 5);
+    }
+}
