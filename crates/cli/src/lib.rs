@@ -15,6 +15,7 @@ mod move_to;
 mod options;
 mod output;
 mod packaging;
+mod replace;
 mod restore;
 mod set;
 mod show;
@@ -51,6 +52,7 @@ enum Verb {
     Encode(encode::Arguments),
     Edit(edit::Arguments),
     Set(set::Arguments),
+    Replace(replace::Arguments),
     Move(move_to::Arguments),
     Options(options::Arguments),
     Check(check::Arguments),
@@ -88,7 +90,9 @@ fn wrong_usage(why: impl std::fmt::Display) -> ! {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
-    if let Some(name) = &cli.netns {
+    // What is replaced is looked for here; only the new socket is there.
+    let stays = matches!(cli.verb, Verb::Replace(_));
+    if let Some(name) = cli.netns.as_ref().filter(|_| !stays) {
         use std::os::fd::AsFd;
         sockcr::netns::enter(name, sockcr::netns::open(name)?.as_fd())?;
     }
@@ -101,6 +105,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Verb::Encode(arguments) => encode::run(&arguments),
         Verb::Edit(arguments) => edit::run(&arguments),
         Verb::Set(arguments) => set::run(&arguments),
+        Verb::Replace(arguments) => replace::run(&arguments, cli.netns.as_deref()),
         Verb::Move(arguments) => move_to::run(&arguments),
         Verb::Options(arguments) => options::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),

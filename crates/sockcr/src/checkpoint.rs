@@ -107,6 +107,19 @@ pub(crate) struct Held {
     pub close_on_exec: bool,
 }
 
+impl Held {
+    /// By a descriptor of this process.
+    fn own(fd: BorrowedFd<'_>) -> Result<Held, Error> {
+        use std::os::fd::AsRawFd;
+        Ok(Held {
+            pid: None,
+            fd: fd.as_raw_fd() as u32,
+            close_on_exec: sockcr_sys::descriptor::close_on_exec(fd)
+                .map_err(|error| Error::system("read the descriptor's flags", error))?,
+        })
+    }
+}
+
 impl Checkpoint {
     /// Reads everything of a socket of this process, and changes nothing in it.
     ///
@@ -114,23 +127,31 @@ impl Checkpoint {
     /// ([`kernel`]); without, the report says what was assumed, and datagrams that wait are peeked
     /// at, for which SO_PEEK_OFF is on for a moment and a process watches over it.
     pub fn dump(socket: &impl AsFd) -> Result<Checkpoint, Error> {
-        use std::os::fd::AsRawFd;
         let fd = socket.as_fd();
-        let held = Held {
-            pid: None,
-            fd: fd.as_raw_fd() as u32,
-            close_on_exec: sockcr_sys::descriptor::close_on_exec(fd)
-                .map_err(|error| Error::system("read the descriptor's flags", error))?,
-        };
-        Checkpoint::dump_held(fd, held)
+        Checkpoint::dump_held(fd, Held::own(fd)?)
+    }
+
+    /// The same without the datagrams that wait.
+    pub(crate) fn dump_own_without_queue(socket: &impl AsFd) -> Result<Checkpoint, Error> {
+        let fd = socket.as_fd();
+        Checkpoint::dump_without_queue(fd, Held::own(fd)?)
     }
 
     /// Reads a socket through `fd`, our duplicate of a descriptor that another process holds.
     pub(crate) fn dump_held(fd: BorrowedFd<'_>, held: Held) -> Result<Checkpoint, Error> {
+        Checkpoint::dump_what(fd, held, true)
+    }
+
+    /// The same without the datagrams that wait.
+    pub(crate) fn dump_without_queue(fd: BorrowedFd<'_>, held: Held) -> Result<Checkpoint, Error> {
+        Checkpoint::dump_what(fd, held, false)
+    }
+
+    fn dump_what(fd: BorrowedFd<'_>, held: Held, queue: bool) -> Result<Checkpoint, Error> {
         let protocol = protocol::of(fd)?;
         let mut report = Report::default();
         let hidden = hidden(fd, protocol, &mut report);
-        read(fd, protocol, held, hidden.as_ref(), &mut report)
+        read(fd, protocol, held, queue, hidden.as_ref(), &mut report)
             .map(|checkpoint| Checkpoint {
                 report,
                 ..checkpoint
@@ -213,7 +234,7 @@ impl Checkpoint {
     }
 
     /// Every device index that stands in it.
-    fn each_interface(&mut self, mut change: impl FnMut(&mut u32)) {
+    pub(crate) fn each_interface(&mut self, mut change: impl FnMut(&mut u32)) {
         self.options.each_interface(&mut change);
         let memberships = self.memberships.iter_mut().map(|m| &mut m.interface);
         let received = self.receive_queue.iter_mut().map(|d| &mut d.interface);
@@ -267,6 +288,7 @@ fn read(
     fd: BorrowedFd<'_>,
     protocol: &'static Protocol,
     held: Held,
+    queue: bool,
     hidden: Option<&Hidden>,
     report: &mut Report,
 ) -> io::Result<Checkpoint> {
@@ -296,7 +318,10 @@ fn read(
         memberships: membership::dump(fd, protocol, hidden, report),
         filter: filter::dump(fd, report),
         reuseport_program: filter::dump_group(fd, hidden, report),
-        receive_queue: receive_queue::dump(fd, protocol, hidden, &options, report),
+        receive_queue: match queue {
+            true => receive_queue::dump(fd, protocol, hidden, &options, report),
+            false => Vec::new(),
+        },
         cork: cork::dump(fd, hidden, report),
         errors: Errors::dump(fd, hidden, &options, report),
         descriptor: report.known("descriptor flags", descriptor),

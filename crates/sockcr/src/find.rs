@@ -54,12 +54,20 @@ pub struct Found {
 impl Found {
     /// Reads everything of the socket, and changes nothing in it.
     pub fn dump(&self) -> Result<Checkpoint, Error> {
-        let held = Held {
+        Checkpoint::dump_held(self.socket.as_fd(), self.held())
+    }
+
+    fn held(&self) -> Held {
+        Held {
             pid: Some(self.holder.pid),
             fd: self.holder.fd as u32,
             close_on_exec: self.close_on_exec,
-        };
-        Checkpoint::dump_held(self.socket.as_fd(), held)
+        }
+    }
+
+    /// The same without the datagrams that wait.
+    pub(crate) fn dump_without_queue(&self) -> Result<Checkpoint, Error> {
+        Checkpoint::dump_without_queue(self.socket.as_fd(), self.held())
     }
 
     /// Whether execve(2) closes the descriptor it was duplicated from.
@@ -397,7 +405,7 @@ fn hold_any(socket: &Listed) -> Option<io::Result<Found>> {
     refused
 }
 
-fn is_gone(error: &io::Error) -> bool {
+pub(crate) fn is_gone(error: &io::Error) -> bool {
     matches!(
         Errno::from_io_error(error),
         Some(Errno::BADF | Errno::SRCH | Errno::NOENT | Errno::NOTSOCK)
@@ -436,7 +444,7 @@ fn duplicate(tid: i32, fd: i32) -> io::Result<OwnedFd> {
 }
 
 /// The duplicate is always close-on-exec; how the original is, /proc tells.
-fn close_on_exec(holder: Holder) -> io::Result<bool> {
+pub(crate) fn close_on_exec(holder: Holder) -> io::Result<bool> {
     const O_CLOEXEC: u32 = 0o2000000;
     let Holder { tid, fd, .. } = holder;
     let text = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{fd}"))?;

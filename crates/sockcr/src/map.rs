@@ -95,8 +95,7 @@ pub(crate) fn apply<'a>(
     let mut mapped = checkpoints.to_vec();
     let mut used = vec![false; map.len()];
     for checkpoint in &mut mapped {
-        map_addresses(checkpoint, map, &mut used);
-        map_devices(checkpoint, map, &mut used);
+        apply_to(checkpoint, map, &mut used);
     }
     if let Some((mapping, _)) = map.iter().zip(used).find(|(_, used)| !used) {
         let old = match mapping {
@@ -112,6 +111,12 @@ pub(crate) fn apply<'a>(
         return Err(Error::new(ErrorKind::BadInput, format!("--map {old}"), why));
     }
     Ok(Cow::Owned(mapped))
+}
+
+/// Carries the mappings out in one checkpoint, and tells which of them name something in it.
+pub(crate) fn apply_to(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]) {
+    map_addresses(checkpoint, map, used);
+    map_devices(checkpoint, map, used);
 }
 
 /// What an address is called here: each is looked up once, so that two can change places.

@@ -55,6 +55,15 @@ pub struct Restored {
     pub report: Report,
 }
 
+/// Who is in the place that a new socket takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Beside {
+    /// Nobody: what comes before the socket is complete is for nobody.
+    Nobody,
+    /// The socket that it replaces: from the moment that it takes the place, nothing may be lost.
+    Replaced,
+}
+
 /// When corked data are put back: the first two into the unbound socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum CorkAt {
@@ -132,7 +141,7 @@ impl Checkpoint {
     }
 
     /// What the checkpoint itself says it lacks, or holds and this version does not understand.
-    fn known_losses(&self, report: &mut Report) {
+    pub(crate) fn known_losses(&self, report: &mut Report) {
         report.not_carried.clone_from(&self.report.not_carried);
         let required = |number: u16| number < sockcr_image::number::INFORMATIONAL;
         for unknown in self.unknown.iter().filter(|u| required(u.number)) {
@@ -141,7 +150,7 @@ impl Checkpoint {
         }
     }
 
-    fn refused(&self, report: &Report) -> Error {
+    pub(crate) fn refused(&self, report: &Report) -> Error {
         const MOST: usize = 20;
         let notes = report.not_carried.iter().take(MOST);
         let mut lines: String = notes.map(|note| format!("\n  {note}")).collect();
@@ -183,7 +192,23 @@ impl Checkpoint {
         injector: &mut Lazy,
         report: &mut Report,
     ) -> Result<OwnedFd, Failure> {
-        let made = match &options.netns {
+        let socket = self.prepare(options.netns.as_ref(), injector, report)?;
+        // What is refused anyway takes no datagrams from those who share its address.
+        if self.shares() && !options.lossy && !report.is_exact() {
+            return Ok(socket);
+        }
+        self.settle(socket.as_fd(), Beside::Nobody, injector, report)?;
+        Ok(socket)
+    }
+
+    /// The first half: a socket with everything that does not need its place, which it has not taken.
+    pub(crate) fn prepare(
+        &self,
+        netns: Option<&OwnedFd>,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) -> Result<OwnedFd, Failure> {
+        let made = match netns {
             Some(netns) => netns::enter_in_thread(netns.as_fd(), || new_socket(self.protocol)),
             None => new_socket(self.protocol),
         };
@@ -192,13 +217,7 @@ impl Checkpoint {
         if self.protocol.is_raw() {
             hush(fd).map_err(|error| Failure::at("filter from the start", error))?;
         }
-        let mut writer = Writer {
-            fd,
-            options: &self.options,
-            locks: self.buffer_locks,
-            interfaces: &self.interfaces,
-            written: BufferLocks::default(),
-        };
+        let mut writer = self.writer(fd);
         self.write_options(&mut writer, Stage::BeforeBind, report);
         let locked = self.buffer_locks.restore(fd, writer.written);
         lossy(locked, "SO_BUF_LOCK", report);
@@ -219,12 +238,20 @@ impl Checkpoint {
         self.make_errors(fd, corks, injector, report);
         self.cork_at(CorkAt::AfterErrors, corks, fd, report);
         self.write_options(&mut writer, Stage::AfterQueue, report);
-        // What is refused anyway takes no datagrams from those who share its address.
-        if self.shares() && !options.lossy && !report.is_exact() {
-            return Ok(socket);
-        }
-        self.take_place(fd, injector, report)?;
-        self.cork_at(CorkAt::InPlace, corks, fd, report);
+        Ok(socket)
+    }
+
+    /// The second half: the socket takes its place, and gets what comes after.
+    pub(crate) fn settle(
+        &self,
+        fd: BorrowedFd<'_>,
+        beside: Beside,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) -> Result<(), Failure> {
+        self.take_place(fd, beside, injector, report)?;
+        self.cork_at(CorkAt::InPlace, self.corks(), fd, report);
+        let mut writer = self.writer(fd);
         self.write_options(&mut writer, Stage::AfterConnect, report);
         lossy(
             self.shutdown.unwrap_or_default().restore(fd),
@@ -235,11 +262,21 @@ impl Checkpoint {
         if let Some(descriptor) = &self.descriptor {
             descriptor.restore(fd, report);
         }
-        Ok(socket)
+        Ok(())
+    }
+
+    fn writer<'a>(&'a self, fd: BorrowedFd<'a>) -> Writer<'a> {
+        Writer {
+            fd,
+            options: &self.options,
+            locks: self.buffer_locks,
+            interfaces: &self.interfaces,
+            written: BufferLocks::default(),
+        }
     }
 
     /// Puts the receive queue back, if that can be done before the socket takes its place.
-    fn fill_queue(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
+    pub(crate) fn fill_queue(&self, fd: BorrowedFd<'_>, injector: &mut Lazy, report: &mut Report) {
         if self.receive_queue.is_empty() || receive_queue::comes_later(&self.receive_queue) {
             return;
         }
@@ -353,21 +390,29 @@ impl Checkpoint {
     fn take_place(
         &self,
         fd: BorrowedFd<'_>,
+        beside: Beside,
         injector: &mut Lazy,
         report: &mut Report,
     ) -> Result<(), Failure> {
         let none = Filter::default();
         let program = self.filter.as_ref().unwrap_or(&none);
-        let leads = self.reuseport_program.is_some() && self.reuseport_index.unwrap_or(0) == 0;
+        // A group whose member is replaced has its program already.
+        let alone = beside == Beside::Nobody;
+        let leads =
+            alone && self.reuseport_program.is_some() && self.reuseport_index.unwrap_or(0) == 0;
         let queue = &self.receive_queue;
         let queue_later = receive_queue::comes_later(queue);
-        let connects = self.endpoint.peer.is_some() || self.endpoint.heard.is_some();
+        let peer = self.endpoint.peer.map(|peer| (peer.ip(), peer.port()));
+        let peer = peer.or(self.endpoint.heard.map(|heard| (heard, 0)));
         // A reply finds a ping socket by its identifier.
         let in_place = self.protocol.is_ping() && !queue.is_empty();
-        let waits = connects || leads || queue_later || self.protocol.is_raw() || in_place;
-        match waits {
-            true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
-            false => lossy(program.restore(fd), "filter", report),
+        let waits = peer.is_some() || leads || queue_later || self.protocol.is_raw() || in_place;
+        match (waits, peer) {
+            (false, _) => lossy(program.restore(fd), "filter", report),
+            // From the moment that it is connected it gets what the other one got.
+            (true, Some(peer)) if !alone => filter::only_from(fd, peer, program)
+                .map_err(|e| Failure::at("filter while unconnected", e))?,
+            _ => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
         }
         let take = || {
             let (options, interfaces) = (&self.options, &self.interfaces);
@@ -416,7 +461,16 @@ impl Checkpoint {
 
     /// Reads the new socket back: what the kernel changed in silence is a loss too.
     fn verify(&self, fd: BorrowedFd<'_>, report: &mut Report) -> Result<(), Error> {
-        let mut now = Checkpoint::dump(&fd)?;
+        self.compare(fd, Checkpoint::dump(&fd)?, report)
+    }
+
+    /// Compares what was read back of the new socket.
+    pub(crate) fn compare(
+        &self,
+        fd: BorrowedFd<'_>,
+        mut now: Checkpoint,
+        report: &mut Report,
+    ) -> Result<(), Error> {
         // What has come in since it is bound is none of the checkpoint's.
         now.receive_queue.truncate(self.receive_queue.len());
         now.errors.queue.truncate(self.errors.queue.len());
@@ -478,7 +532,7 @@ impl Checkpoint {
         self.memberships = memberships;
     }
 
-    fn explain(&self, failure: Failure) -> Error {
+    pub(crate) fn explain(&self, failure: Failure) -> Error {
         let errno = Errno::from_io_error(&failure.error);
         let local = self.endpoint.local;
         let help = match errno {

@@ -1,7 +1,7 @@
 //! Where sockets go: to a command, into a running process, to the service manager.
 
 mod command;
-mod process;
+pub(crate) mod process;
 mod service_manager;
 
 pub use command::{command, received};

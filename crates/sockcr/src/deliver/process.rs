@@ -177,7 +177,7 @@ fn give(place: Place, given: Vec<Given<'_>>, taken: Vec<Taken>) -> Result<Done, 
 }
 
 /// Whether a process has this namespace with us.
-fn is_shared(pid: i32, namespace: &str) -> bool {
+pub(crate) fn is_shared(pid: i32, namespace: &str) -> bool {
     let link = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/{namespace}"));
     match (link("self"), link(&pid.to_string())) {
         (Ok(ours), Ok(theirs)) => ours == theirs,
@@ -186,7 +186,7 @@ fn is_shared(pid: i32, namespace: &str) -> bool {
 }
 
 /// A socket to connect to from the network namespace of a process, at an address that the kernel chose.
-fn listener(pid: i32) -> io::Result<(OwnedFd, Vec<u8>)> {
+pub(crate) fn listener(pid: i32) -> io::Result<(OwnedFd, Vec<u8>)> {
     let listen = || -> io::Result<(OwnedFd, Vec<u8>)> {
         let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
         let kind = SocketType::SEQPACKET;
@@ -207,7 +207,7 @@ fn listener(pid: i32) -> io::Result<(OwnedFd, Vec<u8>)> {
 }
 
 /// What a failure means, and what can be done.
-fn explain(place: Place, failure: Failure) -> Error {
+pub(crate) fn explain(place: Place, failure: Failure) -> Error {
     let Failure { wrong, tid, errno } = failure;
     let refused = |why: &str| Error::new(ErrorKind::Refused, process(place, tid), why);
     let system = |what: &str| {

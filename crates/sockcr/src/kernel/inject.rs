@@ -29,6 +29,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use sockcr_sys::bpf::{self, Content, Map};
+use sockcr_sys::guard::Step;
 
 use self::filling::Filling;
 pub(crate) use self::members::Members;
@@ -36,6 +37,7 @@ use self::program::Plan;
 use self::record::RECORDS;
 pub(crate) use self::sender::addresses;
 use self::sender::{Sender, Way};
+use self::target::Mode;
 use super::{Reader, Unavailable};
 
 /// The index of the loopback device in every network namespace.
@@ -176,6 +178,11 @@ pub struct Injected {
 pub struct Lazy(Option<Injector>);
 
 impl Lazy {
+    /// The injector, if it is there already.
+    pub fn made(&self) -> Option<&Injector> {
+        self.0.as_ref()
+    }
+
     /// The injector, for the network namespace in which this thread was at the first call.
     pub fn get(&mut self) -> io::Result<&mut Injector> {
         match &mut self.0 {
@@ -288,6 +295,49 @@ impl Injector {
         socket: BorrowedFd<'_>,
         datagrams: &[Datagram<'_>],
     ) -> io::Result<Injected> {
+        let assigned = datagrams.iter().all(|d| d.carries == Carries::Data);
+        let mode = match assigned {
+            true => Mode::Unbound,
+            false => Mode::Found,
+        };
+        self.put(socket, datagrams, mode)
+    }
+
+    /// Puts datagrams of UDP into a socket that is in its place, in order, behind what it has by then;
+    /// its owner and others use it meanwhile. They pass its own filter once more.
+    ///
+    /// Meanwhile SO_RCVBUF does not limit the queue, and IPv6 needs no checksum: who is killed here
+    /// leaves it so. [`Step`](sockcr_sys::guard::Step)s for that: [`borrowed`].
+    pub fn inject_live(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: &[Datagram<'_>],
+    ) -> io::Result<Injected> {
+        self.put(socket, datagrams, Mode::Live)
+    }
+
+    /// Does now what takes long the first time: what sends datagrams of these protocols.
+    pub fn get_ready(&mut self, ipv4: bool, ipv6: bool) -> io::Result<()> {
+        for (wanted, which) in [(ipv4, false), (ipv6, true)] {
+            if wanted {
+                self.channel(which)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether datagrams of these protocols can be sent at once.
+    pub fn is_ready(&self, ipv4: bool, ipv6: bool) -> bool {
+        let [four, six] = &self.channels;
+        (four.is_some() || !ipv4) && (six.is_some() || !ipv6)
+    }
+
+    fn put(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: &[Datagram<'_>],
+        mode: Mode,
+    ) -> io::Result<Injected> {
         if datagrams.is_empty() {
             return Ok(Injected::default());
         }
@@ -298,8 +348,7 @@ impl Injector {
         }
         self.link(&mut ways, &mut injected)?;
         self.join(datagrams)?;
-        let assigned = datagrams.iter().all(|d| d.carries == Carries::Data);
-        let mut filling = Filling::new(self, socket, assigned, ways)?;
+        let mut filling = Filling::new(self, socket, mode, ways)?;
         let sent = filling.all(datagrams, &mut injected);
         let left = filling.finish();
         sent.and(left)?;
@@ -367,6 +416,11 @@ impl Injector {
         }
         Ok(())
     }
+}
+
+/// What is otherwise in a socket during [`Injector::inject_live`], as it is now.
+pub fn borrowed(socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
+    target::borrowed(socket)
 }
 
 /// Whether a datagram passes the loopback device in one piece: one of IPv6 can be longer than its MTU

@@ -85,6 +85,8 @@ pub struct Layout {
     pub membership: Membership,
     pub program: Result<Program, BtfError>,
     pub functions: Functions,
+    /// Who uses an open file. Its absence leaves the rest usable.
+    pub file: Result<File, BtfError>,
     /// What the queues need besides. Its absence leaves the rest usable.
     pub buffers: Result<Buffers, BtfError>,
     /// What the iterator needs besides. Its absence leaves the reader usable.
@@ -101,6 +103,16 @@ pub struct Path {
     pub file_private: usize,
     pub socket_file: usize,
     pub socket_sock: usize,
+}
+
+/// `struct file`.
+#[derive(Debug)]
+pub struct File {
+    pub references: Field,
+    /// The count is one less than there are (`file_ref_t`, since 6.13).
+    pub counts_from_zero: bool,
+    /// The list of its registrations in epoll instances.
+    pub watchers: Field,
 }
 
 /// `struct sock`.
@@ -123,6 +135,7 @@ pub struct Sock {
     pub kind: Field,
     pub protocol: Field,
     pub socket: Field,
+    pub user_data: Field,
     pub locks: Field,
     pub error: Field,
     pub shutdown: Field,
@@ -280,6 +293,7 @@ impl Layout {
             membership: Membership::of(btf)?,
             program: Program::of(btf),
             functions: Functions::of(btf),
+            file: File::of(btf),
             buffers: Buffers::of(btf),
             iterator: Iterator::of(btf),
         })
@@ -304,6 +318,18 @@ impl Path {
     }
 }
 
+impl File {
+    fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        let field = |path| btf.field("file", path);
+        let since_6_13 = field("f_ref.refcnt");
+        Ok(Self {
+            counts_from_zero: since_6_13.is_ok(),
+            references: since_6_13.or_else(|_| field("f_count"))?,
+            watchers: field("f_ep")?,
+        })
+    }
+}
+
 impl Sock {
     fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
         let field = |path| btf.field("sock", path);
@@ -324,6 +350,7 @@ impl Sock {
             kind: field("sk_type")?,
             protocol: field("sk_protocol")?,
             socket: field("sk_socket")?,
+            user_data: field("sk_user_data")?,
             locks: field("sk_userlocks")?,
             error: field("sk_err")?,
             shutdown: field("sk_shutdown")?,

@@ -12,6 +12,7 @@ mod btf;
 mod buffer;
 mod copier;
 mod cork;
+mod file;
 mod gather;
 mod inet6;
 pub mod inject;
@@ -30,6 +31,7 @@ use std::os::fd::OwnedFd;
 use sockcr_sys::bpf;
 
 pub use cork::Corked;
+pub use file::Users;
 pub use inet6::Hidden6;
 pub(crate) use iterator::needs_scope;
 pub use iterator::{SocketFile, sockets};

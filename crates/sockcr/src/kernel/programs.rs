@@ -78,7 +78,7 @@ impl Reader {
         raw.map(|raw| u64::from_ne_bytes(*raw)).ok_or_else(damaged)
     }
 
-    fn pointer(&self, address: u64, offset: usize) -> io::Result<u64> {
+    pub(super) fn pointer(&self, address: u64, offset: usize) -> io::Result<u64> {
         let raw = self.bytes(address.wrapping_add(offset as u64), size_of::<u64>())?;
         let raw = raw.first_chunk().ok_or_else(damaged)?;
         Ok(u64::from_ne_bytes(*raw))

@@ -75,6 +75,8 @@ pub struct Queued {
     pub fragment_size: u16,
     /// IP_CHECKSUM tells the sum that the device made (`CHECKSUM_COMPLETE`).
     pub summed: bool,
+    /// What tells it from all others that are in the kernel now (`skb->head`).
+    pub identity: u64,
     /// The hardware gave it a time (SO_TIMESTAMPING).
     pub hardware_time: bool,
     /// A firewall gave it a security mark (IP_PASSSEC).
@@ -170,6 +172,11 @@ impl Reader {
     }
 
     /// The heads of the receive queues, in the order of reading.
+    pub(super) fn waiting(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Head>> {
+        self.heads(socket, self.content(&self.inet(socket)?)?)
+    }
+
+    /// The same, of a socket whose buffers hold this.
     fn heads(&self, socket: BorrowedFd<'_>, content: Content) -> io::Result<Vec<Head>> {
         let layout = self.buffers()?;
         let (sock, reader) = match content {
@@ -421,6 +428,7 @@ fn datagram(buffer: &Buffer<'_>, content: Content, payload: Vec<u8>) -> io::Resu
         segment_size: buffer.shared(layout.shared.segment_size)? as u16,
         fragment_size: buffer.optional(fragments)? as u16,
         summed: buffer.get(layout.skb.checksum_state)? == CHECKSUM_COMPLETE,
+        identity: buffer.get(layout.skb.head)?,
         hardware_time: match layout.shared.hardware_time {
             Some(time) => buffer.shared(time)? != 0,
             None => false,

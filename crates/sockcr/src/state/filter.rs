@@ -7,6 +7,7 @@ use sockcr_sys::bpf;
 use sockcr_sys::sockopt::{self, Place};
 use std::fmt;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 pub use sockcr_sys::sockopt::Instruction;
@@ -108,6 +109,9 @@ fn boot() -> io::Result<[u8; 16]> {
 /// `BPF_RET | BPF_K` with 0: nothing passes.
 const NOTHING: Instruction = [0x06, 0, 0, 0, 0, 0, 0, 0];
 
+/// `BPF_RET | BPF_K` with the most: all passes.
+const EVERYTHING: Instruction = [0x06, 0, 0, 0, 0xff, 0xff, 0xff, 0xff];
+
 /// Lets nothing in: between bind(2) and connect(2) a socket hears everybody, and what it heard
 /// would stay in its queue.
 pub(crate) fn block(fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -132,6 +136,47 @@ pub(crate) fn only_hash(fd: BorrowedFd<'_>, hash: i32) -> io::Result<()> {
         code(RETURN, 0, 0),
     ];
     sockopt::attach_filter(fd, Place::Filter, &program)
+}
+
+/// Lets in only what comes from this address, and from this port unless it is 0, and that `program`
+/// lets in too, where that is classic BPF. Bytes are loaded from the UDP header on
+/// (`udp_queue_rcv_one_skb`).
+pub(crate) fn only_from(
+    fd: BorrowedFd<'_>,
+    (address, port): (IpAddr, u16),
+    program: &Filter,
+) -> io::Result<()> {
+    const LOAD_WORD: u16 = 0x20;
+    const LOAD_HALF: u16 = 0x28;
+    /// `SKF_NET_OFF`
+    const NETWORK: u32 = (-0x10_0000_i32) as u32;
+    let (octets, at) = match address.to_canonical() {
+        IpAddr::V4(address) => (address.octets().to_vec(), NETWORK + 12),
+        IpAddr::V6(address) => (address.octets().to_vec(), NETWORK + 8),
+    };
+    let mut code = Vec::new();
+    for (octets, at) in octets.chunks(4).zip((at..).step_by(4)) {
+        let word = octets.try_into().map_or(0, u32::from_be_bytes);
+        code.extend(must_be(LOAD_WORD, at, word));
+    }
+    if port != 0 {
+        code.extend(must_be(LOAD_HALF, 0, port.into()));
+    }
+    match program {
+        Filter::Classic(program) if !program.is_empty() => code.extend(program),
+        _ => code.push(EVERYTHING),
+    }
+    sockopt::attach_filter(fd, Place::Filter, &code)
+}
+
+/// Goes on where what is loaded has this value; else nothing passes.
+fn must_be(load: u16, at: u32, value: u32) -> [Instruction; 3] {
+    const JUMP_IF_EQUAL: u16 = 0x15;
+    let code = |code: u16, equal: u8, k: u32| {
+        let ([c0, c1], [k0, k1, k2, k3]) = (code.to_ne_bytes(), k.to_ne_bytes());
+        [c0, c1, equal, 0, k0, k1, k2, k3]
+    };
+    [code(load, 0, at), code(JUMP_IF_EQUAL, 1, value), NOTHING]
 }
 
 /// Takes away the filter of [`block`].

@@ -123,6 +123,16 @@ pub(crate) fn dump(
             return Vec::new();
         }
     };
+    told(queue, protocol, options, report)
+}
+
+/// What a checkpoint holds of a queue; what of it a restore could not put back is reported.
+pub(crate) fn told(
+    queue: Vec<Queued>,
+    protocol: &Protocol,
+    options: &Options,
+    report: &mut Report,
+) -> Vec<Datagram> {
     for loss in LOSSES.iter().filter(|loss| queue.iter().any(loss.has)) {
         let what = format!("receive queue: {}", loss.what);
         match loss.options.iter().any(|option| options.has(option)) {
@@ -204,12 +214,48 @@ pub(crate) fn restore(
         without_heard(fd, protocol, &mut queue, report).map_err(failed)?;
     }
     let queue = &queue[..];
+    let datagrams = to_inject(protocol, queue, &devices);
+    let injected = injector
+        .inject(fd, &datagrams)
+        .map_err(|error| Failure::at("put the receive queue back", error))?;
+    tell(&injected, report);
+    let peeked = queue.iter().filter(|datagram| datagram.peeked).count();
+    if peeked > MOST_PEEKS {
+        let why = format!("{peeked} of them, and each look goes through the whole queue");
+        report.lose("receive queue: peeking at empty ones", why);
+        return Ok(());
+    }
+    peek_again(fd, queue).map_err(|error| Failure::at("receive queue: peek again", error))
+}
+
+/// Puts datagrams into a socket of UDP that is in its place and in use, behind what it has by then.
+pub(crate) fn add(
+    fd: BorrowedFd<'_>,
+    protocol: &Protocol,
+    queue: &[Datagram],
+    interfaces: &Interfaces,
+    injector: &mut Injector,
+    report: &mut Report,
+) -> io::Result<()> {
+    let devices = devices(fd, queue, interfaces, report);
+    let queue = without_too_long(queue, report);
+    let injected = injector.inject_live(fd, &to_inject(protocol, &queue, &devices))?;
+    tell(&injected, report);
+    Ok(())
+}
+
+fn to_inject<'a>(
+    protocol: &Protocol,
+    queue: &[&'a Datagram],
+    devices: &BTreeMap<u32, u32>,
+) -> Vec<inject::Datagram<'a>> {
+    let carries = match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
+        (true, ..) => Carries::Data,
+        (false, true, false) => Carries::Packet,
+        _ => Carries::Message(protocol.number as u8),
+    };
     let datagrams = queue.iter().map(|datagram| inject::Datagram {
-        carries: match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
-            (true, ..) => Carries::Data,
-            (false, true, false) => Carries::Packet,
-            _ => Carries::Message(protocol.number as u8),
-        },
+        carries,
         source: datagram.source,
         destination: datagram.destination,
         ttl: datagram.ttl,
@@ -224,18 +270,7 @@ pub(crate) fn restore(
         ip_options: &datagram.options,
         payload: &datagram.payload,
     });
-    let datagrams: Vec<_> = datagrams.collect();
-    let injected = injector
-        .inject(fd, &datagrams)
-        .map_err(|error| Failure::at("put the receive queue back", error))?;
-    tell(&injected, report);
-    let peeked = queue.iter().filter(|datagram| datagram.peeked).count();
-    if peeked > MOST_PEEKS {
-        let why = format!("{peeked} of them, and each look goes through the whole queue");
-        report.lose("receive queue: peeking at empty ones", why);
-        return Ok(());
-    }
-    peek_again(fd, queue).map_err(|error| Failure::at("receive queue: peek again", error))
+    datagrams.collect()
 }
 
 /// What comes by IPv6 and does not pass the loopback device in one piece cannot be put back.

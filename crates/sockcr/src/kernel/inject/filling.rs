@@ -9,7 +9,7 @@ use rustix::io::Errno;
 
 use super::record::{self, RECORDS};
 use super::sender::Way;
-use super::target::Target;
+use super::target::{Mode, Target};
 use super::{Carries, Datagram, Inexact, Injected, Injector, LOOPBACK, step};
 
 /// How long a packet may take from sendmmsg(2) to the queue: on the loopback device it is there
@@ -28,8 +28,7 @@ enum Sent {
 pub struct Filling<'a> {
     injector: &'a Injector,
     target: Target<'a>,
-    /// The program gives it the packets.
-    assigned: bool,
+    mode: Mode,
     /// How each datagram goes.
     ways: Vec<Way>,
     /// How long the queue is to be.
@@ -44,14 +43,14 @@ impl<'a> Filling<'a> {
     pub fn new(
         injector: &'a Injector,
         socket: BorrowedFd<'a>,
-        assigned: bool,
+        mode: Mode,
         ways: Vec<Way>,
     ) -> io::Result<Self> {
         let queued = injector.reader.read(socket)?.receive_queue as usize;
         let filling = Self {
             injector,
-            target: Target::prepare(socket, injector.secret, assigned)?,
-            assigned,
+            target: Target::prepare(socket, injector.secret, mode)?,
+            mode,
             ways,
             queued,
             any_ipv4: false,
@@ -62,9 +61,9 @@ impl<'a> Filling<'a> {
     }
 
     fn open(&self) -> io::Result<()> {
-        let opened = match self.assigned {
-            true => self.injector.target.put_socket(self.target.socket),
-            false => Ok(()),
+        let opened = match self.mode {
+            Mode::Unbound | Mode::Live => self.injector.target.put_socket(self.target.socket),
+            Mode::Found => Ok(()),
         };
         let opened = opened
             .map_err(step("put the new socket into a BPF map"))
@@ -151,6 +150,9 @@ impl<'a> Filling<'a> {
     /// Waits until all are in the queue, as long as more come. `sent`: how many of the records are
     /// on their way.
     pub fn arrived(&self, sent: usize) -> io::Result<()> {
+        if self.mode == Mode::Live {
+            return self.passed(sent);
+        }
         let (mut before, mut end) = (0, Instant::now() + PATIENCE);
         loop {
             let there = self.injector.reader.read(self.target.socket)?.receive_queue as usize;
@@ -165,6 +167,22 @@ impl<'a> Filling<'a> {
             }
             if Instant::now() > end {
                 return Err(self.lost(self.queued - there, sent));
+            }
+            std::thread::yield_now();
+        }
+    }
+
+    /// Waits until the program has given all to a socket whose queue tells nothing, because others
+    /// fill it and its owner reads.
+    fn passed(&self, sent: usize) -> io::Result<()> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let seen = self.injector.seen(sent);
+            if seen >= sent {
+                return Ok(());
+            }
+            if Instant::now() > end {
+                return Err(self.lost(sent - seen, sent));
             }
             std::thread::yield_now();
         }
@@ -187,9 +205,9 @@ impl<'a> Filling<'a> {
     }
 
     fn remove(&self) -> io::Result<()> {
-        match self.assigned {
-            true => self.injector.target.remove(),
-            false => Ok(()),
+        match self.mode {
+            Mode::Unbound | Mode::Live => self.injector.target.remove(),
+            Mode::Found => Ok(()),
         }
     }
 
@@ -210,7 +228,9 @@ impl<'a> Filling<'a> {
     fn leave_route(&self) -> io::Result<()> {
         let before = self.injector.reader.read(self.target.socket)?;
         let group = !before.memberships.is_empty();
-        if !self.any_ipv4 || group == self.last_group || !self.assigned {
+        // A live one would take the packet for one of its own.
+        let unbound = self.mode == Mode::Unbound;
+        if !self.any_ipv4 || group == self.last_group || !unbound {
             return Ok(());
         }
         let nowhere = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 9);

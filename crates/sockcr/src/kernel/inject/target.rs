@@ -2,6 +2,8 @@
 //! cannot be in a map, with a filter that knows our packets, and with the options that delivery needs.
 //! Afterwards it is as before. It is never connected: an AF_INET6 socket that was stays deaf to all
 //! others (`__udp_disconnect` leaves `sk_v6_daddr`).
+//!
+//! A socket that is in its place already ([`Mode::Live`]) keeps all of that, and its own filter.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -11,14 +13,18 @@ use crate::state::filter;
 use crate::state::meanwhile::{self, Buffer, Meanwhile};
 
 use rustix::io::Errno;
+use sockcr_sys::guard::Step;
 
 use super::step;
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
+const SO_RCVBUF: i32 = 8;
 const SO_REUSEPORT: i32 = 15;
+const SO_RCVBUFFORCE: i32 = 33;
 const SO_INCOMING_CPU: i32 = 49;
 const SO_BINDTOIFINDEX: i32 = 62;
+const SO_BUF_LOCK: i32 = 72;
 const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
@@ -42,13 +48,25 @@ const SETTINGS: [(i32, i32, i32); 5] = [
     (SOL_UDP, UDP_NO_CHECK6_RX, 1),
 ];
 
+/// How a socket gets its datagrams.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The program gives them to it, while it is bound to a port of its own.
+    Unbound,
+    /// The program gives them to it where it is, among what comes from others. They came under its own
+    /// options, so none of those is touched that decides how others come.
+    Live,
+    /// The kernel finds it by itself.
+    Found,
+}
+
 /// The prepared socket; [`Target::finish`] makes it unbound again.
 #[derive(Debug)]
 pub struct Target<'a> {
     pub socket: BorrowedFd<'a>,
     /// The hash of our packets.
     secret: i32,
-    assigned: bool,
+    mode: Mode,
     meanwhile: Meanwhile<'a>,
     /// IP_PKTINFO as it is now; a raw socket of IPv6 has none.
     tells: Option<bool>,
@@ -56,16 +74,16 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Binds the socket to a port of its own. A filter lets nothing in until [`Target::open`].
-    /// One that is not assigned stays where it is, but for its device.
-    pub fn prepare(socket: BorrowedFd<'a>, secret: i32, assigned: bool) -> io::Result<Self> {
-        if assigned && plain(rustix::net::getsockname(socket)?)?.port() != 0 {
+    /// One that the kernel finds stays where it is, but for its device; a live one gets room only.
+    pub fn prepare(socket: BorrowedFd<'a>, secret: i32, mode: Mode) -> io::Result<Self> {
+        if mode == Mode::Unbound && plain(rustix::net::getsockname(socket)?)?.port() != 0 {
             let why = "only an unbound socket can get a queue";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut target = Self {
             socket,
             secret,
-            assigned,
+            mode,
             meanwhile: Meanwhile::new(socket),
             tells: None,
         };
@@ -85,17 +103,23 @@ impl<'a> Target<'a> {
         self.meanwhile
             .room(Buffer::Receive, ROOM)
             .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
+        if self.mode == Mode::Live {
+            return Ok(());
+        }
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
-        if !self.assigned {
+        if self.mode == Mode::Found {
             return Ok(());
         }
         bind_to_any(self.socket).map_err(step("bind meanwhile to a port of its own"))
     }
 
     fn set_options(&mut self) -> io::Result<()> {
+        if self.mode == Mode::Live {
+            return self.meanwhile.set(SOL_UDP, UDP_NO_CHECK6_RX, 1);
+        }
         // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
-        if !self.assigned {
+        if self.mode == Mode::Found {
             // What comes by the loopback device is not for one that is bound to another.
             self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
             let tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO);
@@ -116,12 +140,18 @@ impl<'a> Target<'a> {
 
     /// Lets datagrams in that the program has assigned to the socket.
     pub fn open(&self) -> io::Result<()> {
-        filter::only_hash(self.socket, self.secret)
+        match self.mode {
+            Mode::Live => Ok(()),
+            _ => filter::only_hash(self.socket, self.secret),
+        }
     }
 
     /// Lets nothing in any more.
     pub fn close(&self) -> io::Result<()> {
-        filter::block(self.socket)
+        match self.mode {
+            Mode::Live => Ok(()),
+            _ => filter::block(self.socket),
+        }
     }
 
     /// Whether datagrams that come now will tell IP_PKTINFO (`ipv4_pktinfo_prepare`).
@@ -136,11 +166,25 @@ impl<'a> Target<'a> {
     /// Takes address, port and peer away, and puts the options back. The queue stays
     /// (`__udp_disconnect`). The filter goes last.
     pub fn finish(&self) -> io::Result<()> {
-        if !self.assigned {
+        if self.mode != Mode::Unbound {
             return self.meanwhile.put_back();
         }
         let left = rustix::net::connect_unspec(self.socket).map_err(io::Error::from);
         let back = self.meanwhile.put_back();
         left.and(back).and(filter::unblock(self.socket))
     }
+}
+
+/// The steps that put back what is otherwise in a live socket.
+pub fn borrowed(socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
+    let mut buffer = Step::now(socket, SOL_SOCKET, SO_RCVBUF)?;
+    // The kernel doubles what is set.
+    let bytes: [u8; 4] = buffer.value.as_slice().try_into().unwrap_or_default();
+    buffer.value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
+    buffer.name = SO_RCVBUFFORCE;
+    Ok(vec![
+        buffer,
+        Step::now(socket, SOL_SOCKET, SO_BUF_LOCK)?,
+        Step::now(socket, SOL_UDP, UDP_NO_CHECK6_RX)?,
+    ])
 }

@@ -1,0 +1,105 @@
+//! Who else has the open file of a socket: what no list of descriptors tells.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use super::copier::Copier;
+use super::layout::File;
+use super::reader::{Reader, damaged};
+use super::walk::{View, WalkPage};
+
+/// More registrations than this are a list that changes while it is followed.
+const MOST_REGISTRATIONS: usize = 1 << 20;
+
+/// What the kernel itself knows of the users of a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Users {
+    /// The references to its open file: one for each table and number that it is at, one for each message
+    /// on its way that carries it (SCM_RIGHTS), for each ring of io_uring that has it registered, and one
+    /// for each call that waits in it, of a process with several threads (`file->f_ref`, before 6.13
+    /// `f_count`).
+    pub references: u64,
+    /// How often it is registered in epoll instances (`file->f_ep`).
+    pub registrations: usize,
+    /// A part of the kernel keeps data of its own with it: a tunnel, a BPF map (`sk_user_data`).
+    pub kernel: bool,
+}
+
+impl Reader {
+    /// Who uses the open file of a socket that we hold. Nothing of it is changed.
+    ///
+    /// `Unsupported`: this kernel does not tell. References come and go while its owners run.
+    pub fn users(&self, socket: BorrowedFd<'_>) -> io::Result<Users> {
+        let layout = self.layout.file.as_ref().map_err(|error| {
+            let why = format!("the users of a file: {error}");
+            io::Error::new(io::ErrorKind::Unsupported, why)
+        })?;
+        let sock = self.sock(socket)?;
+        let member = |field: super::btf::Field| field.value(&sock.raw).ok_or_else(damaged);
+        let file = member(self.layout.sock.socket)?;
+        let file = self.pointer(file, self.layout.path.socket_file)?;
+        let raw = self.bytes(file, layout.extent())?;
+        let count = layout.references.value(&raw).ok_or_else(damaged)?;
+        let list = layout.watchers.value(&raw).ok_or_else(damaged)?;
+        Ok(Users {
+            references: match layout.counts_from_zero {
+                true => count.wrapping_add(1),
+                false => count,
+            },
+            registrations: self.registrations(list)?,
+            kernel: member(self.layout.sock.user_data)? != 0,
+        })
+    }
+
+    /// The length of a list of `epitem.fllink`, whose first word is the next one.
+    fn registrations(&self, list: u64) -> io::Result<usize> {
+        let mut count = 0;
+        let mut at = match list {
+            0 => 0,
+            list => self.pointer(list, 0)?,
+        };
+        while at != 0 && count < MOST_REGISTRATIONS {
+            count += 1;
+            at = self.pointer(at, 0)?;
+        }
+        Ok(count)
+    }
+
+    /// What tells the datagrams that wait in a UDP socket from all others that are in the kernel, in their
+    /// order: the same one that several sockets got has the same in each (`skb->head`).
+    pub fn identities(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<u64>> {
+        super::copier::steady(|| {
+            let layout = self.buffers()?;
+            let heads = self.waiting(socket)?;
+            let copier = Copier::new(self)?;
+            let mut page = WalkPage::new(layout);
+            let mut identities = Vec::new();
+            for head in &heads {
+                let (mut at, mut left) = (head.first, head.length);
+                while at != head.address && left > 0 {
+                    copier.walk(&mut page, at, head.address, View::Headers)?;
+                    for buffer in page.buffers(layout)? {
+                        identities.push(buffer.get(layout.skb.head)?);
+                        left = left.saturating_sub(1);
+                    }
+                    at = page.next()?;
+                }
+            }
+            let after = self.waiting(socket)?;
+            let mut pairs = after.iter().zip(&heads);
+            let same = pairs.all(|(after, before)| after.extends(before));
+            Ok(same.then_some(identities))
+        })
+    }
+}
+
+impl File {
+    /// The bytes from the beginning that hold all of the fields.
+    fn extent(&self) -> usize {
+        [self.references, self.watchers]
+            .iter()
+            .map(|field| field.offset + field.size)
+            .max()
+            .unwrap_or(0)
+    }
+}

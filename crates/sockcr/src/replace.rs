@@ -1,0 +1,583 @@
+//! A socket replaced by another one, inside the processes that have it: checkpoint and restore in place.
+//!
+//! The new socket is complete before the old one loses its place, and both have it for a moment: the
+//! last one that was bound gets what comes (SO_REUSEADDR at both). The processes stand still while
+//! what has happened since the dump is made up for, and while the descriptors change hands; a child
+//! process does that part, which goes back or on to its end if we are killed (`sockcr_sys::swap`).
+//! ARCHITECTURE.md, "How a socket is replaced", has the whole order.
+
+mod draft;
+mod epoll;
+mod holders;
+mod stragglers;
+
+use crate::checkpoint::Checkpoint;
+use crate::deliver::Place;
+use crate::deliver::process;
+use crate::error::{Error, ErrorKind};
+use crate::find::{Found, Holder, is_gone};
+use crate::kernel::inject::Lazy;
+use crate::kernel::{self, Reader};
+use crate::map::{self, Mapping};
+use crate::protocol;
+use crate::report::Report;
+use crate::restore::Beside;
+use crate::state::meanwhile;
+use draft::Draft;
+use epoll::Instances;
+use holders::Holders;
+use rustix::fd::AsFd;
+use sockcr_sys::foreign::{Failure, Wrong};
+use sockcr_sys::guard::Step;
+use sockcr_sys::swap::{REGISTRATIONS, Registration, Supervisor, Swap, Table};
+use sockcr_sys::{barrier, descriptor};
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Duration;
+use stragglers::Stragglers;
+
+const SOL_SOCKET: i32 = 1;
+const SO_REUSEADDR: i32 = 2;
+const SO_BINDTOIFINDEX: i32 = 62;
+/// A device that there is none of. What is bound to it hears nobody, and keeps what it has heard.
+const NO_DEVICE: i32 = i32::MAX;
+/// How often it is tried again where the socket changes meanwhile.
+const ATTEMPTS: u32 = 4;
+/// The references to the open file of the old socket that are ours: [`Found`], and that of the child.
+const OURS: u64 = 2;
+
+/// How to replace.
+#[derive(Debug, Default)]
+pub struct ReplaceOptions {
+    /// What the new socket has otherwise: names and values, as [`Checkpoint::edit`] takes them.
+    pub edits: Vec<(String, String)>,
+    /// Addresses and devices that are to be called otherwise.
+    pub map: Vec<Mapping>,
+    /// The network namespace of the new socket; `None` for that of the old one.
+    pub netns: Option<OwnedFd>,
+    /// Go on without what cannot be carried exactly, and report it.
+    pub lossy: bool,
+}
+
+/// A socket before or after it was replaced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Side {
+    /// Its inode.
+    pub inode: u64,
+    /// Its local address.
+    pub local: SocketAddr,
+    /// Its peer.
+    pub peer: Option<SocketAddr>,
+}
+
+/// What was done.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The socket that there was.
+    pub old: Side,
+    /// The socket that there is.
+    pub new: Side,
+    /// Each descriptor that is the new socket now.
+    pub seats: Vec<Holder>,
+    /// How many registrations in epoll instances were made anew.
+    pub registrations: usize,
+    /// How long the processes stood still, at most.
+    pub stopped: Duration,
+    /// How long nobody had the address, or the old one was deaf and the new one not there yet.
+    pub unbound: Duration,
+    /// How many datagrams of the old socket are in the new one.
+    pub carried: usize,
+    /// How many of these stand behind others that came later.
+    pub reordered: usize,
+    /// How often the processes were held, because something had changed meanwhile.
+    pub attempts: u32,
+    /// What the new socket does not have; empty unless `lossy` was set.
+    pub report: Report,
+}
+
+/// Why an attempt did not lead to the end.
+#[derive(Debug)]
+enum Trouble {
+    /// It may the next time.
+    Again(&'static str),
+    /// The socket cannot be replaced, because of this.
+    Refused(String),
+    /// It failed.
+    Failed(Error),
+}
+
+impl From<Error> for Trouble {
+    fn from(error: Error) -> Trouble {
+        Trouble::Failed(error)
+    }
+}
+
+impl Trouble {
+    /// Of a process that ended or closed the socket just now nothing is known.
+    fn gone_or(error: io::Error, what: &str) -> Trouble {
+        match is_gone(&error) {
+            true => Trouble::Again("its owner closed it, or ended"),
+            false => Error::system(what, error).into(),
+        }
+    }
+}
+
+/// A socket that is going to be replaced: the new one is there, and nothing of the old one is touched.
+#[derive(Debug)]
+pub struct Replacement<'a> {
+    found: Found,
+    options: &'a ReplaceOptions,
+    draft: Draft,
+    injector: Lazy,
+}
+
+/// Makes the new sockets for all of these, or answers why one of them cannot be replaced. Nothing is
+/// touched; [`Replacement::carry_out`] does the rest.
+///
+/// Needs CAP_BPF and CAP_PERFMON, since nobody else sees who has a socket, the rights of ptrace(2) on
+/// its owners, and the privileges of a restore ([`Checkpoint::restore`]).
+pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replacement<'_>>, Error> {
+    let mut old = Vec::with_capacity(found.len());
+    for socket in &found {
+        refuse_kind(socket)?;
+        old.push(socket.dump()?);
+    }
+    check_maps(&old, options)?;
+    let mut replacements = Vec::with_capacity(found.len());
+    for (found, old) in found.into_iter().zip(old) {
+        let mut injector = Lazy::default();
+        let draft = Draft::new(&found, old, options, &mut injector)?;
+        replacements.push(Replacement {
+            found,
+            options,
+            draft,
+            injector,
+        });
+    }
+    Ok(replacements)
+}
+
+/// Whether each mapping names something in one of them, after the edits.
+fn check_maps(old: &[Checkpoint], options: &ReplaceOptions) -> Result<(), Error> {
+    let mut edited = old.to_vec();
+    for checkpoint in &mut edited {
+        for (name, value) in &options.edits {
+            checkpoint.edit(name, value)?;
+        }
+    }
+    map::apply(&edited, &options.map).map(drop)
+}
+
+/// What is never replaced.
+fn refuse_kind(found: &Found) -> Result<(), Error> {
+    let fd = found.socket.as_fd();
+    let protocol = protocol::of(fd)?;
+    let name = format!(
+        "process {}, descriptor {}",
+        found.holder.pid, found.holder.fd
+    );
+    let refused = |why: &str| Err(Error::new(ErrorKind::Refused, &name, why));
+    if found.holder.pid == std::process::id() as i32 {
+        return refused("is a socket of this process itself");
+    }
+    if protocol.is_raw() {
+        return refused("is a raw socket: two of them would hear everything twice");
+    }
+    if !protocol.is_udp() {
+        return refused(&format!(
+            "is a {protocol} socket: only those of UDP are replaced"
+        ));
+    }
+    let reader = reader(&name)?;
+    let failed = |error| Error::system(format!("{name}: see who uses it"), error);
+    if reader.read(fd).map_err(failed)?.encapsulated != 0 {
+        return refused("has UDP_ENCAP: its datagrams are for the kernel (IPsec, L2TP)");
+    }
+    match reader.users(fd).map_err(failed)?.kernel {
+        true => refused("is used by the kernel itself: a tunnel, or a BPF map (sockmap)"),
+        false => Ok(()),
+    }
+}
+
+fn reader(name: &str) -> Result<&'static Reader, Error> {
+    kernel::reader().map_err(|why| {
+        let kind = match why.is_privilege() {
+            true => ErrorKind::NotPermitted,
+            false => ErrorKind::NotSupported,
+        };
+        Error::new(kind, name, format!("only BPF sees who has it: {why}"))
+    })
+}
+
+impl Replacement<'_> {
+    /// Replaces it. On an error the old one is where it was, with all that it had.
+    ///
+    /// If this process is killed meanwhile, its owners have the old socket or the new one, in all their
+    /// descriptors, and go on.
+    pub fn carry_out(mut self) -> Result<Replaced, Error> {
+        let mut attempts = 1;
+        loop {
+            let trouble = match self.attempt(attempts) {
+                Ok(replaced) => return Ok(replaced),
+                Err(trouble) => trouble,
+            };
+            let why = match trouble {
+                Trouble::Again(why) => why,
+                Trouble::Refused(why) => return Err(self.refused(&why)),
+                Trouble::Failed(error) => return Err(error),
+            };
+            if attempts == ATTEMPTS {
+                return Err(self
+                    .refused(why)
+                    .help(format!("tried {ATTEMPTS} times; nothing was changed")));
+            }
+            attempts += 1;
+            let old = self.found.dump()?;
+            self.draft = Draft::new(&self.found, old, self.options, &mut self.injector)?;
+        }
+    }
+
+    fn refused(&self, why: &str) -> Error {
+        Error::new(ErrorKind::Refused, self.draft.old.name(), why)
+    }
+
+    fn attempt(&mut self, attempts: u32) -> Result<Replaced, Trouble> {
+        let reader = reader(&self.draft.old.name())?;
+        let Holders { tables, seats } = holders::find(&self.found)?;
+        let old = self.found.socket.as_fd();
+        let users = reader.users(old).map_err(unseen)?;
+        let instances = match users.registrations {
+            0 => None,
+            _ => Some(Instances::find(&tables)?),
+        };
+        let plan = Swap {
+            old,
+            new: self.draft.new.as_fd(),
+            inode: self.found.inode,
+            undo: self.undo()?,
+            // The new one is complete before it is committed.
+            finish: Vec::new(),
+            tables,
+        };
+        let mut supervisor = Supervisor::start(&plan)
+            .map_err(|error| Error::system("start the process that watches over it", error))?;
+        let mut attempt = Attempt {
+            reader,
+            found: &self.found,
+            options: self.options,
+            draft: &self.draft,
+            tables: &plan.tables,
+            instances,
+            injector: &mut self.injector,
+            report: self.draft.report.clone(),
+        };
+        let there = told(supervisor.hold(), &plan.tables)?;
+        if there.contains(&false) {
+            return Err(Trouble::Again("its owner closed it, or ended"));
+        }
+        let ready = attempt.get_ready(seats.len())?;
+        attempt.finish(supervisor, ready, seats, attempts)
+    }
+
+    /// What puts the old socket back as it was, without us.
+    fn undo(&self) -> Result<Vec<Step>, Error> {
+        if !self.draft.same_port {
+            return Ok(Vec::new());
+        }
+        let step = Step::now(self.found.socket.as_fd(), SOL_SOCKET, SO_REUSEADDR);
+        Ok(vec![step.map_err(|e| Error::system("SO_REUSEADDR", e))?])
+    }
+}
+
+/// What a failure of the child process means.
+fn told<T>(answer: io::Result<Result<T, Failure>>, tables: &[Table]) -> Result<T, Trouble> {
+    match answer {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(Failure {
+            wrong: Wrong::Taken | Wrong::Ended,
+            ..
+        })) => Err(Trouble::Again("its owner closed it, or ended")),
+        Ok(Err(failure)) => {
+            let pid = match failure.tid {
+                0 => tables.first().map_or(0, |table| table.pid),
+                tid => tid,
+            };
+            let place = Place { pid, fd: None };
+            Err(process::explain(place, failure).into())
+        }
+        Err(error) => Err(Error::system("the process that watches over it", error).into()),
+    }
+}
+
+fn unseen(error: io::Error) -> Trouble {
+    Error::system("see who uses it", error).into()
+}
+
+/// One attempt, while the owners stand still.
+struct Attempt<'a> {
+    reader: &'static Reader,
+    found: &'a Found,
+    options: &'a ReplaceOptions,
+    draft: &'a Draft,
+    tables: &'a [Table],
+    instances: Option<Instances>,
+    injector: &'a mut Lazy,
+    report: Report,
+}
+
+/// All that is needed to have the descriptors changed.
+struct Ready {
+    registrations: Vec<Registration>,
+    wanted: Checkpoint,
+    stragglers: Stragglers,
+    /// How many datagrams the new socket had before it took its place.
+    loaded: usize,
+}
+
+impl<'a> Attempt<'a> {
+    /// The old socket and the new one.
+    fn both(&self) -> (BorrowedFd<'a>, BorrowedFd<'a>) {
+        (self.found.socket.as_fd(), self.draft.new.as_fd())
+    }
+
+    /// Sees that nobody else uses it, and has the new socket take its place.
+    fn get_ready(&mut self, seats: usize) -> Result<Ready, Trouble> {
+        let registrations = self.registrations(seats)?;
+        let now = self.found.dump_without_queue()?;
+        let queue = self.reader.receive_queue(self.both().0);
+        let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
+        let stragglers = Stragglers::after(&queue);
+        let wanted =
+            self.draft
+                .catch_up(now, queue, self.options, self.injector, &mut self.report)?;
+        let mut known = Report::default();
+        wanted.known_losses(&mut known);
+        draft::exact(&wanted, &known, self.options)?;
+        draft::exact(&wanted, &self.report, self.options)?;
+        let loaded = self.reader.read(self.draft.new.as_fd()).map_err(unseen)?;
+        let loaded = loaded.receive_queue as usize;
+        match self.take_place(&wanted) {
+            Ok(()) => Ok(Ready {
+                registrations,
+                wanted,
+                stragglers,
+                loaded,
+            }),
+            Err(error) => Err(self.give_back(loaded, error).into()),
+        }
+    }
+
+    /// What the new socket got in the place that it had for a moment goes to the old one, which has it
+    /// again.
+    fn give_back(&mut self, loaded: usize, error: Error) -> Error {
+        let (old, new) = self.both();
+        if !self.draft.same_port {
+            return error;
+        }
+        let given = deafen(new).and_then(|()| {
+            let mut stragglers = Stragglers::behind(self.reader, new, old, loaded)?;
+            let (before, none) = (&self.draft.old, &mut Report::default());
+            stragglers.put_in(before, (new, old), &[], self.injector, none)
+        });
+        match given {
+            Ok(_) => error,
+            Err(why) => error.help(format!(
+                "and what came meanwhile is lost: {}",
+                crate::error::reason(&why)
+            )),
+        }
+    }
+
+    /// Where it is registered, if nobody has it whom nobody sees.
+    fn registrations(&mut self, seats: usize) -> Result<Vec<Registration>, Trouble> {
+        let users = self.reader.users(self.both().0).map_err(unseen)?;
+        if users.kernel {
+            let why = "is used by the kernel itself: a tunnel, or a BPF map (sockmap)";
+            return Err(Trouble::Refused(why.into()));
+        }
+        let seen = seats as u64 + OURS;
+        if users.references != seen {
+            return Err(Trouble::Again(
+                "somebody has it whom nobody sees: a message on its way (SCM_RIGHTS), a ring of \
+                 io_uring, or a process that was just started",
+            ));
+        }
+        if users.registrations == 0 {
+            return Ok(Vec::new());
+        }
+        let mut all = match &self.instances {
+            Some(instances) => instances.registrations(self.tables, self.found.inode)?,
+            None => Vec::new(),
+        };
+        if all.len() != users.registrations {
+            let instances = Instances::find(self.tables)?;
+            all = instances.registrations(self.tables, self.found.inode)?;
+        }
+        if all.len() != users.registrations {
+            let why = format!(
+                "is registered in {} epoll instances, of which its owners have {}",
+                users.registrations,
+                all.len()
+            );
+            return Err(Trouble::Refused(why));
+        }
+        match all.len() <= REGISTRATIONS {
+            true => Ok(all),
+            false => Err(Trouble::Refused(format!(
+                "has more than {REGISTRATIONS} registrations in epoll instances"
+            ))),
+        }
+    }
+
+    /// Has the new socket take its place, beside the old one where that has the same port.
+    fn take_place(&mut self, wanted: &Checkpoint) -> Result<(), Error> {
+        let (old, new) = self.both();
+        let failed = |error| Error::system(format!("{}: SO_REUSEADDR", wanted.name()), error);
+        let share = |fd, on: bool| meanwhile::set(fd, SOL_SOCKET, SO_REUSEADDR, on.into());
+        if self.draft.same_port {
+            share(old, true).and(share(new, true)).map_err(failed)?;
+        }
+        wanted
+            .settle(new, self.draft.beside, self.injector, &mut self.report)
+            .map_err(|failure| draft::explain(wanted, failure))?;
+        if self.draft.same_port {
+            share(new, wanted.options.has("SO_REUSEADDR")).map_err(failed)?;
+        }
+        let now = Checkpoint::dump_own_without_queue(&new)?;
+        let mut without_queue = wanted.clone();
+        without_queue.receive_queue.clear();
+        without_queue.compare(new, now, &mut self.report)?;
+        draft::exact(wanted, &self.report, self.options)?;
+        give_signals(old, new).map_err(|error| Error::system("F_SETOWN", error))
+    }
+
+    /// Has the descriptors changed. From the first step on it goes on to the end, with us or without.
+    fn finish(
+        mut self,
+        mut supervisor: Supervisor,
+        ready: Ready,
+        seats: Vec<Holder>,
+        attempts: u32,
+    ) -> Result<Replaced, Trouble> {
+        let (old, new) = self.both();
+        if let Err(error) = supervisor.commit(&ready.registrations) {
+            let error = Error::system("the process that watches over it", error);
+            return Err(self.give_back(ready.loaded, error).into());
+        }
+        let mut stragglers = ready.stragglers;
+        self.tell(deafen(old));
+        self.tell(stragglers.look(self.reader, old, new));
+        let swapped = supervisor.swap();
+        let mut count = self.put_in(&mut stragglers);
+        // Who had found the old one before it was deaf has put into it what it had.
+        wait_for_all();
+        self.tell(stragglers.look(self.reader, old, new));
+        count += self.put_in(&mut stragglers);
+        let swapped = match swapped {
+            Ok(Err(failure)) if failure.wrong == Wrong::Ended => {
+                return Err(ended(failure, self.tables).into());
+            }
+            swapped => told(swapped, self.tables)?,
+        };
+        let wanted = &ready.wanted;
+        self.check_group(wanted);
+        if swapped.failed_registrations > 0 {
+            let why = format!("{} could not be made again", swapped.failed_registrations);
+            self.report.lose("epoll registrations", why);
+        }
+        Ok(Replaced {
+            old: side(&self.draft.old, self.found.inode),
+            new: side(wanted, inode(new)?),
+            seats,
+            registrations: ready.registrations.len() - swapped.failed_registrations,
+            stopped: swapped.stopped,
+            unbound: Duration::ZERO,
+            carried: wanted.receive_queue.len() + count,
+            reordered: count,
+            attempts,
+            report: self.report,
+        })
+    }
+
+    fn put_in(&mut self, stragglers: &mut Stragglers) -> usize {
+        let (before, both) = (&self.draft.old, self.both());
+        let map = &self.options.map;
+        let done = stragglers.put_in(before, both, map, self.injector, &mut self.report);
+        done.unwrap_or_else(|error| {
+            self.tell(Err(error));
+            0
+        })
+    }
+
+    /// What is lost where there is no way back any more.
+    fn tell(&mut self, done: io::Result<()>) {
+        if let Err(error) = done {
+            let what = "datagrams that came meanwhile";
+            self.report.lose(what, crate::error::reason(&error));
+        }
+    }
+
+    /// The place in a SO_REUSEPORT group decides which flows a socket gets.
+    fn check_group(&mut self, wanted: &Checkpoint) {
+        let Some(before) = wanted
+            .reuseport_index
+            .filter(|_| self.draft.beside == Beside::Replaced)
+        else {
+            return;
+        };
+        let now = self.reader.read(self.draft.new.as_fd());
+        let now = now.ok().and_then(|hidden| hidden.reuseport_index);
+        if now != Some(before) {
+            let now = now.map_or("none".into(), |now| now.to_string());
+            let why = format!("its place {before} became {now}");
+            self.report.lose("SO_REUSEPORT group", why);
+        }
+    }
+}
+
+/// From now on it hears nobody; what it has heard stays (`udp_lib_rehash`, `sock_bindtoindex_locked`). It
+/// leaves its SO_REUSEPORT group, whose last member gets its place (`__reuseport_detach_sock`).
+fn deafen(fd: BorrowedFd<'_>) -> io::Result<()> {
+    meanwhile::set(fd, SOL_SOCKET, SO_BINDTOIFINDEX, NO_DEVICE)
+}
+
+fn wait_for_all() {
+    if barrier::wait_for_all().is_err() {
+        // No processor takes longer to put one packet into a queue.
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// Whom SIGIO and SIGURG are for, and the signal instead.
+fn give_signals(old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
+    match descriptor::owner(old)? {
+        (_, 0) => Ok(()),
+        (kind, id) => descriptor::set_owner(new, kind, id),
+    }
+}
+
+fn side(checkpoint: &Checkpoint, inode: u64) -> Side {
+    Side {
+        inode,
+        local: checkpoint.endpoint.local,
+        peer: checkpoint.endpoint.peer,
+    }
+}
+
+fn inode(fd: BorrowedFd<'_>) -> Result<u64, Error> {
+    let stat = rustix::fs::fstat(fd);
+    Ok(stat
+        .map_err(|error| Error::system("fstat", error.into()))?
+        .st_ino)
+}
+
+/// There is no way back: those who live on have the new socket.
+fn ended(failure: Failure, tables: &[Table]) -> Error {
+    let pid = match failure.tid {
+        0 => tables.first().map_or(0, |table| table.pid),
+        tid => tid,
+    };
+    let error = process::explain(Place { pid, fd: None }, failure);
+    error.help("all other owners have the new socket")
+}

@@ -1,0 +1,227 @@
+//! The new socket before it has its place, and how it follows what happens to the old one.
+
+use super::{ReplaceOptions, Trouble};
+use crate::checkpoint::Checkpoint;
+use crate::error::Error;
+use crate::find::Found;
+use crate::kernel::Queued;
+use crate::kernel::inject::Lazy;
+use crate::map;
+use crate::netns;
+use crate::report::Report;
+use crate::restore::Beside;
+use crate::state::descriptor::Owner;
+use crate::state::endpoint::Failure;
+use crate::state::receive_queue::{self, Datagram};
+use rustix::fd::AsFd;
+use rustix::fs::{Gid, Uid, fchown, fstat};
+use rustix::net::RecvFlags;
+use std::io;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A new socket with everything but its place, made from a dump of the old one.
+#[derive(Debug)]
+pub(super) struct Draft {
+    /// The old one, as it was dumped.
+    pub old: Checkpoint,
+    /// What the new one is to be.
+    pub wanted: Checkpoint,
+    /// The new one.
+    pub new: OwnedFd,
+    /// What it does not have.
+    pub report: Report,
+    /// Both have the same port in the same network namespace: SO_REUSEADDR lets them.
+    pub same_port: bool,
+    /// The new one takes the very place of the old one.
+    pub beside: Beside,
+}
+
+impl Draft {
+    pub fn new(
+        found: &Found,
+        old: Checkpoint,
+        options: &ReplaceOptions,
+        injector: &mut Lazy,
+    ) -> Result<Draft, Error> {
+        let wanted = wanted(&old, options)?;
+        let mut report = Report::default();
+        wanted.known_losses(&mut report);
+        exact(&wanted, &report, options)?;
+        let failed = |error| Error::system(format!("{}: its network namespace", old.name()), error);
+        let own;
+        let place = match &options.netns {
+            Some(netns) => netns,
+            None => {
+                own = sockcr_sys::netns::of_socket(found.socket.as_fd()).map_err(failed)?;
+                &own
+            }
+        };
+        let new = wanted
+            .prepare(Some(place), injector, &mut report)
+            .map_err(|failure| wanted.explain(failure))?;
+        exact(&wanted, &report, options)?;
+        let (socket, fd) = (found.socket.as_fd(), new.as_fd());
+        give_owner(socket, fd)
+            .map_err(|error| Error::system(format!("{}: its owner", old.name()), error))?;
+        let here = |fd| netns::cookie(fd).map_err(failed);
+        let same_netns = here(socket)? == here(fd)?;
+        let (before, after) = (old.endpoint.local, wanted.endpoint.local);
+        let same_port = same_netns && before.port() == after.port() && before.port() != 0;
+        let beside = match same_port && before == after {
+            true => Beside::Replaced,
+            false => Beside::Nobody,
+        };
+        Ok(Draft {
+            old,
+            wanted,
+            new,
+            report,
+            same_port,
+            beside,
+        })
+    }
+
+    /// Makes up for what happened since the dump: what the owner has read is read away, what came is put
+    /// in. Both must stand still. `now`: the old socket as it is now, without its queue, which is `queue`.
+    /// Answers what the new one is to be.
+    pub fn catch_up(
+        &self,
+        mut now: Checkpoint,
+        queue: Vec<Queued>,
+        options: &ReplaceOptions,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) -> Result<Checkpoint, Trouble> {
+        if !is_same(&self.old, &now) {
+            return Err(Trouble::Again("its owner changes it meanwhile"));
+        }
+        let mut losses = Report::default();
+        now.receive_queue = receive_queue::told(queue, now.protocol, &now.options, &mut losses);
+        now.report.not_carried.append(&mut losses.not_carried);
+        let socket = &self.new;
+        let mut interfaces = std::mem::take(&mut now.interfaces);
+        now.each_interface(|index| interfaces.learn(socket.as_fd(), *index, &mut losses));
+        now.interfaces = interfaces;
+        let wanted = wanted(&now, options)?;
+        let (gone, kept) = overlap(&self.old.receive_queue, &now.receive_queue);
+        let mut later = wanted.clone();
+        later.receive_queue.drain(..kept);
+        if !later.receive_queue.is_empty() && !is_ready(injector, &later.receive_queue) {
+            get_ready(injector, &later.receive_queue)?;
+            return Err(Trouble::Again(
+                "datagrams came that nothing was prepared for",
+            ));
+        }
+        read_away(socket.as_fd(), gone).map_err(|error| Error::system("read away", error))?;
+        later.fill_queue(socket.as_fd(), injector, report);
+        Ok(wanted)
+    }
+}
+
+/// What the new socket is to be: edited, and called as it is to be called.
+fn wanted(old: &Checkpoint, options: &ReplaceOptions) -> Result<Checkpoint, Error> {
+    let mut wanted = old.clone();
+    for (name, value) in &options.edits {
+        wanted.edit(name, value)?;
+    }
+    let mut used = vec![false; options.map.len()];
+    map::apply_to(&mut wanted, &options.map, &mut used);
+    if let Some(descriptor) = &mut wanted.descriptor {
+        // Ours is close-on-exec whatever theirs is, and whom SIGIO is for is told at the end.
+        (descriptor.close_on_exec, descriptor.owner) = (true, Owner::Nobody);
+    }
+    Ok(wanted)
+}
+
+/// An error where something is not carried, unless that is allowed.
+pub(super) fn exact(
+    wanted: &Checkpoint,
+    report: &Report,
+    options: &ReplaceOptions,
+) -> Result<(), Error> {
+    match report.is_exact() || options.lossy {
+        true => Ok(()),
+        false => Err(wanted.refused(report)),
+    }
+}
+
+/// The user that a socket belongs to: only sockets of one user share a port by SO_REUSEPORT
+/// (`udp_lib_lport_inuse`, `reuseport_add_sock`), and rules of routing ask for it.
+fn give_owner(old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
+    let (old, now) = (fstat(old)?, fstat(new)?);
+    if (old.st_uid, old.st_gid) == (now.st_uid, now.st_gid) {
+        return Ok(());
+    }
+    let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+    Ok(fchown(new, Some(uid), Some(gid))?)
+}
+
+/// Whether a socket is as it was, but for what waits in it and for what every datagram changes.
+fn is_same(before: &Checkpoint, now: &Checkpoint) -> bool {
+    let plain = |checkpoint: &Checkpoint| {
+        let mut plain = checkpoint.clone();
+        plain.receive_queue.clear();
+        plain.report = Report::default();
+        plain.interfaces = Default::default();
+        (plain.in_flight, plain.drops) = (0, 0);
+        if let Some(row) = crate::option::find("SO_INCOMING_CPU") {
+            // `sk_incoming_cpu_update`
+            plain.options.set(row, None);
+        }
+        plain
+    };
+    plain(before) == plain(now)
+}
+
+/// How many at the head of the queue were read since, and how many of those that wait now were there
+/// before. Equal datagrams are equal to their reader too, so that any way to explain the difference is as
+/// good as the true one.
+fn overlap(before: &[Datagram], now: &[Datagram]) -> (usize, usize) {
+    let least = before.len().saturating_sub(now.len());
+    for gone in least..before.len() {
+        let rest = before.get(gone..).unwrap_or_default();
+        if now.starts_with(rest) {
+            return (gone, rest.len());
+        }
+    }
+    (before.len(), 0)
+}
+
+/// Takes datagrams away from the head of a queue.
+fn read_away(fd: BorrowedFd<'_>, count: usize) -> io::Result<()> {
+    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    for _ in 0..count {
+        rustix::net::recv(fd, &mut [0; 0][..], flags)?;
+    }
+    Ok(())
+}
+
+/// Whether what comes by these protocols is among the datagrams: IPv4, IPv6.
+fn protocols(queue: &[Datagram]) -> (bool, bool) {
+    let is_ipv6 = |datagram: &Datagram| datagram.destination.is_ipv6();
+    (!queue.iter().all(is_ipv6), queue.iter().any(is_ipv6))
+}
+
+fn is_ready(injector: &Lazy, queue: &[Datagram]) -> bool {
+    let (ipv4, ipv6) = protocols(queue);
+    injector
+        .made()
+        .is_some_and(|made| made.is_ready(ipv4, ipv6))
+}
+
+fn get_ready(injector: &mut Lazy, queue: &[Datagram]) -> Result<(), Error> {
+    let (ipv4, ipv6) = protocols(queue);
+    injector
+        .get()
+        .and_then(|injector| injector.get_ready(ipv4, ipv6))
+        .map_err(|error| Error::system("prepare to put datagrams into the new socket", error))
+}
+
+/// The place that a new socket cannot take.
+pub(super) fn explain(wanted: &Checkpoint, failure: Failure) -> Error {
+    let error = wanted.explain(failure);
+    match error.next_step() {
+        Some(_) => error,
+        None => error.help("nothing was changed"),
+    }
+}

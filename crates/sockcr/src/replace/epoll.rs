@@ -1,0 +1,149 @@
+//! Where a socket is registered: the epoll instances of its holders.
+//!
+//! /proc/PID/fdinfo of an epoll descriptor lists what is registered in it, by the number that it had then.
+//! An instance that several processes have (fork) lists the same in each of them.
+
+use super::Trouble;
+use crate::find::is_gone;
+use sockcr_sys::same::is_same_file;
+use sockcr_sys::swap::{Registration, Table};
+use std::io;
+use std::os::fd::RawFd;
+
+/// An epoll instance, and where the holders have it.
+#[derive(Debug)]
+struct Instance {
+    /// Which table, and the number there.
+    places: Vec<(usize, RawFd)>,
+}
+
+/// The epoll instances of the holders of a socket.
+#[derive(Debug)]
+pub(super) struct Instances(Vec<Instance>);
+
+impl Instances {
+    /// Looks through all descriptors of the holders.
+    pub(super) fn find(tables: &[Table]) -> Result<Instances, Trouble> {
+        let failed = |error| Trouble::gone_or(error, "look for its epoll instances");
+        let mut instances = Instances(Vec::new());
+        for (at, table) in tables.iter().enumerate() {
+            for fd in epoll_descriptors(table.tid).map_err(failed)? {
+                instances.add(tables, at, fd).map_err(failed)?;
+            }
+        }
+        Ok(instances)
+    }
+
+    fn add(&mut self, tables: &[Table], at: usize, fd: RawFd) -> io::Result<()> {
+        let thread = |table: usize| tables.get(table).map_or(0, |table| table.tid);
+        for instance in &mut self.0 {
+            let Some((table, number)) = instance.places.first().copied() else {
+                continue;
+            };
+            if is_same_file((thread(table), number), (thread(at), fd))? {
+                instance.places.push((at, fd));
+                return Ok(());
+            }
+        }
+        self.0.push(Instance {
+            places: vec![(at, fd)],
+        });
+        Ok(())
+    }
+
+    /// Every registration of the socket with this inode, also by a number that is closed by now.
+    pub(super) fn registrations(
+        &self,
+        tables: &[Table],
+        inode: u64,
+    ) -> Result<Vec<Registration>, Trouble> {
+        let mut all = Vec::new();
+        for instance in &self.0 {
+            let Some((table, number)) = instance.places.first().copied() else {
+                continue;
+            };
+            let tid = tables.get(table).map_or(0, |table| table.tid);
+            let text = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{number}"))
+                .map_err(|error| Trouble::gone_or(error, "read its epoll registrations"))?;
+            for watched in text.lines().filter_map(Watched::parse) {
+                if watched.inode == inode {
+                    all.push(Registration {
+                        table,
+                        epoll: number,
+                        fd: watched.fd,
+                        events: watched.events,
+                        data: watched.data,
+                    });
+                }
+            }
+        }
+        Ok(all)
+    }
+}
+
+/// A line of the fdinfo of an epoll descriptor (`ep_show_fdinfo`).
+struct Watched {
+    fd: RawFd,
+    events: u32,
+    data: u64,
+    inode: u64,
+}
+
+impl Watched {
+    /// `tfd: 5 events: 19 data: 5  pos:0 ino:1234 sdev:8`, numbers but for the first in hexadecimal.
+    fn parse(line: &str) -> Option<Watched> {
+        let line = line.strip_prefix("tfd:")?;
+        let (fd, rest) = line.split_once("events:")?;
+        let (events, rest) = rest.split_once("data:")?;
+        let (data, rest) = rest.split_once("pos:")?;
+        let (_, rest) = rest.split_once("ino:")?;
+        let (inode, _) = rest.split_once("sdev:")?;
+        let hexadecimal = |text: &str| u64::from_str_radix(text.trim(), 16).ok();
+        Some(Watched {
+            fd: fd.trim().parse().ok()?,
+            events: u32::try_from(hexadecimal(events)?).ok()?,
+            data: hexadecimal(data)?,
+            inode: hexadecimal(inode)?,
+        })
+    }
+}
+
+/// The descriptors of a table that are epoll instances.
+fn epoll_descriptors(tid: i32) -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{tid}/fd"))? {
+        let entry = entry?;
+        let link = match std::fs::read_link(entry.path()) {
+            Ok(link) => link,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok());
+        if let (Some("anon_inode:[eventpoll]"), Some(number)) = (link.to_str(), number) {
+            found.push(number);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_the_kernel() {
+        let line = "tfd:        5 events: c0000019 data: deadbeef00000005  pos:0 ino:2f1a sdev:8";
+        let watched = Watched::parse(line).unwrap();
+        assert_eq!((watched.fd, watched.events), (5, 0xc000_0019));
+        assert_eq!(
+            (watched.data, watched.inode),
+            (0xdead_beef_0000_0005, 0x2f1a)
+        );
+        assert!(Watched::parse("pos:\t0").is_none());
+        assert!(Watched::parse("tfd: x events: 1 data: 1 pos:0 ino:1 sdev:1").is_none());
+    }
+}

@@ -1,0 +1,88 @@
+//! Every place where a socket is held: all tables of descriptors, and all numbers in each.
+
+use super::Trouble;
+use crate::deliver::process::{is_shared, listener};
+use crate::find::{self, Found, Holder};
+use sockcr_sys::same::is_same_table;
+use sockcr_sys::swap::{Seat, Table};
+use std::collections::BTreeMap;
+use std::io;
+
+/// The tables of descriptors that hold a socket.
+#[derive(Debug)]
+pub(super) struct Holders {
+    /// Each table once.
+    pub tables: Vec<Table>,
+    /// Each descriptor.
+    pub seats: Vec<Holder>,
+}
+
+/// Finds every table that holds this socket, of whatever process.
+pub(super) fn find(found: &Found) -> Result<Holders, Trouble> {
+    let listing = find::list(None)?;
+    let listed = listing.sockets.iter().find(|s| s.inode == found.inode);
+    let own = std::process::id() as i32;
+    let all = listed.into_iter().flat_map(|listed| &listed.holders);
+    let mut by_table: BTreeMap<(i32, bool, i32), Vec<i32>> = BTreeMap::new();
+    for holder in all.filter(|holder| holder.pid != own) {
+        // The table of a process comes before those of single threads.
+        let key = (holder.pid, holder.tid != holder.pid, holder.tid);
+        by_table.entry(key).or_default().push(holder.fd);
+    }
+    let mut holders = Holders {
+        tables: Vec::new(),
+        seats: Vec::new(),
+    };
+    for ((pid, _, tid), fds) in by_table {
+        if !holders.has_table(pid, tid)? {
+            holders.add(pid, tid, fds)?;
+        }
+    }
+    match holders.tables.is_empty() {
+        true => Err(Trouble::Again("its owner closed it, or ended")),
+        false => Ok(holders),
+    }
+}
+
+impl Holders {
+    /// Whether the table of a thread is one of those known: threads may share one that is not that of
+    /// their process.
+    fn has_table(&self, pid: i32, tid: i32) -> Result<bool, Trouble> {
+        for table in &self.tables {
+            let failed = |error| Trouble::gone_or(error, "compare tables of descriptors");
+            if !is_same_table(table.tid, tid).map_err(failed)? {
+                continue;
+            }
+            if table.pid == pid {
+                return Ok(true);
+            }
+            let why = format!(
+                "process {pid} shares its table of descriptors with process {} (CLONE_FILES)",
+                table.pid
+            );
+            return Err(Trouble::Refused(why));
+        }
+        Ok(false)
+    }
+
+    fn add(&mut self, pid: i32, tid: i32, fds: Vec<i32>) -> Result<(), Trouble> {
+        let holders = fds.into_iter().map(|fd| Holder { pid, tid, fd });
+        let holders: Vec<Holder> = holders.collect();
+        let seat = |holder: &Holder| -> io::Result<Seat> {
+            Ok(Seat {
+                fd: holder.fd,
+                close_on_exec: find::close_on_exec(*holder)?,
+            })
+        };
+        let seats: io::Result<Vec<Seat>> = holders.iter().map(seat).collect();
+        self.tables.push(Table {
+            tid,
+            pid,
+            seats: seats.map_err(|error| Trouble::gone_or(error, "read its descriptor's flags"))?,
+            sees_us: is_shared(pid, "pid"),
+            listener: listener(pid).ok(),
+        });
+        self.seats.extend(holders);
+        Ok(())
+    }
+}
