@@ -170,14 +170,11 @@ static void watch(int epoll, int operation, int fd, uint32_t events) {
 
 // What an instance tells: 1 when the socket has something.
 static int told(struct place *place, struct epoll_event *events, int count) {
-    int ready = 0;
+    int ready = 0, armed = 0;
     for (int i = 0; i < count; i++) {
         if (events[i].events != EPOLLIN) complain("events", events[i].events);
         if (events[i].data.u64 == data_of(arm[0])) {
-            char byte;
-            if (read(arm[0], &byte, 1) != 1) complain("arm", 0);
-            watch(place->epoll, EPOLL_CTL_MOD, place->fd, events_of());
-            atomic_store(&shared->inside, 1);
+            armed = 1;
         } else if (events[i].data.u64 == data_of(place->inner) && place->inner >= 0) {
             struct epoll_event inside[4];
             int more = epoll_wait(place->inner, inside, 4, 0);
@@ -194,6 +191,13 @@ static int told(struct place *place, struct epoll_event *events, int count) {
             if (is("oneshot") && shared->inside++) complain("fired twice", 0);
             ready = 1;
         }
+    }
+    if (armed) {
+        // After the events before it, which it may have been armed for already.
+        char byte;
+        if (read(arm[0], &byte, 1) != 1) complain("arm", 0);
+        atomic_store(&shared->inside, 1);
+        watch(place->epoll, EPOLL_CTL_MOD, place->fd, events_of());
     }
     return ready;
 }
