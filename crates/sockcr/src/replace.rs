@@ -22,7 +22,7 @@ use crate::map::{self, Mapping};
 use crate::protocol;
 use crate::report::Report;
 use crate::restore::Beside;
-use crate::state::meanwhile;
+use crate::state::{meanwhile, receive_queue};
 use draft::Draft;
 use epoll::Instances;
 use holders::Holders;
@@ -141,7 +141,7 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     let mut old = Vec::with_capacity(found.len());
     for socket in &found {
         refuse_kind(socket)?;
-        old.push(socket.dump()?);
+        old.push(dump(socket)?);
     }
     check_maps(&old, options)?;
     let mut replacements = Vec::with_capacity(found.len());
@@ -156,6 +156,31 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
         });
     }
     Ok(replacements)
+}
+
+/// Dumps a socket whose owner runs. A queue that changes faster than it is read is not worth to be
+/// loaded before: it is read when the owner stands still.
+fn dump(found: &Found) -> Result<Checkpoint, Error> {
+    let mut old = found.dump_without_queue()?;
+    let reader = reader(&old.name())?;
+    match reader.receive_queue(found.socket.as_fd()) {
+        Ok(queue) => {
+            let report = &mut old.report;
+            old.receive_queue = receive_queue::told(queue, old.protocol, &old.options, report);
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => return Err(Error::system("read the receive queue", error)),
+    }
+    learn_devices(&mut old, found.socket.as_fd());
+    Ok(old)
+}
+
+/// Looks up the devices of datagrams that were added to a checkpoint, where the socket lives.
+fn learn_devices(checkpoint: &mut Checkpoint, fd: BorrowedFd<'_>) {
+    let mut interfaces = std::mem::take(&mut checkpoint.interfaces);
+    let mut report = std::mem::take(&mut checkpoint.report);
+    checkpoint.each_interface(|index| interfaces.learn(fd, *index, &mut report));
+    (checkpoint.interfaces, checkpoint.report) = (interfaces, report);
 }
 
 /// Whether each mapping names something in one of them, after the edits.
@@ -233,7 +258,7 @@ impl Replacement<'_> {
                     .help(format!("tried {ATTEMPTS} times; nothing was changed")));
             }
             attempts += 1;
-            let old = self.found.dump()?;
+            let old = dump(&self.found)?;
             self.draft = Draft::new(&self.found, old, self.options, &mut self.injector)?;
         }
     }
@@ -348,9 +373,14 @@ impl<'a> Attempt<'a> {
         let queue = self.reader.receive_queue(self.both().0);
         let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
         let stragglers = Stragglers::after(&queue);
-        let wanted =
-            self.draft
-                .catch_up(now, queue, self.options, self.injector, &mut self.report)?;
+        let wanted = self.draft.catch_up(
+            self.both().0,
+            now,
+            queue,
+            self.options,
+            self.injector,
+            &mut self.report,
+        )?;
         let mut known = Report::default();
         wanted.known_losses(&mut known);
         draft::exact(&wanted, &known, self.options)?;

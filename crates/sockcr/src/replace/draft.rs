@@ -1,6 +1,6 @@
 //! The new socket before it has its place, and how it follows what happens to the old one.
 
-use super::{ReplaceOptions, Trouble};
+use super::{ReplaceOptions, Trouble, learn_devices};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::find::Found;
@@ -24,8 +24,6 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 pub(super) struct Draft {
     /// The old one, as it was dumped.
     pub old: Checkpoint,
-    /// What the new one is to be.
-    pub wanted: Checkpoint,
     /// The new one.
     pub new: OwnedFd,
     /// What it does not have.
@@ -73,7 +71,6 @@ impl Draft {
         };
         Ok(Draft {
             old,
-            wanted,
             new,
             report,
             same_port,
@@ -82,10 +79,11 @@ impl Draft {
     }
 
     /// Makes up for what happened since the dump: what the owner has read is read away, what came is put
-    /// in. Both must stand still. `now`: the old socket as it is now, without its queue, which is `queue`.
+    /// in. Both must stand still. `now`: the old `socket` as it is, without its queue, which is `queue`.
     /// Answers what the new one is to be.
     pub fn catch_up(
         &self,
+        socket: BorrowedFd<'_>,
         mut now: Checkpoint,
         queue: Vec<Queued>,
         options: &ReplaceOptions,
@@ -95,13 +93,9 @@ impl Draft {
         if !is_same(&self.old, &now) {
             return Err(Trouble::Again("its owner changes it meanwhile"));
         }
-        let mut losses = Report::default();
-        now.receive_queue = receive_queue::told(queue, now.protocol, &now.options, &mut losses);
-        now.report.not_carried.append(&mut losses.not_carried);
-        let socket = &self.new;
-        let mut interfaces = std::mem::take(&mut now.interfaces);
-        now.each_interface(|index| interfaces.learn(socket.as_fd(), *index, &mut losses));
-        now.interfaces = interfaces;
+        let losses = &mut now.report;
+        now.receive_queue = receive_queue::told(queue, now.protocol, &now.options, losses);
+        learn_devices(&mut now, socket);
         let wanted = wanted(&now, options)?;
         let (gone, kept) = overlap(&self.old.receive_queue, &now.receive_queue);
         let mut later = wanted.clone();
@@ -112,8 +106,9 @@ impl Draft {
                 "datagrams came that nothing was prepared for",
             ));
         }
-        read_away(socket.as_fd(), gone).map_err(|error| Error::system("read away", error))?;
-        later.fill_queue(socket.as_fd(), injector, report);
+        let new = self.new.as_fd();
+        read_away(new, gone).map_err(|error| Error::system("read away", error))?;
+        later.fill_queue(new, injector, report);
         Ok(wanted)
     }
 }
