@@ -44,6 +44,8 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const NO_DEVICE: i32 = i32::MAX;
 /// How often it is tried again where the socket changes meanwhile.
 const ATTEMPTS: u32 = 4;
+/// What an owner does that we see half way.
+const GONE: &str = "an owner closed it, or ended";
 /// The references to the open file of the old socket that are ours: [`Found`], and that of the child.
 const OURS: u64 = 2;
 
@@ -117,7 +119,7 @@ impl Trouble {
     /// Of a process that ended or closed the socket just now nothing is known.
     fn gone_or(error: io::Error, what: &str) -> Trouble {
         match is_gone(&error) {
-            true => Trouble::Again("its owner closed it, or ended"),
+            true => Trouble::Again(GONE),
             false => Error::system(what, error).into(),
         }
     }
@@ -299,7 +301,7 @@ impl Replacement<'_> {
         };
         let there = told(supervisor.hold(), &plan.tables)?;
         if there.contains(&false) {
-            return Err(Trouble::Again("its owner closed it, or ended"));
+            return Err(Trouble::Again(GONE));
         }
         let ready = attempt.get_ready(seats.len())?;
         attempt.finish(supervisor, ready, seats, attempts)
@@ -322,7 +324,7 @@ fn told<T>(answer: io::Result<Result<T, Failure>>, tables: &[Table]) -> Result<T
         Ok(Err(Failure {
             wrong: Wrong::Taken | Wrong::Ended,
             ..
-        })) => Err(Trouble::Again("its owner closed it, or ended")),
+        })) => Err(Trouble::Again(GONE)),
         Ok(Err(failure)) => {
             let pid = match failure.tid {
                 0 => tables.first().map_or(0, |table| table.pid),
@@ -370,10 +372,10 @@ impl<'a> Attempt<'a> {
     fn get_ready(&mut self, seats: usize) -> Result<Ready, Trouble> {
         let registrations = self.registrations(seats)?;
         let now = self.found.dump_without_queue()?;
-        let queue = self.reader.receive_queue(self.both().0);
+        let queue = self.reader.still_receive_queue(self.both().0);
         let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
         let stragglers = Stragglers::after(&queue);
-        let wanted = self.draft.catch_up(
+        let (wanted, loaded) = self.draft.catch_up(
             self.both().0,
             now,
             queue,
@@ -385,8 +387,6 @@ impl<'a> Attempt<'a> {
         wanted.known_losses(&mut known);
         draft::exact(&wanted, &known, self.options)?;
         draft::exact(&wanted, &self.report, self.options)?;
-        let loaded = self.reader.read(self.draft.new.as_fd()).map_err(unseen)?;
-        let loaded = loaded.receive_queue as usize;
         match self.take_place(&wanted) {
             Ok(()) => Ok(Ready {
                 registrations,
@@ -474,10 +474,7 @@ impl<'a> Attempt<'a> {
         if self.draft.same_port {
             share(new, wanted.options.has("SO_REUSEADDR")).map_err(failed)?;
         }
-        let now = Checkpoint::dump_own_without_queue(&new)?;
-        let mut without_queue = wanted.clone();
-        without_queue.receive_queue.clear();
-        without_queue.compare(new, now, &mut self.report)?;
+        wanted.compare_placed(new, &mut self.report)?;
         draft::exact(wanted, &self.report, self.options)?;
         give_signals(old, new).map_err(|error| Error::system("F_SETOWN", error))
     }
@@ -492,8 +489,13 @@ impl<'a> Attempt<'a> {
     ) -> Result<Replaced, Trouble> {
         let (old, new) = self.both();
         if let Err(error) = supervisor.commit(&ready.registrations) {
+            let stale = is_gone(&error);
             let error = Error::system("the process that watches over it", error);
-            return Err(self.give_back(ready.loaded, error).into());
+            let error = self.give_back(ready.loaded, error);
+            return Err(match stale {
+                true => Trouble::Again(GONE),
+                false => error.into(),
+            });
         }
         let mut stragglers = ready.stragglers;
         self.tell(deafen(old));
@@ -523,7 +525,7 @@ impl<'a> Attempt<'a> {
             registrations: ready.registrations.len() - swapped.failed_registrations,
             stopped: swapped.stopped,
             unbound: Duration::ZERO,
-            carried: wanted.receive_queue.len() + count,
+            carried: ready.loaded + count,
             reordered: count,
             attempts,
             report: self.report,
