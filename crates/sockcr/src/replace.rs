@@ -22,7 +22,7 @@ use crate::map::{self, Mapping};
 use crate::protocol;
 use crate::report::Report;
 use crate::restore::Beside;
-use crate::state::meanwhile;
+use crate::state::{meanwhile, receive_queue};
 use draft::Draft;
 use epoll::Instances;
 use holders::Holders;
@@ -44,6 +44,8 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const NO_DEVICE: i32 = i32::MAX;
 /// How often it is tried again where the socket changes meanwhile.
 const ATTEMPTS: u32 = 4;
+/// What an owner does that we see half way.
+const GONE: &str = "an owner closed it, or ended";
 /// The references to the open file of the old socket that are ours: [`Found`], and that of the child.
 const OURS: u64 = 2;
 
@@ -117,7 +119,7 @@ impl Trouble {
     /// Of a process that ended or closed the socket just now nothing is known.
     fn gone_or(error: io::Error, what: &str) -> Trouble {
         match is_gone(&error) {
-            true => Trouble::Again("its owner closed it, or ended"),
+            true => Trouble::Again(GONE),
             false => Error::system(what, error).into(),
         }
     }
@@ -141,7 +143,7 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     let mut old = Vec::with_capacity(found.len());
     for socket in &found {
         refuse_kind(socket)?;
-        old.push(socket.dump()?);
+        old.push(dump(socket)?);
     }
     check_maps(&old, options)?;
     let mut replacements = Vec::with_capacity(found.len());
@@ -156,6 +158,31 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
         });
     }
     Ok(replacements)
+}
+
+/// Dumps a socket whose owner runs. A queue that changes faster than it is read is not worth to be
+/// loaded before: it is read when the owner stands still.
+fn dump(found: &Found) -> Result<Checkpoint, Error> {
+    let mut old = found.dump_without_queue()?;
+    let reader = reader(&old.name())?;
+    match reader.receive_queue(found.socket.as_fd()) {
+        Ok(queue) => {
+            let report = &mut old.report;
+            old.receive_queue = receive_queue::told(queue, old.protocol, &old.options, report);
+        }
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        Err(error) => return Err(Error::system("read the receive queue", error)),
+    }
+    learn_devices(&mut old, found.socket.as_fd());
+    Ok(old)
+}
+
+/// Looks up the devices of datagrams that were added to a checkpoint, where the socket lives.
+fn learn_devices(checkpoint: &mut Checkpoint, fd: BorrowedFd<'_>) {
+    let mut interfaces = std::mem::take(&mut checkpoint.interfaces);
+    let mut report = std::mem::take(&mut checkpoint.report);
+    checkpoint.each_interface(|index| interfaces.learn(fd, *index, &mut report));
+    (checkpoint.interfaces, checkpoint.report) = (interfaces, report);
 }
 
 /// Whether each mapping names something in one of them, after the edits.
@@ -233,7 +260,7 @@ impl Replacement<'_> {
                     .help(format!("tried {ATTEMPTS} times; nothing was changed")));
             }
             attempts += 1;
-            let old = self.found.dump()?;
+            let old = dump(&self.found)?;
             self.draft = Draft::new(&self.found, old, self.options, &mut self.injector)?;
         }
     }
@@ -274,7 +301,7 @@ impl Replacement<'_> {
         };
         let there = told(supervisor.hold(), &plan.tables)?;
         if there.contains(&false) {
-            return Err(Trouble::Again("its owner closed it, or ended"));
+            return Err(Trouble::Again(GONE));
         }
         let ready = attempt.get_ready(seats.len())?;
         attempt.finish(supervisor, ready, seats, attempts)
@@ -297,7 +324,7 @@ fn told<T>(answer: io::Result<Result<T, Failure>>, tables: &[Table]) -> Result<T
         Ok(Err(Failure {
             wrong: Wrong::Taken | Wrong::Ended,
             ..
-        })) => Err(Trouble::Again("its owner closed it, or ended")),
+        })) => Err(Trouble::Again(GONE)),
         Ok(Err(failure)) => {
             let pid = match failure.tid {
                 0 => tables.first().map_or(0, |table| table.pid),
@@ -345,18 +372,21 @@ impl<'a> Attempt<'a> {
     fn get_ready(&mut self, seats: usize) -> Result<Ready, Trouble> {
         let registrations = self.registrations(seats)?;
         let now = self.found.dump_without_queue()?;
-        let queue = self.reader.receive_queue(self.both().0);
+        let queue = self.reader.still_receive_queue(self.both().0);
         let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
         let stragglers = Stragglers::after(&queue);
-        let wanted =
-            self.draft
-                .catch_up(now, queue, self.options, self.injector, &mut self.report)?;
+        let (wanted, loaded) = self.draft.catch_up(
+            self.both().0,
+            now,
+            queue,
+            self.options,
+            self.injector,
+            &mut self.report,
+        )?;
         let mut known = Report::default();
         wanted.known_losses(&mut known);
         draft::exact(&wanted, &known, self.options)?;
         draft::exact(&wanted, &self.report, self.options)?;
-        let loaded = self.reader.read(self.draft.new.as_fd()).map_err(unseen)?;
-        let loaded = loaded.receive_queue as usize;
         match self.take_place(&wanted) {
             Ok(()) => Ok(Ready {
                 registrations,
@@ -444,10 +474,7 @@ impl<'a> Attempt<'a> {
         if self.draft.same_port {
             share(new, wanted.options.has("SO_REUSEADDR")).map_err(failed)?;
         }
-        let now = Checkpoint::dump_own_without_queue(&new)?;
-        let mut without_queue = wanted.clone();
-        without_queue.receive_queue.clear();
-        without_queue.compare(new, now, &mut self.report)?;
+        wanted.compare_placed(new, &mut self.report)?;
         draft::exact(wanted, &self.report, self.options)?;
         give_signals(old, new).map_err(|error| Error::system("F_SETOWN", error))
     }
@@ -462,8 +489,13 @@ impl<'a> Attempt<'a> {
     ) -> Result<Replaced, Trouble> {
         let (old, new) = self.both();
         if let Err(error) = supervisor.commit(&ready.registrations) {
+            let stale = is_gone(&error);
             let error = Error::system("the process that watches over it", error);
-            return Err(self.give_back(ready.loaded, error).into());
+            let error = self.give_back(ready.loaded, error);
+            return Err(match stale {
+                true => Trouble::Again(GONE),
+                false => error.into(),
+            });
         }
         let mut stragglers = ready.stragglers;
         self.tell(deafen(old));
@@ -493,7 +525,7 @@ impl<'a> Attempt<'a> {
             registrations: ready.registrations.len() - swapped.failed_registrations,
             stopped: swapped.stopped,
             unbound: Duration::ZERO,
-            carried: wanted.receive_queue.len() + count,
+            carried: ready.loaded + count,
             reordered: count,
             attempts,
             report: self.report,

@@ -14,7 +14,7 @@ use crate::option::{self, Stage, Value, Writer};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use crate::state::cork;
-use crate::state::endpoint::Failure;
+use crate::state::endpoint::{Endpoint, Failure};
 use crate::state::filter::{self, Filter};
 use crate::state::flow_labels;
 use crate::state::locks::BufferLocks;
@@ -503,6 +503,58 @@ impl Checkpoint {
             }
         }
         Ok(())
+    }
+
+    /// Compares a socket that has not taken its place with the checkpoint: all that the first half makes but
+    /// its queue.
+    pub(crate) fn compare_unplaced(
+        &self,
+        fd: BorrowedFd<'_>,
+        now: Checkpoint,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let mut wanted = self.clone();
+        wanted.receive_queue.clear();
+        wanted.endpoint = now.endpoint;
+        (wanted.filter, wanted.reuseport_program) =
+            (now.filter.clone(), now.reuseport_program.clone());
+        (wanted.shutdown, wanted.descriptor) = (now.shutdown, now.descriptor);
+        if self.corks() == Some(CorkAt::InPlace) {
+            wanted.cork.clone_from(&now.cork);
+        }
+        let later =
+            |row: &&option::Row| matches!(row.written(), Some(Stage::AfterConnect | Stage::Last));
+        for row in self.protocol.carried().filter(later) {
+            wanted.options.set(row, now.options.get(row.name).cloned());
+        }
+        wanted.compare(fd, now, report)
+    }
+
+    /// Compares where the socket is, and, where taking the place may have changed more, all but its queue.
+    pub(crate) fn compare_placed(
+        &self,
+        fd: BorrowedFd<'_>,
+        report: &mut Report,
+    ) -> Result<(), Error> {
+        let endpoint = &self.endpoint;
+        let plain = endpoint.peer.is_none() && endpoint.heard.is_none();
+        if plain && !self.protocol.is_ipv6() {
+            let failed = |error| Error::system(format!("{}: read its address", self.name()), error);
+            let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
+            let hidden = reader.read(fd).map_err(failed)?;
+            let now = Endpoint::dump(fd, self.protocol, Some(&hidden), report).map_err(failed)?;
+            if now != *endpoint {
+                let why = format!(
+                    "{} became {}, or its locks changed",
+                    endpoint.local, now.local
+                );
+                report.lose("local address", why);
+            }
+            return Ok(());
+        }
+        let mut wanted = self.clone();
+        wanted.receive_queue.clear();
+        wanted.compare(fd, Checkpoint::dump_own_without_queue(&fd)?, report)
     }
 
     /// Leaves out what nobody sees without BPF: to be as restore made it is all that `now`, read

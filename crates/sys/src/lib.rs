@@ -3,6 +3,7 @@
 //! This is the only crate of the project with unsafe code; every block says why it is sound.
 #![allow(unsafe_code)]
 
+pub mod barrier;
 pub mod bpf;
 pub mod capture;
 mod child;
@@ -17,6 +18,7 @@ mod pass;
 mod path;
 pub mod ptrace;
 mod registers;
+pub mod same;
 pub mod signal;
 pub mod sockopt;
 pub mod swap;

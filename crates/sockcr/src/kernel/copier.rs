@@ -131,6 +131,8 @@ fn unsupported<E: std::error::Error + Clone + Send + Sync + 'static>(error: &E) 
 /// Copies buffers.
 pub struct Copier<'r> {
     reader: &'r Reader,
+    /// Nobody takes a buffer away meanwhile.
+    still: bool,
     layout: &'static Buffers,
     walk: &'r Walk,
 }
@@ -140,8 +142,18 @@ impl<'r> Copier<'r> {
     pub fn new(reader: &'r Reader) -> io::Result<Self> {
         Ok(Self {
             reader,
+            still: false,
             layout: reader.buffers()?,
             walk: reader.walk()?,
+        })
+    }
+
+    /// The same for queues that nobody takes anything from: what is copied need not be looked at again.
+    pub fn of_still(reader: &'r Reader) -> io::Result<Self> {
+        let copier = Copier::new(reader)?;
+        Ok(Copier {
+            still: true,
+            ..copier
         })
     }
 
@@ -164,9 +176,11 @@ impl<'r> Copier<'r> {
             let Some(contents) = self.contents(&buffers, DEPTH_LIMIT)? else {
                 return Ok(None);
             };
-            self.walk.run(&mut again, at, head.address, view)?;
-            if !same(&buffers, &again.buffers(self.layout)?)? {
-                return Ok(None);
+            if !self.still {
+                self.walk.run(&mut again, at, head.address, view)?;
+                if !same(&buffers, &again.buffers(self.layout)?)? {
+                    return Ok(None);
+                }
             }
             for (buffer, contents) in buffers.iter().zip(contents) {
                 each(buffer, contents)?;

@@ -143,16 +143,25 @@ impl Reader {
     /// or not. `WouldBlock`: the owner reads all the time. `Unsupported`: no such socket, or its
     /// memory cannot be read. Nothing is changed.
     pub fn receive_queue(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Queued>> {
-        steady(|| self.try_receive_queue(socket))
+        steady(|| self.try_receive_queue(socket, Copier::new))
     }
 
-    fn try_receive_queue(&self, socket: BorrowedFd<'_>) -> Tried<Vec<Queued>> {
+    /// The same of a socket that nobody reads from meanwhile, in half the time; others may send to it.
+    pub fn still_receive_queue(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Queued>> {
+        steady(|| self.try_receive_queue(socket, Copier::of_still))
+    }
+
+    fn try_receive_queue<'r>(
+        &'r self,
+        socket: BorrowedFd<'_>,
+        copier: impl Fn(&'r Reader) -> io::Result<Copier<'r>>,
+    ) -> Tried<Vec<Queued>> {
         let content = self.content(&self.inet(socket)?)?;
         let before = self.heads(socket, content)?;
         if before.iter().all(Head::is_empty) {
             return Ok(Some(Vec::new()));
         }
-        let copier = Copier::new(self)?;
+        let copier = copier(self)?;
         let waiting = before.iter().map(|head| head.length).sum::<usize>();
         let mut queued = Vec::with_capacity(waiting.min(1 << 20));
         for head in &before {

@@ -1,11 +1,11 @@
 //! The new socket before it has its place, and how it follows what happens to the old one.
 
-use super::{ReplaceOptions, Trouble};
+use super::{ReplaceOptions, Trouble, learn_devices};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
 use crate::find::Found;
-use crate::kernel::Queued;
 use crate::kernel::inject::Lazy;
+use crate::kernel::{self, Queued};
 use crate::map;
 use crate::netns;
 use crate::report::Report;
@@ -22,10 +22,12 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 /// A new socket with everything but its place, made from a dump of the old one.
 #[derive(Debug)]
 pub(super) struct Draft {
-    /// The old one, as it was dumped.
+    /// The old one as it was dumped, without its queue.
     pub old: Checkpoint,
-    /// What the new one is to be.
-    pub wanted: Checkpoint,
+    /// What waited in it, and waits in the new one.
+    queue: Vec<Datagram>,
+    /// How many the new one has: less, where some could not be put into it.
+    loaded: usize,
     /// The new one.
     pub new: OwnedFd,
     /// What it does not have.
@@ -39,11 +41,11 @@ pub(super) struct Draft {
 impl Draft {
     pub fn new(
         found: &Found,
-        old: Checkpoint,
+        mut old: Checkpoint,
         options: &ReplaceOptions,
         injector: &mut Lazy,
     ) -> Result<Draft, Error> {
-        let wanted = wanted(&old, options)?;
+        let wanted = wanted(old.clone(), options)?;
         let mut report = Report::default();
         wanted.known_losses(&mut report);
         exact(&wanted, &report, options)?;
@@ -59,6 +61,8 @@ impl Draft {
         let new = wanted
             .prepare(Some(place), injector, &mut report)
             .map_err(|failure| wanted.explain(failure))?;
+        let made = Checkpoint::dump_own_without_queue(&new)?;
+        wanted.compare_unplaced(new.as_fd(), made, &mut report)?;
         exact(&wanted, &report, options)?;
         let (socket, fd) = (found.socket.as_fd(), new.as_fd());
         give_owner(socket, fd)
@@ -72,8 +76,9 @@ impl Draft {
             false => Beside::Nobody,
         };
         Ok(Draft {
+            queue: std::mem::take(&mut old.receive_queue),
+            loaded: waiting(new.as_fd())?,
             old,
-            wanted,
             new,
             report,
             same_port,
@@ -82,45 +87,54 @@ impl Draft {
     }
 
     /// Makes up for what happened since the dump: what the owner has read is read away, what came is put
-    /// in. Both must stand still. `now`: the old socket as it is now, without its queue, which is `queue`.
-    /// Answers what the new one is to be.
+    /// in. Both must stand still. `now`: the old `socket` as it is, without its queue, which is `queue`.
+    /// Answers what the new one is to be, and how many datagrams it has.
     pub fn catch_up(
         &self,
+        socket: BorrowedFd<'_>,
         mut now: Checkpoint,
         queue: Vec<Queued>,
         options: &ReplaceOptions,
         injector: &mut Lazy,
         report: &mut Report,
-    ) -> Result<Checkpoint, Trouble> {
+    ) -> Result<(Checkpoint, usize), Trouble> {
         if !is_same(&self.old, &now) {
             return Err(Trouble::Again("its owner changes it meanwhile"));
         }
-        let mut losses = Report::default();
-        now.receive_queue = receive_queue::told(queue, now.protocol, &now.options, &mut losses);
-        now.report.not_carried.append(&mut losses.not_carried);
-        let socket = &self.new;
-        let mut interfaces = std::mem::take(&mut now.interfaces);
-        now.each_interface(|index| interfaces.learn(socket.as_fd(), *index, &mut losses));
-        now.interfaces = interfaces;
-        let wanted = wanted(&now, options)?;
-        let (gone, kept) = overlap(&self.old.receive_queue, &now.receive_queue);
-        let mut later = wanted.clone();
-        later.receive_queue.drain(..kept);
-        if !later.receive_queue.is_empty() && !is_ready(injector, &later.receive_queue) {
-            get_ready(injector, &later.receive_queue)?;
+        let losses = &mut now.report;
+        now.receive_queue = receive_queue::told(queue, now.protocol, &now.options, losses);
+        learn_devices(&mut now, socket);
+        let (gone, kept) = match overlap(&self.queue, &now.receive_queue) {
+            // Which of them it has nobody knows.
+            (1.., _) if self.loaded < self.queue.len() => (self.loaded, 0),
+            overlap => overlap,
+        };
+        let mut wanted = wanted(now, options)?;
+        wanted.receive_queue.drain(..kept);
+        let later = &wanted.receive_queue;
+        if !later.is_empty() && !is_ready(injector, later) {
+            get_ready(injector, later)?;
             return Err(Trouble::Again(
                 "datagrams came that nothing was prepared for",
             ));
         }
-        read_away(socket.as_fd(), gone).map_err(|error| Error::system("read away", error))?;
-        later.fill_queue(socket.as_fd(), injector, report);
-        Ok(wanted)
+        let new = self.new.as_fd();
+        read_away(new, gone).map_err(|error| Error::system("read away", error))?;
+        wanted.fill_queue(new, injector, report);
+        let loaded = waiting(new)?;
+        Ok((wanted, loaded))
     }
 }
 
+/// How many datagrams wait in a socket.
+fn waiting(fd: BorrowedFd<'_>) -> Result<usize, Error> {
+    let failed = |error| Error::system("look into the new socket", error);
+    let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
+    Ok(reader.read(fd).map_err(failed)?.receive_queue as usize)
+}
+
 /// What the new socket is to be: edited, and called as it is to be called.
-fn wanted(old: &Checkpoint, options: &ReplaceOptions) -> Result<Checkpoint, Error> {
-    let mut wanted = old.clone();
+fn wanted(mut wanted: Checkpoint, options: &ReplaceOptions) -> Result<Checkpoint, Error> {
     for (name, value) in &options.edits {
         wanted.edit(name, value)?;
     }

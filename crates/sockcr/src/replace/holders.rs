@@ -1,6 +1,6 @@
 //! Every place where a socket is held: all tables of descriptors, and all numbers in each.
 
-use super::Trouble;
+use super::{GONE, Trouble};
 use crate::deliver::process::{is_shared, listener};
 use crate::find::{self, Found, Holder};
 use sockcr_sys::same::is_same_table;
@@ -39,7 +39,7 @@ pub(super) fn find(found: &Found) -> Result<Holders, Trouble> {
         }
     }
     match holders.tables.is_empty() {
-        true => Err(Trouble::Again("its owner closed it, or ended")),
+        true => Err(Trouble::Again(GONE)),
         false => Ok(holders),
     }
 }

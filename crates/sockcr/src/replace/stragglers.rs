@@ -1,5 +1,6 @@
 //! What a socket got after its queue was read: it is put behind what the other one has.
 
+use super::learn_devices;
 use crate::checkpoint::Checkpoint;
 use crate::kernel::inject::Lazy;
 use crate::kernel::{Queued, Reader};
@@ -87,9 +88,7 @@ impl Stragglers {
         }
         let mut all = old.clone();
         all.receive_queue = receive_queue::told(waiting, old.protocol, &old.options, report);
-        let mut interfaces = std::mem::take(&mut all.interfaces);
-        all.each_interface(|index| interfaces.learn(from, *index, report));
-        all.interfaces = interfaces;
+        learn_devices(&mut all, from);
         map::apply_to(&mut all, map, &mut vec![false; map.len()]);
         netns::within(to, || {
             let injector = injector.get()?;
