@@ -126,10 +126,10 @@ fn traffic_of_ipv4() -> Outcome {
         "recv any connected",
         "recv device",
     ] {
-        under_traffic(words, FAST, 15)?;
+        under_traffic(words, FAST, 8)?;
     }
     // It holds a quarter of a thousand.
-    under_traffic("recv small", FAST / 10, 15)
+    under_traffic("recv small", FAST / 10, 8)
 }
 
 fn traffic_of_ipv6() -> Outcome {
@@ -141,14 +141,14 @@ fn traffic_of_ipv6() -> Outcome {
         "recv mapped",
         "recv mapped any",
     ] {
-        under_traffic(words, FAST, 15)?;
+        under_traffic(words, FAST, 8)?;
     }
     Ok(())
 }
 
 fn traffic_of_a_group() -> Outcome {
     compiled(&[])?;
-    under_traffic("recvmsg group", FAST, 15)?;
+    under_traffic("recvmsg group", FAST, 8)?;
     for words in [
         "link add v0 type veth peer name v1",
         "link set v0 addrgenmode none up",
@@ -158,8 +158,8 @@ fn traffic_of_a_group() -> Outcome {
     ] {
         run("ip", &words.split(' ').collect::<Vec<_>>())?;
     }
-    under_traffic("recvmsg group", FAST, 15)?;
-    under_traffic("recv group ipv6", FAST, 15)
+    under_traffic("recvmsg group", FAST, 8)?;
+    under_traffic("recv group ipv6", FAST, 8)
 }
 
 /// Sockets that share a port: each keeps its place among them, so that a program goes on choosing
@@ -459,9 +459,9 @@ fn duration(receiver: &Receiver) -> anyhow::Result<Duration> {
     command::duration(&["replace", target])
 }
 
-/// Moments that are spread over the whole, however many are asked for.
+/// Moments that are spread over the whole, and a little more, however many are asked for.
 fn moment(whole: Duration, round: u32) -> Duration {
-    whole.mul_f64((f64::from(round) * 0.618_033_988_75).fract())
+    whole.mul_f64((f64::from(round) * 0.618_033_988_75).fract() * 1.2)
 }
 
 /// Whatever moment `kill -9` comes at, the program has the old socket or the new one, and nothing
@@ -469,8 +469,10 @@ fn moment(whole: Duration, round: u32) -> Duration {
 fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
     let mut receiver = Receiver::start(words)?;
     receiver.check()?.is_fine(0)?;
+    receiver.run_at(rate)?;
     let whole = duration(&receiver)?;
-    receiver.check()?.is_fine(0)?;
+    // What the last of them did not report.
+    receiver.stop()?.is_fine(u64::MAX)?;
     let targets = receiver.targets()?;
     let dump = |image: &str| -> Outcome {
         let words = ["dump", "--canonical", "-o", image];
