@@ -17,7 +17,7 @@ use crate::deliver::process;
 use crate::error::{Error, ErrorKind};
 use crate::find::{Found, Holder, is_gone};
 use crate::kernel::inject::Lazy;
-use crate::kernel::{self, Reader};
+use crate::kernel::{self, Mark, Reader};
 use crate::map::{self, Mapping};
 use crate::protocol;
 use crate::report::Report;
@@ -358,7 +358,9 @@ struct Ready {
     registrations: Vec<Registration>,
     wanted: Checkpoint,
     stragglers: Stragglers,
-    /// How many datagrams the new socket had before it took its place.
+    /// What comes to the new socket.
+    own: Stragglers,
+    /// How many datagrams it had before it took its place.
     loaded: usize,
 }
 
@@ -372,9 +374,9 @@ impl<'a> Attempt<'a> {
     fn get_ready(&mut self, seats: usize) -> Result<Ready, Trouble> {
         let registrations = self.registrations(seats)?;
         let now = self.found.dump_without_queue()?;
-        let queue = self.reader.still_receive_queue(self.both().0);
+        let mut mark = Mark::default();
+        let queue = self.reader.queue_behind(self.both().0, &mut mark);
         let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
-        let stragglers = Stragglers::after(&queue);
         let (wanted, loaded) = self.draft.catch_up(
             self.both().0,
             now,
@@ -387,28 +389,31 @@ impl<'a> Attempt<'a> {
         wanted.known_losses(&mut known);
         draft::exact(&wanted, &known, self.options)?;
         draft::exact(&wanted, &self.report, self.options)?;
+        let own = self.reader.end_of_queue(self.draft.new.as_fd());
+        let own = Stragglers::behind(own.map_err(unseen)?);
         match self.take_place(&wanted) {
             Ok(()) => Ok(Ready {
                 registrations,
                 wanted,
-                stragglers,
+                stragglers: Stragglers::behind(mark),
+                own,
                 loaded,
             }),
-            Err(error) => Err(self.give_back(loaded, error).into()),
+            Err(error) => Err(self.give_back(own, error).into()),
         }
     }
 
     /// What the new socket got in the place that it had for a moment goes to the old one, which has it
     /// again.
-    fn give_back(&mut self, loaded: usize, error: Error) -> Error {
+    fn give_back(&mut self, mut own: Stragglers, error: Error) -> Error {
         let (old, new) = self.both();
         if !self.draft.same_port {
             return error;
         }
         let given = deafen(new).and_then(|()| {
-            let mut stragglers = Stragglers::behind(self.reader, new, old, loaded)?;
+            own.look(self.reader, new, old)?;
             let (before, none) = (&self.draft.old, &mut Report::default());
-            stragglers.put_in(before, (new, old), &[], self.injector, none)
+            own.put_in(before, (new, old), &[], self.injector, none)
         });
         match given {
             Ok(_) => error,
@@ -491,7 +496,7 @@ impl<'a> Attempt<'a> {
         if let Err(error) = supervisor.commit(&ready.registrations) {
             let stale = is_gone(&error);
             let error = Error::system("the process that watches over it", error);
-            let error = self.give_back(ready.loaded, error);
+            let error = self.give_back(ready.own, error);
             return Err(match stale {
                 true => Trouble::Again(GONE),
                 false => error.into(),

@@ -162,11 +162,23 @@ impl<'r> Copier<'r> {
         &self,
         head: &Head,
         view: View,
-        mut each: impl FnMut(&Buffer<'_>, Vec<u8>) -> io::Result<()>,
+        each: impl FnMut(&Buffer<'_>, Vec<u8>) -> io::Result<()>,
     ) -> Tried<()> {
+        let count = self.queue_from(head, (head.first, head.address), view, each)?;
+        Ok(count.filter(|count| *count >= head.length).map(drop))
+    }
+
+    /// The same from a buffer on, behind the one that is before it; answers how many there were.
+    pub fn queue_from(
+        &self,
+        head: &Head,
+        (mut at, mut previous): (u64, u64),
+        view: View,
+        mut each: impl FnMut(&Buffer<'_>, Vec<u8>) -> io::Result<()>,
+    ) -> Tried<usize> {
         let (mut page, mut again) = (WalkPage::new(self.layout), WalkPage::new(self.layout));
         let limit = head.length.saturating_mul(2).saturating_add(ARRIVALS);
-        let (mut at, mut previous, mut count) = (head.first, head.address, 0);
+        let mut count = 0;
         while at != head.address {
             self.walk.run(&mut page, at, head.address, view)?;
             let buffers = page.buffers(self.layout)?;
@@ -189,7 +201,7 @@ impl<'r> Copier<'r> {
             previous = buffers.last().map_or(previous, |buffer| buffer.address);
             at = page.next()?;
         }
-        Ok((count >= head.length).then_some(()))
+        Ok(Some(count))
     }
 
     /// Copies the buffers from `start` to `end`, as many as fit on `page`.

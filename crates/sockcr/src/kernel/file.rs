@@ -51,6 +51,11 @@ impl Reader {
         })
     }
 
+    /// The bytes of a socket, to see whether it is used: sending, receiving and reading all change them.
+    pub fn bytes_of(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
+        Ok(self.sock(socket)?.raw)
+    }
+
     /// The length of a list of `epitem.fllink`, whose first word is the next one.
     fn registrations(&self, list: u64) -> io::Result<usize> {
         let mut count = 0;

@@ -36,7 +36,7 @@ pub use inet6::Hidden6;
 pub(crate) use iterator::needs_scope;
 pub use iterator::{SocketFile, sockets};
 pub use programs::Attached;
-pub use queue::{ErrorEntry, Queued};
+pub use queue::{ErrorEntry, Mark, Queued};
 pub use reader::{Extent, Hidden, Joined, Reader, reader};
 
 /// The room for the verifier's words, of which the last ones count.

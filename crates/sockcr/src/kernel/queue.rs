@@ -94,6 +94,15 @@ pub struct Queued {
     pub payload: Vec<u8>,
 }
 
+/// A place in a queue that is only ever added to: by default its beginning.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Mark {
+    /// All that was there at some time is before it.
+    begun: bool,
+    /// The last buffer before it, in `sk_receive_queue`.
+    last: Option<u64>,
+}
+
 /// An entry of the error queue, as MSG_ERRQUEUE would tell it (`struct sock_extended_err`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorEntry {
@@ -143,25 +152,16 @@ impl Reader {
     /// or not. `WouldBlock`: the owner reads all the time. `Unsupported`: no such socket, or its
     /// memory cannot be read. Nothing is changed.
     pub fn receive_queue(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Queued>> {
-        steady(|| self.try_receive_queue(socket, Copier::new))
+        steady(|| self.try_receive_queue(socket))
     }
 
-    /// The same of a socket that nobody reads from meanwhile, in half the time; others may send to it.
-    pub fn still_receive_queue(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Queued>> {
-        steady(|| self.try_receive_queue(socket, Copier::of_still))
-    }
-
-    fn try_receive_queue<'r>(
-        &'r self,
-        socket: BorrowedFd<'_>,
-        copier: impl Fn(&'r Reader) -> io::Result<Copier<'r>>,
-    ) -> Tried<Vec<Queued>> {
+    fn try_receive_queue(&self, socket: BorrowedFd<'_>) -> Tried<Vec<Queued>> {
         let content = self.content(&self.inet(socket)?)?;
         let before = self.heads(socket, content)?;
         if before.iter().all(Head::is_empty) {
             return Ok(Some(Vec::new()));
         }
-        let copier = copier(self)?;
+        let copier = Copier::new(self)?;
         let waiting = before.iter().map(|head| head.length).sum::<usize>();
         let mut queued = Vec::with_capacity(waiting.min(1 << 20));
         for head in &before {
@@ -178,6 +178,64 @@ impl Reader {
         Ok(pairs
             .all(|(after, before)| after.extends(before))
             .then_some(queued))
+    }
+
+    /// The datagrams behind a mark in a UDP socket that nobody reads from meanwhile, though others may
+    /// send to it; moves the mark behind them. In half the time that [`receive_queue`](Self::receive_queue)
+    /// takes.
+    pub fn queue_behind(&self, socket: BorrowedFd<'_>, mark: &mut Mark) -> io::Result<Vec<Queued>> {
+        let (queued, moved) = steady(|| self.try_queue_behind(socket, *mark))?;
+        *mark = moved;
+        Ok(queued)
+    }
+
+    fn try_queue_behind(
+        &self,
+        socket: BorrowedFd<'_>,
+        mut mark: Mark,
+    ) -> Tried<(Vec<Queued>, Mark)> {
+        let content = self.content(&self.inet(socket)?)?;
+        let heads = self.heads(socket, content)?;
+        let mut queued = Vec::new();
+        for (at, head) in heads.iter().enumerate() {
+            // What comes is put behind the last one; what is before that is for the reader.
+            let comes = at + 1 == heads.len();
+            let begin = match (mark.begun, mark.last) {
+                (true, _) if !comes => continue,
+                (true, Some(last)) => (self.next_buffer(last)?, last),
+                _ => (head.first, head.address),
+            };
+            if begin.0 == head.address {
+                continue;
+            }
+            let copier = Copier::of_still(self)?;
+            let done = copier.queue_from(head, begin, View::Headers, |buffer, payload| {
+                if comes {
+                    mark.last = Some(buffer.address);
+                }
+                queued.extend(datagram(buffer, content, payload)?);
+                Ok(())
+            })?;
+            if done.is_none() {
+                return Ok(None);
+            }
+        }
+        mark.begun = true;
+        Ok(Some((queued, mark)))
+    }
+
+    fn next_buffer(&self, buffer: u64) -> io::Result<u64> {
+        self.pointer(buffer, self.buffers()?.skb.next.offset)
+    }
+
+    /// A mark behind all that waits now in a socket that nobody sends to.
+    pub fn end_of_queue(&self, socket: BorrowedFd<'_>) -> io::Result<Mark> {
+        let heads = self.waiting(socket)?;
+        let last = heads.last().filter(|head| !head.is_empty());
+        Ok(Mark {
+            begun: true,
+            last: last.map(|head| head.last),
+        })
     }
 
     /// The heads of the receive queues, in the order of reading.

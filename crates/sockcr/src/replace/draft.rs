@@ -45,6 +45,7 @@ impl Draft {
         options: &ReplaceOptions,
         injector: &mut Lazy,
     ) -> Result<Draft, Error> {
+        let before = looks(found)?;
         let wanted = wanted(old.clone(), options)?;
         let mut report = Report::default();
         wanted.known_losses(&mut report);
@@ -67,6 +68,10 @@ impl Draft {
         let (socket, fd) = (found.socket.as_fd(), new.as_fd());
         give_owner(socket, fd)
             .map_err(|error| Error::system(format!("{}: its owner", old.name()), error))?;
+        if looks(found)? != before {
+            // Some will come until it is replaced.
+            get_ready(fd, injector, heard(&wanted))?;
+        }
         let here = |fd| netns::cookie(fd).map_err(failed);
         let same_netns = here(socket)? == here(fd)?;
         let (before, after) = (old.endpoint.local, wanted.endpoint.local);
@@ -113,7 +118,7 @@ impl Draft {
         wanted.receive_queue.drain(..kept);
         let later = &wanted.receive_queue;
         if !later.is_empty() && !is_ready(injector, later) {
-            get_ready(injector, later)?;
+            get_ready(self.new.as_fd(), injector, protocols(later))?;
             return Err(Trouble::Again(
                 "datagrams came that nothing was prepared for",
             ));
@@ -124,6 +129,13 @@ impl Draft {
         let loaded = waiting(new)?;
         Ok((wanted, loaded))
     }
+}
+
+/// What changes with every datagram that comes, is read or is sent.
+fn looks(found: &Found) -> Result<Vec<u8>, Error> {
+    let failed = |error| Error::system("look whether it is used", error);
+    let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
+    reader.bytes_of(found.socket.as_fd()).map_err(failed)
 }
 
 /// How many datagrams wait in a socket.
@@ -216,6 +228,12 @@ fn protocols(queue: &[Datagram]) -> (bool, bool) {
     (!queue.iter().all(is_ipv6), queue.iter().any(is_ipv6))
 }
 
+/// What may come: IPv4, IPv6.
+fn heard(wanted: &Checkpoint) -> (bool, bool) {
+    let ipv6 = wanted.protocol.is_ipv6();
+    (!ipv6 || !wanted.options.has("IPV6_V6ONLY"), ipv6)
+}
+
 fn is_ready(injector: &Lazy, queue: &[Datagram]) -> bool {
     let (ipv4, ipv6) = protocols(queue);
     injector
@@ -223,11 +241,13 @@ fn is_ready(injector: &Lazy, queue: &[Datagram]) -> bool {
         .is_some_and(|made| made.is_ready(ipv4, ipv6))
 }
 
-fn get_ready(injector: &mut Lazy, queue: &[Datagram]) -> Result<(), Error> {
-    let (ipv4, ipv6) = protocols(queue);
-    injector
-        .get()
-        .and_then(|injector| injector.get_ready(ipv4, ipv6))
+/// Prepares to put datagrams of these protocols into a socket, in its network namespace.
+fn get_ready(
+    fd: BorrowedFd<'_>,
+    injector: &mut Lazy,
+    (ipv4, ipv6): (bool, bool),
+) -> Result<(), Error> {
+    netns::within(fd, || injector.get()?.get_ready(ipv4, ipv6))
         .map_err(|error| Error::system("prepare to put datagrams into the new socket", error))
 }
 

@@ -3,7 +3,7 @@
 use super::learn_devices;
 use crate::checkpoint::Checkpoint;
 use crate::kernel::inject::Lazy;
-use crate::kernel::{Queued, Reader};
+use crate::kernel::{Mark, Queued, Reader};
 use crate::map::{self, Mapping};
 use crate::netns;
 use crate::report::Report;
@@ -15,50 +15,29 @@ use std::os::fd::BorrowedFd;
 /// The datagrams that came to a socket, but not to the one that it gives them to.
 #[derive(Debug)]
 pub(super) struct Stragglers {
-    /// Those that are accounted for: nobody reads them any more, so that each keeps its identity.
-    known: BTreeSet<u64>,
+    /// Those before it are accounted for.
+    mark: Mark,
     waiting: Vec<Queued>,
 }
 
 impl Stragglers {
-    /// Whatever is not in this queue.
-    pub fn after(queue: &[Queued]) -> Stragglers {
+    /// Whatever comes behind this mark.
+    pub fn behind(mark: Mark) -> Stragglers {
         Stragglers {
-            known: queue.iter().map(|queued| queued.identity).collect(),
+            mark,
             waiting: Vec::new(),
         }
     }
 
-    /// What waits in `from` behind the first `known`, and not in `to` as well.
-    pub fn behind(
-        reader: &Reader,
-        from: BorrowedFd<'_>,
-        to: BorrowedFd<'_>,
-        known: usize,
-    ) -> io::Result<Stragglers> {
-        let mut queue = reader.receive_queue(from)?;
-        let later = queue.split_off(known.min(queue.len()));
-        let mut stragglers = Stragglers::after(&queue);
-        stragglers.add(reader, later, to)?;
-        Ok(stragglers)
-    }
-
-    /// Looks at the socket that they came to. What is for many came to the other one too, while both were
-    /// in their place: the same datagram waits in its queue.
+    /// Looks at the socket that they came to, which nobody reads from any more. What is for many came to the
+    /// other one too, while both were in their place: the same datagram waits in its queue.
     pub fn look(
         &mut self,
         reader: &Reader,
         from: BorrowedFd<'_>,
         to: BorrowedFd<'_>,
     ) -> io::Result<()> {
-        if reader.read(from)?.receive_queue as usize <= self.known.len() {
-            return Ok(());
-        }
-        self.add(reader, reader.receive_queue(from)?, to)
-    }
-
-    fn add(&mut self, reader: &Reader, mut new: Vec<Queued>, to: BorrowedFd<'_>) -> io::Result<()> {
-        new.retain(|queued| self.known.insert(queued.identity));
+        let mut new = reader.queue_behind(from, &mut self.mark)?;
         let shares = |queued: &Queued| {
             let destination = queued.destination.ip();
             // Of a broadcast address only the network knows that it is one.
