@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod queue;
+mod replace;
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
@@ -23,14 +24,21 @@ const PORT: u16 = 5353;
 const MANY: usize = 10_000;
 
 fn main() -> anyhow::Result<()> {
+    let is_asked_for = |name: &str| std::env::args().skip(1).any(|argument| argument == name);
+    if is_asked_for(replace::OWNER) {
+        return replace::own();
+    }
     sandbox::enter()?;
     match kernel::reader() {
         Ok(_) => println!("with BPF"),
         Err(why) => println!("without BPF: {why}"),
     }
     println!("{:44} {:>11} {:>11} {:>7}", "", "sockcr", "floor", "times");
-    if std::env::args().skip(1).any(|argument| argument == "queue") {
+    if is_asked_for("queue") {
         return queue::all();
+    }
+    if is_asked_for("replace") {
+        return replace::all();
     }
     for (name, change) in [("fresh socket", false), ("socket of a server", true)] {
         let socket = prepared(change)?;
@@ -42,6 +50,7 @@ fn main() -> anyhow::Result<()> {
     }
     many()?;
     queue::all()?;
+    replace::all()?;
     cold_start()
 }
 

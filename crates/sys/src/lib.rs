@@ -22,6 +22,7 @@ pub mod same;
 pub mod signal;
 pub mod sockopt;
 pub mod swap;
+pub mod visit;
 
 /// Turns the `-1` of a system call into the error of this thread's `errno`.
 fn check(result: libc::c_int) -> std::io::Result<libc::c_int> {
