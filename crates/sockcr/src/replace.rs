@@ -221,6 +221,8 @@ fn refuse_kind(found: &Found) -> Result<(), Error> {
     if reader.read(fd).map_err(failed)?.encapsulated != 0 {
         return refused("has UDP_ENCAP: its datagrams are for the kernel (IPsec, L2TP)");
     }
+    // Not while they stand still.
+    reader.get_ready().map_err(failed)?;
     match reader.users(fd).map_err(failed)?.kernel {
         true => refused("is used by the kernel itself: a tunnel, or a BPF map (sockmap)"),
         false => Ok(()),

@@ -111,6 +111,12 @@ impl Reader {
         self.layout.buffers.as_ref().map_err(unsupported)
     }
 
+    /// Does now what takes long at the first queue that is not empty, some 10 ms: loads the programs.
+    pub fn get_ready(&self) -> io::Result<()> {
+        self.walk()?;
+        self.gatherer().map(drop)
+    }
+
     fn walk(&self) -> io::Result<&Walk> {
         let walk = self
             .walk

@@ -131,11 +131,17 @@ impl Draft {
     }
 }
 
-/// What changes with every datagram that comes, is read or is sent.
-fn looks(found: &Found) -> Result<Vec<u8>, Error> {
+/// What changes when datagrams come or its owner does something: nothing in a socket counts them, but who
+/// reads them runs (/proc/PID/task/TID/schedstat).
+fn looks(found: &Found) -> Result<(Vec<u8>, Vec<String>), Error> {
     let failed = |error| Error::system("look whether it is used", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
-    reader.bytes_of(found.socket.as_fd()).map_err(failed)
+    let bytes = reader.bytes_of(found.socket.as_fd()).map_err(failed)?;
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", found.holder.pid));
+    let tasks = tasks.into_iter().flatten().flatten();
+    let times =
+        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
+    Ok((bytes, times.collect()))
 }
 
 /// How many datagrams wait in a socket.
