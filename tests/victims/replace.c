@@ -9,7 +9,7 @@
 //     small                                   no larger receive buffer than everybody has
 //     two tables                              two descriptors of the socket; each thread with a table of its own
 //     signals filtered leaderless             a signal each 100 µs; a seccomp filter; without its first thread
-//     churn                                   a thread starts and ends all the time
+//     churn forks                             a thread, a process starts and ends all the time
 //
 // This process has no socket under test: it sends, and counts in shared memory what its child receives. It
 // is told by lines: "start RATE", "stop", "check", and answers the last two with a line of JSON.
@@ -65,7 +65,7 @@ static struct {
 static const char *call;
 static int threads = 1, workers = 1, members = 1, flows = 1;
 static int ipv6, mapped, any, connected, group, device, by_program, small, two, tables;
-static int with_signals, filtered, leaderless, churn;
+static int with_signals, filtered, leaderless, churn, forks;
 static int out[FLOWS], arm[2], socks[MEMBERS];
 static struct sockaddr_storage target;
 static socklen_t target_size;
@@ -263,6 +263,12 @@ static void wait_and_take(struct place *place) {
         got = recvmmsg(place->fd, messages, 8, MSG_WAITFORONE, NULL);
         for (int i = 0; i < got; i++) take(place, &datagrams[i], messages[i].msg_len, &from[i]);
         direct = 1;
+    } else if (is("recvmmsg_two")) {
+        // It waits for the second with the first in hand.
+        got = recvmmsg(place->fd, messages, 2, 0, NULL);
+        if (got == 1) complain("cut short", got);
+        for (int i = 0; i < got; i++) take(place, &datagrams[i], messages[i].msg_len, &from[i]);
+        direct = 1;
     } else if (is("poll")) got = poll(&poll_fd, 1, -1);
     else if (is("poll_timed")) got = poll(&poll_fd, 1, 60000);
     else if (is("poll_short")) got = poll(&poll_fd, 1, 20), timed = got == 0;
@@ -347,6 +353,10 @@ static void *short_lived(void *unused) { return NULL; }
 static void *churning(void *unused) {
     for (;;) {
         pthread_t new;
+        int child = forks ? fork() : -1;
+        if (child == 0) _exit(0);
+        if (forks && (child < 0 || waitpid(child, NULL, 0) != child)) complain("fork", child);
+        if (forks) continue;
         if (pthread_create(&new, NULL, short_lived, NULL)) complain("pthread_create", 0);
         else pthread_join(new, NULL);
     }
@@ -500,7 +510,7 @@ static int victim(void) {
     pthread_t new;
     for (int i = leaderless ? 0 : 1; i < threads * members; i++)
         if (pthread_create(&new, NULL, thread, &places[i])) fail("pthread_create");
-    if (churn && pthread_create(&new, NULL, churning, NULL)) fail("pthread_create");
+    if ((churn || forks) && pthread_create(&new, NULL, churning, NULL)) fail("pthread_create");
     if (leaderless) pthread_exit(NULL);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     thread(&places[0]);
@@ -580,6 +590,7 @@ static void verdict(unsigned long sent, const char *asleep) {
 
 static void press(void) {
     if (is("disarmed") && write(arm[1], "", 1) != 1) complain("arm", 0);
+    if (is("recvmmsg_two") && !shared->rate && shared->got < shared->sent) send_next();
 }
 
 // Until all that was sent by now has come, or nothing comes any more; says how much that is.
@@ -635,7 +646,7 @@ int main(int count, char **words) {
         int *value;
     } flags[] = {{"ipv6", &ipv6}, {"mapped", &mapped}, {"any", &any}, {"connected", &connected}, {"group", &group},
                  {"device", &device}, {"by_program", &by_program}, {"small", &small}, {"two", &two}, {"tables", &tables},
-                 {"signals", &with_signals}, {"filtered", &filtered}, {"leaderless", &leaderless}, {"churn", &churn}};
+                 {"signals", &with_signals}, {"filtered", &filtered}, {"leaderless", &leaderless}, {"churn", &churn}, {"forks", &forks}};
     for (int i = 2; i < count; i++) {
         int known = 0;
         for (unsigned j = 0; j < sizeof flags / sizeof *flags; j++)
