@@ -8,6 +8,7 @@
 
 mod draft;
 mod epoll;
+mod group;
 mod holders;
 mod stragglers;
 

@@ -1,5 +1,6 @@
 //! The new socket before it has its place, and how it follows what happens to the old one.
 
+use super::group;
 use super::{ReplaceOptions, Trouble, learn_devices};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -59,8 +60,8 @@ impl Draft {
                 &own
             }
         };
-        let new = wanted
-            .prepare(Some(place), injector, &mut report)
+        let new = make(found, &wanted, place, &mut report)
+            .and_then(|new| wanted.prepare(new, injector, &mut report))
             .map_err(|failure| wanted.explain(failure))?;
         let made = Checkpoint::dump_own_without_queue(&new)?;
         wanted.compare_unplaced(new.as_fd(), made, &mut report)?;
@@ -149,6 +150,26 @@ fn waiting(fd: BorrowedFd<'_>) -> Result<usize, Error> {
     let failed = |error| Error::system("look into the new socket", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
     Ok(reader.read(fd).map_err(failed)?.receive_queue as usize)
+}
+
+/// A fresh socket, in the control group that the old one is of.
+fn make(
+    found: &Found,
+    wanted: &Checkpoint,
+    netns: &OwnedFd,
+    report: &mut Report,
+) -> Result<OwnedFd, Failure> {
+    let failed = |error| Failure::at("control group", error);
+    let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
+    let make = || wanted.make(Some(netns));
+    let (socket, pid) = (found.socket.as_fd(), found.holder.pid);
+    match group::inside(reader, socket, pid, make) {
+        Ok(made) => made,
+        Err(error) => {
+            report.lose("control group", crate::error::reason(&error));
+            make()
+        }
+    }
 }
 
 /// What the new socket is to be: edited, and called as it is to be called.
