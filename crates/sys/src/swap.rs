@@ -399,7 +399,7 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
             }
         };
         match committed {
-            After::Released => tell(far, &[DONE]),
+            After::Released => tell(far, [DONE]),
             After::Undone => break,
             After::Committed => return go_forward(plan, state, far),
         }
@@ -423,7 +423,7 @@ fn until_committed(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) -> Aft
             }
             Some(COMMIT) => match prepare(plan, state, far) {
                 Ok(()) => {
-                    tell(far, &[DONE]);
+                    tell(far, [DONE]);
                     return After::Committed;
                 }
                 Err(failure) => tell_failure(far, failure),
@@ -455,23 +455,29 @@ fn words<const COUNT: usize>(far: &OwnedFd) -> Option<[i32; COUNT]> {
     Some(bytes.map(i32::from_ne_bytes))
 }
 
-/// Whoever waited for it may be gone.
-fn tell(far: &OwnedFd, words: &[i32]) {
-    for word in words {
-        let _ = rustix::net::send(far, &word.to_ne_bytes(), SendFlags::NOSIGNAL);
+/// Whoever waited for it may be gone. In few pieces: each wakes somebody.
+fn tell(far: &OwnedFd, words: impl IntoIterator<Item = i32>) {
+    let mut bytes = [0; 1024];
+    let mut words = words.into_iter().peekable();
+    while words.peek().is_some() {
+        let mut length = 0;
+        for (piece, word) in bytes.chunks_exact_mut(4).zip(&mut words) {
+            piece.copy_from_slice(&word.to_ne_bytes());
+            length += 4;
+        }
+        let _ = rustix::net::send(far, &bytes[..length], SendFlags::NOSIGNAL);
     }
 }
 
 fn tell_failure(far: &OwnedFd, failure: Failure) {
     let Failure { wrong, tid, errno } = failure;
-    tell(far, &[wrong as i32, tid, errno]);
+    tell(far, [wrong as i32, tid, errno]);
 }
 
 fn report_hold(state: &State<'_>, far: &OwnedFd) {
-    tell(far, &[DONE]);
-    for given in &state.tables {
-        tell(far, &[i32::from(given.received.is_some())]);
-    }
+    let tables = state.tables.iter();
+    let there = tables.map(|given| i32::from(given.received.is_some()));
+    tell(far, [DONE].into_iter().chain(there));
 }
 
 /// An end is none of our errors.
@@ -718,7 +724,7 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
     match swapped {
         Ok(()) => {
             let micros = i32::try_from(micros).unwrap_or(i32::MAX);
-            tell(far, &[DONE, micros, failed_registrations]);
+            tell(far, [DONE, micros, failed_registrations]);
         }
         Err(failure) => tell_failure(far, failure),
     }
@@ -811,4 +817,40 @@ fn at_number(
         None => drop(unsafe { libc::close(fd) }),
     }
     result
+}
+
+/// How long a process stands still for the least that could be done in it: one getpid(2).
+pub fn floor(pid: i32) -> io::Result<Result<Duration, Failure>> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+    let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    let mut room = foreign::room(pid);
+    let child = Child::start(&line, &[far.as_raw_fd()], || {
+        match least(pid, &mut room) {
+            Ok(stopped) => {
+                let micros = i32::try_from(stopped.as_micros()).unwrap_or(i32::MAX);
+                tell(&far, [DONE, micros]);
+            }
+            Err(failure) => tell_failure(&far, failure),
+        };
+    })?;
+    drop(far);
+    let supervisor = Supervisor {
+        child,
+        line: Some(line),
+        tables: 0,
+    };
+    if let Some(failure) = supervisor.failure()? {
+        return Ok(Err(failure));
+    }
+    let micros = u64::try_from(supervisor.word()?).unwrap_or(0);
+    Ok(Ok(Duration::from_micros(micros)))
+}
+
+fn least(pid: i32, room: &mut Vec<Thread>) -> Result<Duration, Failure> {
+    let start = Instant::now();
+    let mut process = Held::new(pid, room, start + PATIENCE)?;
+    process.call(libc::SYS_getpid, [0; 6])?;
+    process.let_go();
+    Ok(start.elapsed())
 }

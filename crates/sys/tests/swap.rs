@@ -329,3 +329,45 @@ fn at_several_numbers() {
         is_replaced(&mut Victim::start(call, 2, 2, &["dup"]), 5);
     }
 }
+
+/// Without what the worker does meanwhile.
+fn swapped_at_once(victim: &Victim) -> io::Result<Duration> {
+    let old = victim.socket()?;
+    let new = UdpSocket::bind("127.0.0.1:0")?;
+    let failed = |failure| io::Error::other(format!("{failure:?}"));
+    let plan = plan(victim, &old, &new)?;
+    let registrations = registrations(victim, plan.inode)?;
+    let mut supervisor = Supervisor::start(&plan)?;
+    supervisor.hold()?.map_err(failed)?;
+    supervisor.commit(&registrations)?;
+    Ok(supervisor.swap()?.map_err(failed)?.stopped)
+}
+
+/// `cargo test --release -p sockcr-sys --test swap -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn how_long_it_stands_still() {
+    for (call, processes, threads) in [
+        ("recv", 1, 1),
+        ("epoll", 1, 1),
+        ("recv", 1, 64),
+        ("recv", 4, 1),
+    ] {
+        let victim = Victim::start(call, processes, threads, &[]);
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..500 {
+            ours.push(swapped_at_once(&victim).expect("is not replaced"));
+            let least = sockcr_sys::swap::floor(victim.tables[0].0).expect("no floor");
+            floor.push(least.expect("no floor"));
+        }
+        for all in [&mut ours, &mut floor] {
+            all.sort_unstable();
+        }
+        let of = |all: &[Duration]| [all[0], all[250], all[495]];
+        eprintln!(
+            "{call} {processes}x{threads}: {:?} floor {:?}",
+            of(&ours),
+            of(&floor)
+        );
+    }
+}
