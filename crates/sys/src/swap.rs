@@ -32,7 +32,9 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// Nothing that works takes longer.
+/// How long it may take to hold all: some stand still already.
+const STOPPING: Duration = Duration::from_secs(1);
+/// Nothing else that works takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long processes stand still while we say nothing.
 const SILENCE: Duration = Duration::from_secs(10);
@@ -144,7 +146,8 @@ impl Supervisor {
     }
 
     /// Stops every process, and gives each table a descriptor of the new socket, at any number. Says for each table
-    /// whether it has seats still: its process may have ended, or closed them all.
+    /// whether it has seats still: its process may have ended, or closed them all. After a failure everything is
+    /// undone, and it has ended.
     pub fn hold(&mut self) -> io::Result<Result<Vec<bool>, Failure>> {
         self.tell(&[HOLD])?;
         if let Some(failure) = self.failure()? {
@@ -394,19 +397,14 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
     // A number that a process has may be beyond our own limit; where it cannot be raised, `commit` says so.
     let _ = raise_limit();
     while next(far, Silence::IsAllowed) == Some(HOLD) {
-        let committed = match hold(plan, state) {
-            Ok(()) => {
-                report_hold(state, far);
-                look_at_flags(state);
-                until_committed(plan, state, far)
-            }
-            Err(failure) => {
-                release(state);
-                tell_failure(far, failure);
-                continue;
-            }
-        };
-        match committed {
+        if let Err(failure) = hold(plan, state) {
+            undo(plan, state);
+            // Its end lets those threads go that did not stop.
+            return tell_failure(far, failure);
+        }
+        report_hold(state, far);
+        look_at_flags(state);
+        match until_committed(plan, state, far) {
             After::Released => tell(far, [DONE]),
             After::Undone => break,
             After::Committed => return go_forward(plan, state, far),
@@ -497,10 +495,13 @@ fn unless_ended<T>(done: Result<T, Failure>) -> Result<Option<T>, Failure> {
 }
 
 fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
-    state.since = Instant::now();
-    let end = state.since + PATIENCE;
+    let end = Instant::now() + STOPPING;
     for process in &mut state.processes {
         unless_ended(process.begin(end))?;
+    }
+    state.since = Instant::now();
+    for process in &mut state.processes {
+        process.interrupt()?;
     }
     for process in &mut state.processes {
         unless_ended(process.complete())?;
