@@ -32,12 +32,17 @@ pub fn stop(pid: i32) -> Result<Stopped, Error> {
             break;
         }
         for tid in new {
-            known.push(tid);
             match sockcr_sys::ptrace::stop(tid) {
                 Ok(thread) => threads.push(thread),
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
+                // Another thread has its number, if it has executed a program: that is to be stopped.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {
+                    if !sockcr_sys::ptrace::has_ended(tid) {
+                        continue;
+                    }
+                }
                 Err(error) => return Err(failed(error)),
             }
+            known.push(tid);
         }
     }
     match threads.is_empty() {

@@ -274,9 +274,7 @@ impl<'a> Held<'a> {
         };
         let unfiltered = match seized {
             Ok(unfiltered) => unfiltered,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || ptrace::has_ended(tid) => {
-                return Ok(false);
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
             Err(error) => return Err(Failure::new(Wrong::Hold, tid, &error)),
         };
         self.threads.push(Thread {

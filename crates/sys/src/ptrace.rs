@@ -48,9 +48,26 @@ impl Drop for Stopped {
     }
 }
 
-/// Becomes the tracer of a thread, which runs on.
+/// Becomes the tracer of a thread, which runs on; `ESRCH` when it has ended.
 pub(crate) fn seize(tid: i32) -> io::Result<()> {
-    request(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACESYSGOOD)
+    const ATTEMPTS: u32 = 3;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match request(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACESYSGOOD) {
+            // One that has just ended is refused like one that we may not trace (`ptrace_attach`). If another
+            // thread executes a program, that has its number an instant later (`de_thread`).
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                if has_ended(tid) {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                if attempt == ATTEMPTS {
+                    return Err(error);
+                }
+            }
+            seized => return seized,
+        }
+    }
 }
 
 /// Makes a thread stop; [`settle`] waits for that.
@@ -167,7 +184,7 @@ const SHORTEST_MOMENT: Duration = Duration::from_micros(20);
 const LONGEST_MOMENT: Duration = Duration::from_millis(2);
 
 /// Whether a thread has ended, and is only waited for.
-pub(crate) fn has_ended(tid: i32) -> bool {
+pub fn has_ended(tid: i32) -> bool {
     let mut buffer = [0; 1024];
     let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
     let Ok(text) = crate::path::read(path.as_c_str(), &mut buffer) else {
