@@ -39,6 +39,7 @@ pub const ALL: &[Scenario] = &[
     ),
     Scenario::new("live::one_of_two", CC, one_of_two),
     Scenario::new("live::runs_itself_again", CC, runs_itself_again),
+    Scenario::new("live::cannot_be_stopped", CC, cannot_be_stopped),
     Scenario::new("live::moved_away", CC, moved_away),
     Scenario::new("live::killed_at_any_moment", CC, killed_at_any_moment),
     Scenario::new("live::an_ending_process", CC, an_ending_process),
@@ -402,6 +403,25 @@ fn runs_itself_again() -> Outcome {
         );
     }
     ensure!(whole > 0, "is never done, refused {ended} times");
+    Ok(())
+}
+
+/// Its first thread waits for a vfork(2). When that is waited for, another thread executes a program, which
+/// nobody tells who waits; or nothing happens at all.
+fn cannot_be_stopped() -> Outcome {
+    compiled(&[])?;
+    let start = |words: &[&str]| -> anyhow::Result<(Process, String)> {
+        let mut victim = Process::start(program("./live").args(["stuck", "0"]).args(words))?;
+        let fd = victim.facts()?["fd"].as_i64().context("no descriptor")?;
+        let place = format!("{}:{fd}", victim.pid());
+        Ok((victim, place))
+    };
+    let (_victim, place) = start(&["executes"])?;
+    done(["dump", "--stop", &place, "-o", "a.skc"])?.quiet()?;
+    let (_victim, place) = start(&[])?;
+    refused(["dump", "--stop", &place, "-o", "a.skc"])?
+        .says(&["cannot be stopped"])?
+        .helps("vfork")?;
     Ok(())
 }
 

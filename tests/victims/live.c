@@ -2,10 +2,12 @@
 //
 //     live CALL THREADS [signals] [filtered] [namespaces] [leaderless] [traced] [some]
 //     live again 0
+//     live stuck 0 [executes]
 //
 // Each thread waits in CALL, again and again. It answers datagrams, sent to the port that it prints:
 // "state", "fds", "take FD", "close FD", "watch FD". With "some", one more thread waits for the second
-// datagram of recvmmsg(2) when it has one. "again" executes itself all the time, from another thread than the first.
+// datagram of recvmmsg(2) when it has one. "again" executes itself all the time, from another thread than the first. The
+// first thread of "stuck" cannot be stopped; when somebody tries, another one executes it, if it is to.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -178,8 +180,24 @@ static void *again(void *number) {
     return NULL;
 }
 
-static int run_again(char *number) {
+// By the number that another thread has, which executes a program, waits who has stopped the first.
+static void *when_traced(void *number) {
+    char path[40], text[2000];
+    sprintf(path, "/proc/%d/status", getpid());
+    for (;;) {
+        int file = open(path, O_RDONLY), length = read(file, text, sizeof text - 1);
+        close(file);
+        text[length < 0 ? 0 : length] = 0;
+        char *tracer = strstr(text, "TracerPid:");
+        if (tracer && atoi(tracer + 10)) execl("/proc/self/exe", "live", "again", number, "stays", NULL);
+    }
+    return NULL;
+}
+
+static int run_again(int count, char **words) {
     static char text[20];
+    char *number = words[2];
+    int executes = count > 3 && !strcmp(words[3], "executes");
     pthread_t new;
     if (!strcmp(number, "0")) {
         struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
@@ -188,10 +206,21 @@ static int run_again(char *number) {
         sock = socket(AF_INET, SOCK_DGRAM, 0);
         if (bind(sock, (struct sockaddr *)&address, size) || getsockname(sock, (struct sockaddr *)&address, &size)) return 2;
         printf("{\"port\": %d, \"fd\": %d}\n", ntohs(address.sin_port), sock);
-        fflush(stdout);
         sprintf(number = text, "%d", sock);
     }
-    if (pthread_create(&new, NULL, again, number)) return 2;
+    if (is("again")) {
+        fflush(stdout);
+        if (count == 3 && pthread_create(&new, NULL, again, number)) return 2;
+    } else {
+        if (executes && pthread_create(&new, NULL, when_traced, number)) return 2;
+        // Until its child ends, it can only be killed.
+        if (vfork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            close(atoi(number));
+            fflush(stdout);
+            for (;;) pause();
+        }
+    }
     for (;;) pause();
 }
 
@@ -221,7 +250,7 @@ int main(int count, char **words) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
     call = words[1];
-    if (is("again")) return run_again(words[2]);
+    if (is("again") || is("stuck")) return run_again(count, words);
     // Whatever it was started with.
     close_range(3, ~0U, 0);
     for (int i = 3; i < count; i++) {

@@ -19,6 +19,10 @@ pub fn stop(pid: i32) -> Result<Stopped, Error> {
         match Errno::from_io_error(&error) {
             Some(Errno::PERM) => Error::system(what, error)
                 .help("it needs the rights of ptrace(2), and no other tracer at work"),
+            Some(Errno::TIMEDOUT) => {
+                Error::new(ErrorKind::Refused, format!("process {pid}"), "cannot be stopped")
+                    .help("it waits in the kernel for something that nothing interrupts, such as a disk or a vfork(2): try again")
+            }
             _ => Error::system(what, error),
         }
     };

@@ -39,7 +39,7 @@ pub fn stop(tid: i32) -> io::Result<Stopped> {
 }
 
 /// How long a thread may take to stop.
-const STOPPING: Duration = Duration::from_secs(5);
+const STOPPING: Duration = Duration::from_secs(2);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
