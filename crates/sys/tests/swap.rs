@@ -256,12 +256,7 @@ fn registration(line: &str, table: usize, epoll: i32, inode: u64) -> Option<Regi
 /// The whole of it; `before` hears of each step before it is taken, the last when all is done.
 fn replaced(victim: &Victim, before: impl Fn(&str)) -> io::Result<(Swapped, u64)> {
     let old = victim.socket()?;
-    let new = UdpSocket::from(rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )?);
+    let new = unbound()?;
     let failed = |failure| io::Error::other(format!("{failure:?}"));
     let plan = plan(victim, &old, &new)?;
     before("start");
@@ -284,6 +279,21 @@ fn replaced(victim: &Victim, before: impl Fn(&str)) -> io::Result<(Swapped, u64)
     drain(&old)?;
     before("end");
     Ok((swapped, inode(&new)?))
+}
+
+fn unbound() -> io::Result<UdpSocket> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
+    Ok(socket_with(AddressFamily::INET, kind, flags, None)?.into())
+}
+
+/// One that has taken the traffic over already.
+fn bound_alike(victim: &Victim, old: &UdpSocket) -> io::Result<UdpSocket> {
+    let new = unbound()?;
+    set_socket_reuseaddr(old, true)?;
+    set_socket_reuseaddr(&new, true)?;
+    rustix::net::bind(&new, &victim.address())?;
+    Ok(new)
 }
 
 /// A plain echo in place of a carried queue: nothing must be lost here.
@@ -343,6 +353,136 @@ fn at_several_numbers() {
         eprintln!("{call}");
         is_replaced(&mut Victim::start(call, 2, 2, &["dup"]), 5);
     }
+}
+
+/// Where it may not look into us, it is sent the socket.
+#[test]
+fn by_a_message() {
+    for call in ["recv", "epoll_et"] {
+        let mut victim = Victim::start(call, 2, 2, &["own"]);
+        let old = victim.socket().expect("no socket");
+        let before = victim.descriptors();
+        let new = bound_alike(&victim, &old).expect("no second socket");
+        let mut plan = plan(&victim, &old, &new).expect("no plan");
+        for table in &mut plan.tables {
+            table.sees_us = false;
+            table.listener = Some(listener().expect("no listener"));
+        }
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        // Taken back, and held again.
+        supervisor.release().expect("is not let go");
+        assert_eq!(victim.descriptors(), before);
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held again");
+        let registrations = registrations(&victim, plan.inode).expect("no registrations");
+        supervisor.commit(&registrations).expect("not committed");
+        let swapped = supervisor.swap().expect("it has ended");
+        swapped.expect("is not swapped");
+        set_socket_reuseaddr(&new, false).expect("no option");
+        drop(plan);
+        drop((old, new));
+        victim.is_fine();
+    }
+}
+
+fn listener() -> io::Result<(OwnedFd, Vec<u8>)> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let kind = SocketType::SEQPACKET;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed())?;
+    rustix::net::listen(&socket, 16)?;
+    let address: SocketAddrUnix = rustix::net::getsockname(&socket)?.try_into()?;
+    let name = address.abstract_name().ok_or(io::ErrorKind::NotFound)?;
+    Ok((socket, [&[0], name].concat()))
+}
+
+/// A holder that is killed while all stand still takes its descriptors with it; one that has ended before is
+/// told of.
+#[test]
+fn without_a_holder_that_ends() {
+    for round in 0..3 {
+        let mut victim = Victim::start("epoll", 4, 1, &[]);
+        let old = victim.socket().expect("no socket");
+        let new = bound_alike(&victim, &old).expect("no second socket");
+        let plan = plan(&victim, &old, &new).expect("no plan");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let (ending, _) = victim.tables.pop().expect("no worker");
+        let end = |now: bool| {
+            let pid = Pid::from_raw(ending).filter(|_| now);
+            let process = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()).expect("no process"));
+            let killed = pid.map(|pid| rustix::process::kill_process(pid, Signal::KILL));
+            assert!(killed.is_none_or(|killed| killed.is_ok()));
+            if let Some(process) = process {
+                let mut asked = [PollFd::new(&process, PollFlags::IN)];
+                poll(&mut asked, None).expect("no end");
+            }
+        };
+        end(round == 0);
+        let there = supervisor.hold().expect("it has ended");
+        let there = there.expect("the others are not held");
+        assert_eq!(there, [true, true, true, round != 0]);
+        end(round == 1);
+        let registrations = registrations(&victim, plan.inode).expect("no registrations");
+        assert_eq!(registrations.len(), 1);
+        supervisor.commit(&registrations).expect("not committed");
+        end(round == 2);
+        let swapped = supervisor.swap().expect("it has ended");
+        let swapped = swapped.expect("the others are not swapped");
+        assert_eq!(swapped.failed_registrations, 0);
+        let expected = format!("socket:[{}]", inode(&new).expect("no inode"));
+        for table in victim.descriptors() {
+            assert!(table.contains(&expected), "{table}");
+        }
+    }
+}
+
+/// Undone, it goes on with the old socket.
+#[test]
+fn dropped_before_the_commit() {
+    let mut victim = Victim::start("epoll", 2, 3, &[]);
+    let before = victim.descriptors();
+    for _ in 0..5 {
+        let old = victim.socket().expect("no socket");
+        let new = bound_alike(&victim, &old).expect("no second socket");
+        let plan = plan(&victim, &old, &new).expect("no plan");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        drop(supervisor);
+        assert_eq!(rustix::net::sockopt::socket_reuseaddr(&old), Ok(false));
+        drop(plan);
+        drop((old, new));
+        assert_eq!(victim.descriptors(), before);
+        victim.is_fine();
+    }
+}
+
+#[test]
+fn a_stopped_process_stays_stopped() {
+    let mut victim = Victim::start("epoll_et", 1, 3, &[]);
+    victim.is_fine();
+    let (pid, _) = victim.tables[0];
+    let process = Pid::from_raw(pid).expect("no process");
+    let is_stopped = || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it has ended");
+        text.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    rustix::process::kill_process(process, Signal::STOP).expect("no signal");
+    for _ in 0..5 {
+        while !is_stopped() {
+            std::thread::yield_now();
+        }
+        replaced(&victim, |_| {}).expect("is not replaced");
+    }
+    while !is_stopped() {
+        std::thread::yield_now();
+    }
+    rustix::process::kill_process(process, Signal::CONT).expect("no signal");
+    victim.is_fine();
 }
 
 /// What is started anew as a program of its own, to be killed; it says which step comes next.
