@@ -436,7 +436,7 @@ fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
     let tid = thread.tid;
     let settled = || -> io::Result<()> {
         ptrace::settle(tid, end)?;
-        ptrace::take_back_disturbance(tid, &thread.before)
+        ptrace::take_back_disturbance(tid, &thread.before, thread.unfiltered)
     };
     match settled() {
         Ok(()) => Ok(true),

@@ -617,6 +617,7 @@ fn how_long_it_stands_still() {
         ("recv", 1, 1),
         ("epoll", 1, 1),
         ("recv", 1, 64),
+        ("poll_timed", 1, 64),
         ("recv", 4, 1),
     ] {
         let victim = Victim::start(call, processes, threads, &[]);
