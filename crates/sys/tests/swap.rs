@@ -460,6 +460,64 @@ fn dropped_before_the_commit() {
     }
 }
 
+/// No program stands still for ever because we say nothing: it is undone before the commit, finished after.
+#[test]
+fn in_silence() {
+    let mut victims = [false, true].map(|commits| (commits, Victim::start("epoll", 2, 1, &[])));
+    let sockets = victims.each_ref().map(|(_, victim)| {
+        let old = victim.socket().expect("no socket");
+        let new = bound_alike(victim, &old).expect("no second socket");
+        (old, new)
+    });
+    let before = victims.each_ref().map(|(_, victim)| victim.descriptors());
+    let mut supervisors = Vec::new();
+    for ((commits, victim), (old, new)) in victims.iter().zip(&sockets) {
+        let plan = plan(victim, old, new).expect("no plan");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        if *commits {
+            let registrations = registrations(victim, plan.inode).expect("no registrations");
+            supervisor.commit(&registrations).expect("not committed");
+        }
+        supervisors.push(supervisor);
+    }
+    for (_, victim) in &victims {
+        await_release(victim);
+    }
+    let committed = supervisors.pop().map(Supervisor::swap);
+    assert!(matches!(committed, Some(Ok(Ok(_)))), "{committed:?}");
+    let undone = supervisors.pop().map(|mut undone| undone.commit(&[]));
+    assert!(matches!(undone, Some(Err(_))), "{undone:?}");
+    let inodes = sockets
+        .each_ref()
+        .map(|(old, new)| [old, new].map(|one| inode(one).ok()));
+    let stays = [&sockets[0].0, &sockets[1].1];
+    for socket in stays {
+        assert_eq!(rustix::net::sockopt::socket_reuseaddr(socket), Ok(false));
+    }
+    drop(sockets);
+    let names = inodes[1].map(|inode| format!("socket:[{}]", inode.unwrap_or(0)));
+    let replaced = before[1]
+        .iter()
+        .map(|table| table.replace(&names[0], &names[1]));
+    let replaced: Vec<String> = replaced.collect();
+    assert_eq!(victims[0].1.descriptors(), before[0]);
+    assert_eq!(victims[1].1.descriptors(), replaced);
+    victims.iter_mut().for_each(|(_, victim)| victim.is_fine());
+}
+
+/// There is nothing that tells of it.
+fn await_release(victim: &Victim) {
+    let is_traced = |tid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{tid}/status"));
+        !status.expect("it has ended").contains("TracerPid:\t0\n")
+    };
+    while victim.tables.iter().any(|(_, tid)| is_traced(tid)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 #[test]
 fn a_stopped_process_stays_stopped() {
     let mut victim = Victim::start("epoll_et", 1, 3, &[]);
