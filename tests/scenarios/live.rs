@@ -37,6 +37,9 @@ pub const ALL: &[Scenario] = &[
         CC,
         without_its_first_thread,
     ),
+    Scenario::new("live::one_of_two", CC, one_of_two),
+    Scenario::new("live::runs_itself_again", CC, runs_itself_again),
+    Scenario::new("live::cannot_be_stopped", CC, cannot_be_stopped),
     Scenario::new("live::moved_away", CC, moved_away),
     Scenario::new("live::killed_at_any_moment", CC, killed_at_any_moment),
     Scenario::new("live::an_ending_process", CC, an_ending_process),
@@ -242,6 +245,14 @@ fn signals_arrive() -> Outcome {
 fn under_a_filter() -> Outcome {
     compiled(&[])?;
     is_given(&Victim::start("recv", 4, &["filtered"])?, 5)?;
+    // What the kernel would go on with by a call that the program has never made.
+    for call in ["poll_timed", "nanosleep", "clock_nanosleep"] {
+        let victim = Victim::start(call, 2, &["filtered"])?;
+        is_given(&victim, 5).with_context(|| format!("in {call}"))?;
+        let target = format!("{}:{}", victim.pid, victim.fd);
+        done(["dump", "--stop", &target, "-o", "a.skc"])?.quiet()?;
+        victim.is_fine().with_context(|| format!("in {call}"))?;
+    }
     let victim = Victim::start_as(Some(command::NOBODY), "recv", 1, &["filtered"])?;
     is_given(&victim, 5)?;
     let (held, facts) = actor::start_as_nobody("hold", &["unbound"])?;
@@ -336,6 +347,65 @@ fn a_stopped_process_stays_stopped() -> Outcome {
 fn without_its_first_thread() -> Outcome {
     compiled(&[])?;
     is_given(&Victim::start("recv", 3, &["leaderless"])?, 3)
+}
+
+/// A thread has one datagram of recvmmsg(2) and waits for the second; it is told no error afterwards.
+fn one_of_two() -> Outcome {
+    compiled(&[])?;
+    let victim = Victim::start("recv", 1, &["some"])?;
+    is_given(&victim, 20)?;
+    let target = format!("{}:{}", victim.pid, victim.fd);
+    for _ in 0..20 {
+        done(["dump", "--stop", &target, "-o", "a.skc"])?.quiet()?;
+        victim.is_fine()?;
+    }
+    Ok(())
+}
+
+/// From a thread that is not its first, all the time: the command ends, done or refused.
+fn runs_itself_again() -> Outcome {
+    compiled(&[])?;
+    let mut victim = Process::start(program("./live").args(["again", "0"]))?;
+    let fd = victim.facts()?["fd"].as_i64().context("no descriptor")?;
+    let place = format!("{}:{fd}", victim.pid());
+    let (mut ended, mut whole) = (0, 0);
+    for round in 0..100 {
+        let command = sockcr(["dump", "--stop", &place, "-o", "a.skc"]).start()?;
+        ensure!(
+            command.ends_within(wait::PATIENCE)?,
+            "waits still in round {round}"
+        );
+        match command.end()?.code() {
+            Some(0) => whole += 1,
+            Some(1) => ended += 1,
+            code => bail!("the command ended with {code:?}"),
+        }
+        ensure!(
+            !victim.ends_within(Duration::ZERO)?,
+            "the program has ended in round {round}"
+        );
+    }
+    ensure!(whole > 0, "is never done, refused {ended} times");
+    Ok(())
+}
+
+/// Its first thread waits for a vfork(2). When that is waited for, another thread executes a program, which
+/// nobody tells who waits; or nothing happens at all.
+fn cannot_be_stopped() -> Outcome {
+    compiled(&[])?;
+    let start = |words: &[&str]| -> anyhow::Result<(Process, String)> {
+        let mut victim = Process::start(program("./live").args(["stuck", "0"]).args(words))?;
+        let fd = victim.facts()?["fd"].as_i64().context("no descriptor")?;
+        let place = format!("{}:{fd}", victim.pid());
+        Ok((victim, place))
+    };
+    let (_victim, place) = start(&["executes"])?;
+    done(["dump", "--stop", &place, "-o", "a.skc"])?.quiet()?;
+    let (_victim, place) = start(&[])?;
+    refused(["dump", "--stop", &place, "-o", "a.skc"])?
+        .says(&["cannot be stopped"])?
+        .helps("vfork")?;
+    Ok(())
 }
 
 /// From one program to the next: the first is out of it, its epoll instance too.

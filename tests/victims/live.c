@@ -1,9 +1,13 @@
 // A program that knows nothing of us, and tells of every disturbance.
 //
-//     live CALL THREADS [signals] [filtered] [namespaces] [leaderless] [traced]
+//     live CALL THREADS [signals] [filtered] [namespaces] [leaderless] [traced] [some]
+//     live again 0
+//     live stuck 0 [executes]
 //
 // Each thread waits in CALL, again and again. It answers datagrams, sent to the port that it prints:
-// "state", "fds", "take FD", "close FD", "watch FD".
+// "state", "fds", "take FD", "close FD", "watch FD". With "some", one more thread waits for the second
+// datagram of recvmmsg(2) when it has one. "again" executes itself all the time, from another thread than the first. The
+// first thread of "stuck" cannot be stopped; when somebody tries, another one executes it, if it is to.
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <dirent.h>
@@ -143,11 +147,89 @@ static void *thread(void *unused) {
     return NULL;
 }
 
+static int own;
+
+// A socket that sends to itself.
+static int make_own(void) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    socklen_t size = sizeof address;
+    own = socket(AF_INET, SOCK_DGRAM, 0);
+    return bind(own, (struct sockaddr *)&address, size) || getsockname(own, (struct sockaddr *)&address, &size) ||
+           connect(own, (struct sockaddr *)&address, size);
+}
+
+// What disturbs it when it has one must not become an error of the socket.
+static void *some(void *unused) {
+    char byte;
+    struct iovec piece = {&byte, 1};
+    struct mmsghdr two[2] = {{.msg_hdr = {.msg_iov = &piece, .msg_iovlen = 1}}, {.msg_hdr = {.msg_iov = &piece, .msg_iovlen = 1}}};
+    for (;;) {
+        if (send(own, "", 1, 0) != 1) complain("send", errno);
+        int got = recvmmsg(own, two, 2, 0, NULL);
+        if (got != 1) complain("recvmmsg", got);
+        got = recv(own, &byte, 1, MSG_DONTWAIT);
+        if (got >= 0 || errno != EAGAIN) complain("after recvmmsg", got);
+    }
+    return NULL;
+}
+
+static void *again(void *number) {
+    struct timespec moment = {0, 1000000};
+    nanosleep(&moment, NULL);
+    execl("/proc/self/exe", "live", "again", number, NULL);
+    return NULL;
+}
+
+// By the number that another thread has, which executes a program, waits who has stopped the first.
+static void *when_traced(void *number) {
+    char path[40], text[2000];
+    sprintf(path, "/proc/%d/status", getpid());
+    for (;;) {
+        int file = open(path, O_RDONLY), length = read(file, text, sizeof text - 1);
+        close(file);
+        text[length < 0 ? 0 : length] = 0;
+        char *tracer = strstr(text, "TracerPid:");
+        if (tracer && atoi(tracer + 10)) execl("/proc/self/exe", "live", "again", number, "stays", NULL);
+    }
+    return NULL;
+}
+
+static int run_again(int count, char **words) {
+    static char text[20];
+    char *number = words[2];
+    int executes = count > 3 && !strcmp(words[3], "executes");
+    pthread_t new;
+    if (!strcmp(number, "0")) {
+        struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+        socklen_t size = sizeof address;
+        close_range(3, ~0U, 0);
+        sock = socket(AF_INET, SOCK_DGRAM, 0);
+        if (bind(sock, (struct sockaddr *)&address, size) || getsockname(sock, (struct sockaddr *)&address, &size)) return 2;
+        printf("{\"port\": %d, \"fd\": %d}\n", ntohs(address.sin_port), sock);
+        sprintf(number = text, "%d", sock);
+    }
+    if (is("again")) {
+        fflush(stdout);
+        if (count == 3 && pthread_create(&new, NULL, again, number)) return 2;
+    } else {
+        if (executes && pthread_create(&new, NULL, when_traced, number)) return 2;
+        // Until its child ends, it can only be killed.
+        if (vfork() == 0) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
+            close(atoi(number));
+            fflush(stdout);
+            for (;;) pause();
+        }
+    }
+    for (;;) pause();
+}
+
 static void filter(void) {
 #define REFUSE(n) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, n, 0, 1), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS)
     struct sock_filter code[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0),
         REFUSE(SYS_pidfd_open), REFUSE(SYS_pidfd_getfd), REFUSE(SYS_socket), REFUSE(SYS_connect),
+        REFUSE(SYS_restart_syscall),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof code / sizeof *code, code};
@@ -164,10 +246,11 @@ static int child_of(int parent) {
 }
 
 int main(int count, char **words) {
-    int signals = 0, filtered = 0, namespaces = 0, leaderless = 0, traced = 0;
+    int signals = 0, filtered = 0, namespaces = 0, leaderless = 0, traced = 0, with_some = 0;
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
     call = words[1];
+    if (is("again") || is("stuck")) return run_again(count, words);
     // Whatever it was started with.
     close_range(3, ~0U, 0);
     for (int i = 3; i < count; i++) {
@@ -176,6 +259,7 @@ int main(int count, char **words) {
         namespaces |= !strcmp(words[i], "namespaces");
         leaderless |= !strcmp(words[i], "leaderless");
         traced |= !strcmp(words[i], "traced");
+        with_some |= !strcmp(words[i], "some");
     }
     sock = socket(AF_INET, SOCK_DGRAM, 0);
     if (bind(sock, (struct sockaddr *)&address, size) || getsockname(sock, (struct sockaddr *)&address, &size)) return 2;
@@ -221,6 +305,9 @@ int main(int count, char **words) {
         if (read(ready[0], &byte, 1) != 1) return 2;
         close(ready[0]), close(ready[1]);
     }
+    pthread_t new;
+    if (with_some && make_own()) return 2;
+    if (with_some && pthread_create(&new, NULL, some, NULL)) return 2;
     if (filtered) filter();
     // Only the first thread gets the signals, so that their order can be told.
     sigset_t set;
@@ -228,7 +315,6 @@ int main(int count, char **words) {
     sigaddset(&set, SIGRTMIN);
     pthread_sigmask(SIG_BLOCK, &set, NULL);
     for (int i = 1; i < atoi(words[2]); i++) {
-        pthread_t new;
         if (pthread_create(&new, NULL, thread, NULL)) return 2;
     }
     printf("{\"port\": %d, \"fd\": %d}\n", ntohs(address.sin_port), sock);

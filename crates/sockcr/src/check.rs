@@ -58,6 +58,14 @@ pub fn features() -> Vec<Feature> {
             "move and restore --into do not work",
         ),
         feature(
+            "see who else has a socket, by BPF, to replace it",
+            on_socket(|socket| {
+                let reader = kernel::reader().map_err(io::Error::other)?;
+                reader.users(socket).map(drop)
+            }),
+            "replace does not work",
+        ),
+        feature(
             "tell network namespaces apart (SO_NETNS_COOKIE, 5.14)",
             on_socket(|socket| netns::cookie(socket).map(drop)),
             "sockets cannot be looked up by address or inode",

@@ -8,6 +8,7 @@
 
 mod draft;
 mod epoll;
+mod group;
 mod holders;
 mod stragglers;
 
@@ -22,8 +23,8 @@ use crate::map::{self, Mapping};
 use crate::protocol;
 use crate::report::Report;
 use crate::restore::Beside;
-use crate::state::{meanwhile, receive_queue};
-use draft::Draft;
+use crate::state::meanwhile;
+use draft::{Before, Draft};
 use epoll::Instances;
 use holders::Holders;
 use rustix::fd::AsFd;
@@ -46,6 +47,9 @@ const NO_DEVICE: i32 = i32::MAX;
 const ATTEMPTS: u32 = 4;
 /// What an owner does that we see half way.
 const GONE: &str = "an owner closed it, or ended";
+/// Who is no descriptor of any process.
+const UNSEEN: &str = "somebody has it whom nobody sees: a message on its way (SCM_RIGHTS), a ring of \
+                      io_uring, or a process that was just started";
 /// The references to the open file of the old socket that are ours: [`Found`], and that of the child.
 const OURS: u64 = 2;
 
@@ -143,7 +147,7 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     let mut old = Vec::with_capacity(found.len());
     for socket in &found {
         refuse_kind(socket)?;
-        old.push(dump(socket)?);
+        old.push(Before::of(socket)?);
     }
     check_maps(&old, options)?;
     let mut replacements = Vec::with_capacity(found.len());
@@ -160,23 +164,6 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     Ok(replacements)
 }
 
-/// Dumps a socket whose owner runs. A queue that changes faster than it is read is not worth to be
-/// loaded before: it is read when the owner stands still.
-fn dump(found: &Found) -> Result<Checkpoint, Error> {
-    let mut old = found.dump_without_queue()?;
-    let reader = reader(&old.name())?;
-    match reader.receive_queue(found.socket.as_fd()) {
-        Ok(queue) => {
-            let report = &mut old.report;
-            old.receive_queue = receive_queue::told(queue, old.protocol, &old.options, report);
-        }
-        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-        Err(error) => return Err(Error::system("read the receive queue", error)),
-    }
-    learn_devices(&mut old, found.socket.as_fd());
-    Ok(old)
-}
-
 /// Looks up the devices of datagrams that were added to a checkpoint, where the socket lives.
 fn learn_devices(checkpoint: &mut Checkpoint, fd: BorrowedFd<'_>) {
     let mut interfaces = std::mem::take(&mut checkpoint.interfaces);
@@ -186,8 +173,8 @@ fn learn_devices(checkpoint: &mut Checkpoint, fd: BorrowedFd<'_>) {
 }
 
 /// Whether each mapping names something in one of them, after the edits.
-fn check_maps(old: &[Checkpoint], options: &ReplaceOptions) -> Result<(), Error> {
-    let mut edited = old.to_vec();
+fn check_maps(old: &[Before], options: &ReplaceOptions) -> Result<(), Error> {
+    let mut edited: Vec<Checkpoint> = old.iter().map(|old| old.socket.clone()).collect();
     for checkpoint in &mut edited {
         for (name, value) in &options.edits {
             checkpoint.edit(name, value)?;
@@ -262,7 +249,7 @@ impl Replacement<'_> {
                     .help(format!("tried {ATTEMPTS} times; nothing was changed")));
             }
             attempts += 1;
-            let old = dump(&self.found)?;
+            let old = Before::of(&self.found)?;
             self.draft = Draft::new(&self.found, old, self.options, &mut self.injector)?;
         }
     }
@@ -375,7 +362,7 @@ impl<'a> Attempt<'a> {
     /// Sees that nobody else uses it, and has the new socket take its place.
     fn get_ready(&mut self, seats: usize) -> Result<Ready, Trouble> {
         let registrations = self.registrations(seats)?;
-        let now = self.found.dump_without_queue()?;
+        let now = self.draft.now(self.found)?;
         let mut mark = Mark::default();
         let queue = self.reader.queue_behind(self.both().0, &mut mark);
         let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
@@ -435,10 +422,7 @@ impl<'a> Attempt<'a> {
         }
         let seen = seats as u64 + OURS;
         if users.references != seen {
-            return Err(Trouble::Again(
-                "somebody has it whom nobody sees: a message on its way (SCM_RIGHTS), a ring of \
-                 io_uring, or a process that was just started",
-            ));
+            return Err(Trouble::Again(UNSEEN));
         }
         if users.registrations == 0 {
             return Ok(Vec::new());
@@ -521,6 +505,7 @@ impl<'a> Attempt<'a> {
         };
         let wanted = &ready.wanted;
         self.check_group(wanted);
+        self.check_errors(wanted);
         if swapped.failed_registrations > 0 {
             let why = format!("{} could not be made again", swapped.failed_registrations);
             self.report.lose("epoll registrations", why);
@@ -554,6 +539,18 @@ impl<'a> Attempt<'a> {
         if let Err(error) = done {
             let what = "datagrams that came meanwhile";
             self.report.lose(what, crate::error::reason(&error));
+        }
+    }
+
+    /// What became of datagrams that the owner had sent is told to the socket that sent them.
+    fn check_errors(&mut self, wanted: &Checkpoint) {
+        let Ok(now) = self.reader.read(self.both().0) else {
+            return;
+        };
+        let (pending, queue) = (wanted.errors.pending, wanted.errors.queue.len());
+        if now.pending_error != pending || now.error_queue as usize > queue {
+            let why = "came to the old socket while it was replaced";
+            self.report.lose("errors", why);
         }
     }
 

@@ -192,7 +192,8 @@ impl Checkpoint {
         injector: &mut Lazy,
         report: &mut Report,
     ) -> Result<OwnedFd, Failure> {
-        let socket = self.prepare(options.netns.as_ref(), injector, report)?;
+        let socket = self.make(options.netns.as_ref())?;
+        let socket = self.prepare(socket, injector, report)?;
         // What is refused anyway takes no datagrams from those who share its address.
         if self.shares() && !options.lossy && !report.is_exact() {
             return Ok(socket);
@@ -201,18 +202,22 @@ impl Checkpoint {
         Ok(socket)
     }
 
-    /// The first half: a socket with everything that does not need its place, which it has not taken.
-    pub(crate) fn prepare(
-        &self,
-        netns: Option<&OwnedFd>,
-        injector: &mut Lazy,
-        report: &mut Report,
-    ) -> Result<OwnedFd, Failure> {
+    /// A fresh socket in a network namespace, or in that of this thread.
+    pub(crate) fn make(&self, netns: Option<&OwnedFd>) -> Result<OwnedFd, Failure> {
         let made = match netns {
             Some(netns) => netns::enter_in_thread(netns.as_fd(), || new_socket(self.protocol)),
             None => new_socket(self.protocol),
         };
-        let socket = made.map_err(|error| Failure::at("socket", error))?;
+        made.map_err(|error| Failure::at("socket", error))
+    }
+
+    /// The first half: a fresh socket gets everything that does not need its place, which it does not take.
+    pub(crate) fn prepare(
+        &self,
+        socket: OwnedFd,
+        injector: &mut Lazy,
+        report: &mut Report,
+    ) -> Result<OwnedFd, Failure> {
         let fd = socket.as_fd();
         if self.protocol.is_raw() {
             hush(fd).map_err(|error| Failure::at("filter from the start", error))?;

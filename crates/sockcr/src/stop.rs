@@ -19,6 +19,10 @@ pub fn stop(pid: i32) -> Result<Stopped, Error> {
         match Errno::from_io_error(&error) {
             Some(Errno::PERM) => Error::system(what, error)
                 .help("it needs the rights of ptrace(2), and no other tracer at work"),
+            Some(Errno::TIMEDOUT) => {
+                Error::new(ErrorKind::Refused, format!("process {pid}"), "cannot be stopped")
+                    .help("it waits in the kernel for something that nothing interrupts, such as a disk or a vfork(2): try again")
+            }
             _ => Error::system(what, error),
         }
     };
@@ -32,12 +36,17 @@ pub fn stop(pid: i32) -> Result<Stopped, Error> {
             break;
         }
         for tid in new {
-            known.push(tid);
             match sockcr_sys::ptrace::stop(tid) {
                 Ok(thread) => threads.push(thread),
-                Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {}
+                // Another thread has its number, if it has executed a program: that is to be stopped.
+                Err(error) if Errno::from_io_error(&error) == Some(Errno::SRCH) => {
+                    if !sockcr_sys::ptrace::has_ended(tid) {
+                        continue;
+                    }
+                }
                 Err(error) => return Err(failed(error)),
             }
+            known.push(tid);
         }
     }
     match threads.is_empty() {

@@ -103,6 +103,7 @@ impl Failure {
 pub(crate) struct Thread {
     tid: i32,
     before: Waiting,
+    interrupted: bool,
     stands: bool,
     /// No seccomp filter looks at its calls meanwhile.
     unfiltered: bool,
@@ -164,21 +165,38 @@ impl<'a> Held<'a> {
         }
     }
 
-    /// Interrupts every thread of the process, and does not wait: several processes can be stopped together.
-    /// From now on nothing takes longer than until `end`.
+    /// Becomes the tracer of every thread of the process; they run on. From now on nothing takes longer than
+    /// until `end`.
     pub fn begin(&mut self, end: Instant) -> Result<(), Failure> {
         self.end = end;
         self.seize_new().map(drop)
     }
 
+    /// Interrupts its threads, and does not wait: several processes can be stopped together.
+    pub fn interrupt(&mut self) -> Result<(), Failure> {
+        let running = |thread: &&mut Thread| !thread.interrupted;
+        for thread in self.threads.iter_mut().filter(running) {
+            thread.interrupted = true;
+            match ptrace::interrupt(thread.tid) {
+                Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
+                    return Err(Failure::new(Wrong::Hold, thread.tid, &error));
+                }
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
     /// Waits until all its threads stand still. Only a running thread makes new ones: when all that are
     /// there stand still, none comes.
     pub fn complete(&mut self) -> Result<(), Failure> {
-        self.await_stops()?;
-        while self.seize_new()? {
+        loop {
+            self.interrupt()?;
             self.await_stops()?;
+            if !self.seize_new()? {
+                return Ok(());
+            }
         }
-        Ok(())
     }
 
     /// Has this thread of the process make the calls; says whether it is there.
@@ -218,7 +236,7 @@ impl<'a> Held<'a> {
         thread.ok_or(Failure::plain(Wrong::Ended, tid))
     }
 
-    /// Becomes the tracer of every thread that it is not yet, and interrupts it; says whether there was any.
+    /// Becomes the tracer of every thread that it is not yet; says whether there was any.
     fn seize_new(&mut self) -> Result<bool, Failure> {
         let asked = self.process;
         let failed = |error: io::Error| match error.raw_os_error() {
@@ -256,24 +274,18 @@ impl<'a> Held<'a> {
         };
         let unfiltered = match seized {
             Ok(unfiltered) => unfiltered,
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) || ptrace::has_ended(tid) => {
-                return Ok(false);
-            }
+            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => return Ok(false),
             Err(error) => return Err(Failure::new(Wrong::Hold, tid, &error)),
         };
         self.threads.push(Thread {
             tid,
             before,
             stands: false,
+            interrupted: false,
             unfiltered,
             calls: None,
         });
-        match ptrace::interrupt(tid) {
-            Err(error) if error.raw_os_error() != Some(libc::ESRCH) => {
-                Err(Failure::new(Wrong::Hold, tid, &error))
-            }
-            _ => Ok(true),
-        }
+        Ok(true)
     }
 
     /// Waits for every thread to stand still, and forgets those that have ended.
@@ -424,7 +436,7 @@ fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
     let tid = thread.tid;
     let settled = || -> io::Result<()> {
         ptrace::settle(tid, end)?;
-        ptrace::take_back_disturbance(tid, &thread.before)
+        ptrace::take_back_disturbance(tid, &thread.before, thread.unfiltered)
     };
     match settled() {
         Ok(()) => Ok(true),

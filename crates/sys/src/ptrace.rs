@@ -31,7 +31,7 @@ pub fn stop(tid: i32) -> io::Result<Stopped> {
     let stopped = Stopped { tid };
     interrupt(tid)?;
     settle(tid, Instant::now() + STOPPING)?;
-    match take_back_disturbance(tid, &before) {
+    match take_back_disturbance(tid, &before, false) {
         // A program of another kind keeps its EINTR.
         Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(stopped),
         taken => taken.map(|()| stopped),
@@ -39,7 +39,7 @@ pub fn stop(tid: i32) -> io::Result<Stopped> {
 }
 
 /// How long a thread may take to stop.
-const STOPPING: Duration = Duration::from_secs(5);
+const STOPPING: Duration = Duration::from_secs(2);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
@@ -48,9 +48,26 @@ impl Drop for Stopped {
     }
 }
 
-/// Becomes the tracer of a thread, which runs on.
+/// Becomes the tracer of a thread, which runs on; `ESRCH` when it has ended.
 pub(crate) fn seize(tid: i32) -> io::Result<()> {
-    request(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACESYSGOOD)
+    const ATTEMPTS: u32 = 3;
+    let mut attempt = 0;
+    loop {
+        attempt += 1;
+        match request(libc::PTRACE_SEIZE, tid, libc::PTRACE_O_TRACESYSGOOD) {
+            // One that has just ended is refused like one that we may not trace (`ptrace_attach`). If another
+            // thread executes a program, that has its number an instant later (`de_thread`).
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+                if has_ended(tid) {
+                    return Err(io::Error::from_raw_os_error(libc::ESRCH));
+                }
+                if attempt == ATTEMPTS {
+                    return Err(error);
+                }
+            }
+            seized => return seized,
+        }
+    }
 }
 
 /// Makes a thread stop; [`settle`] waits for that.
@@ -130,12 +147,17 @@ pub(crate) fn let_go(tid: i32) -> io::Result<()> {
 /// not woken (`child_wait_callback` sees the exchanged number).
 fn wait(tid: i32, end: Instant) -> io::Result<libc::c_int> {
     let mut status = 0;
-    let mut moment = SHORTEST_MOMENT;
+    let (mut at_once, mut moment) = (AT_ONCE, SHORTEST_MOMENT);
     loop {
         // SAFETY: status is writable; __WALL also waits for threads that are no child.
         match check(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) }) {
             Ok(0) if Instant::now() > end => {
                 return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+            }
+            // Sleep and waking up take longer than most of what is waited for.
+            Ok(0) if at_once > 0 => {
+                at_once -= 1;
+                std::hint::spin_loop();
             }
             // The first thread of a process is not told of before the others are collected.
             Ok(0) if !await_news(moment) && moment == LONGEST_MOMENT && has_ended(tid) => {
@@ -154,13 +176,15 @@ fn wait(tid: i32, end: Instant) -> io::Result<libc::c_int> {
     }
 }
 
+/// How often it is asked without a pause: some 30 µs.
+const AT_ONCE: u32 = 100;
 /// The first pause: who does not block SIGCHLD is not told of news.
 const SHORTEST_MOMENT: Duration = Duration::from_micros(20);
 /// The last.
 const LONGEST_MOMENT: Duration = Duration::from_millis(2);
 
 /// Whether a thread has ended, and is only waited for.
-pub(crate) fn has_ended(tid: i32) -> bool {
+pub fn has_ended(tid: i32) -> bool {
     let mut buffer = [0; 1024];
     let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
     let Ok(text) = crate::path::read(path.as_c_str(), &mut buffer) else {
@@ -195,16 +219,38 @@ pub(crate) fn is_filtered(tid: i32) -> io::Result<bool> {
     Ok(crate::path::number_after(text, "Seccomp:").unwrap_or(0) != 0)
 }
 
+/// The same of a stopped thread that [`seize_unfiltered`] has seized: that this was possible says that
+/// the kernel knows the answer (`seccomp_get_filter`). /proc takes twenty times as long, for each of many threads.
+fn has_filters(tid: i32) -> Option<bool> {
+    const PTRACE_SECCOMP_GET_FILTER: libc::c_uint = 0x420c;
+    let first = std::ptr::null_mut::<libc::c_void>();
+    let nowhere = std::ptr::null_mut::<libc::c_void>();
+    // SAFETY: with no memory given it only tells the length of the first filter.
+    let told = unsafe { libc::ptrace(PTRACE_SECCOMP_GET_FILTER, tid, first, nowhere) };
+    match told {
+        0.. => Some(true),
+        _ if io::Error::last_os_error().raw_os_error() == Some(libc::EINVAL) => Some(false),
+        _ => None,
+    }
+}
+
 /// Takes back what a mere stop has done to the call that a thread was in; `before` was looked at
-/// while it ran.
-pub(crate) fn take_back_disturbance(tid: i32, before: &Waiting) -> io::Result<()> {
+/// while it ran, and `unfiltered` says that [`seize_unfiltered`] has seized it.
+pub(crate) fn take_back_disturbance(
+    tid: i32,
+    before: &Waiting,
+    unfiltered: bool,
+) -> io::Result<()> {
     let mut registers = registers(tid)?;
     if let Some(socket) = registers.cut_short(before) {
         // What cannot be looked at has nothing that could be taken.
         let _ = take_interruption(tid, socket);
     }
     // Where it cannot be asked, what is right for one that has a filter does no harm.
-    let is_filtered = || is_filtered(tid).unwrap_or(true);
+    let is_filtered = || match unfiltered.then(|| has_filters(tid)).flatten() {
+        Some(has) => has,
+        None => is_filtered(tid).unwrap_or(true),
+    };
     match registers.take_back_interruption(before, is_filtered) {
         true => set_registers(tid, &registers),
         false => Ok(()),

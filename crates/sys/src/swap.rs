@@ -27,15 +27,19 @@ use crate::pass::{self, Offer, Received};
 use crate::path::{self, Path};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
-use rustix::net::SendFlags;
+use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// Nothing that works takes longer.
+/// How long it may take to hold all: some stand still already.
+const STOPPING: Duration = Duration::from_secs(1);
+/// Nothing else that works takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long processes stand still while we say nothing.
 const SILENCE: Duration = Duration::from_secs(10);
+/// How often an answer is asked for without a pause: some 50 µs.
+const AT_ONCE: u32 = 200;
 /// How many registrations can be renewed.
 pub const REGISTRATIONS: usize = 4096;
 
@@ -142,7 +146,8 @@ impl Supervisor {
     }
 
     /// Stops every process, and gives each table a descriptor of the new socket, at any number. Says for each table
-    /// whether it has seats still: its process may have ended, or closed them all.
+    /// whether it has seats still: its process may have ended, or closed them all. After a failure everything is
+    /// undone, and it has ended.
     pub fn hold(&mut self) -> io::Result<Result<Vec<bool>, Failure>> {
         self.tell(&[HOLD])?;
         if let Some(failure) = self.failure()? {
@@ -206,7 +211,7 @@ impl Supervisor {
     fn word(&self) -> io::Result<i32> {
         let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut bytes = [0; 4];
-        match read(line, &mut bytes) {
+        match read(line, &mut bytes, 0) {
             Ok(()) => Ok(i32::from_ne_bytes(bytes)),
             Err(_) => Err(io::Error::other("the process that would do it ended")),
         }
@@ -277,13 +282,19 @@ fn kept(plan: &Swap<'_>, far: &OwnedFd) -> Vec<RawFd> {
     kept
 }
 
-fn read(line: &OwnedFd, bytes: &mut [u8]) -> rustix::io::Result<()> {
-    let mut at = 0;
+fn read(line: &OwnedFd, bytes: &mut [u8], at_once: u32) -> rustix::io::Result<()> {
+    let (mut at, mut asked) = (0, 0);
     while at < bytes.len() {
-        match rustix::io::read(line, &mut bytes[at..]) {
-            Ok(0) => return Err(Errno::PIPE),
-            Ok(length) => at += length,
+        // Processes stand still: to go to sleep and be woken up would take longer than most answers.
+        let flags = match asked < at_once {
+            true => RecvFlags::DONTWAIT,
+            false => RecvFlags::empty(),
+        };
+        match rustix::net::recv(line, &mut bytes[at..], flags) {
+            Ok((_, 0)) => return Err(Errno::PIPE),
+            Ok((_, length)) => at += length,
             Err(Errno::INTR) => {}
+            Err(Errno::AGAIN) if asked < at_once => asked += 1,
             Err(error) => return Err(error),
         }
     }
@@ -386,20 +397,15 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
     // A number that a process has may be beyond our own limit; where it cannot be raised, `commit` says so.
     let _ = raise_limit();
     while next(far, Silence::IsAllowed) == Some(HOLD) {
-        let committed = match hold(plan, state) {
-            Ok(()) => {
-                report_hold(state, far);
-                look_at_flags(state);
-                until_committed(plan, state, far)
-            }
-            Err(failure) => {
-                release(state);
-                tell_failure(far, failure);
-                continue;
-            }
-        };
-        match committed {
-            After::Released => tell(far, &[DONE]),
+        if let Err(failure) = hold(plan, state) {
+            undo(plan, state);
+            // Its end lets those threads go that did not stop.
+            return tell_failure(far, failure);
+        }
+        report_hold(state, far);
+        look_at_flags(state);
+        match until_committed(plan, state, far) {
+            After::Released => tell(far, [DONE]),
             After::Undone => break,
             After::Committed => return go_forward(plan, state, far),
         }
@@ -423,7 +429,7 @@ fn until_committed(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) -> Aft
             }
             Some(COMMIT) => match prepare(plan, state, far) {
                 Ok(()) => {
-                    tell(far, &[DONE]);
+                    tell(far, [DONE]);
                     return After::Committed;
                 }
                 Err(failure) => tell_failure(far, failure),
@@ -451,27 +457,33 @@ fn next(far: &OwnedFd, silence: Silence) -> Option<i32> {
 
 fn words<const COUNT: usize>(far: &OwnedFd) -> Option<[i32; COUNT]> {
     let mut bytes = [[0; 4]; COUNT];
-    read(far, bytes.as_flattened_mut()).ok()?;
+    read(far, bytes.as_flattened_mut(), AT_ONCE).ok()?;
     Some(bytes.map(i32::from_ne_bytes))
 }
 
-/// Whoever waited for it may be gone.
-fn tell(far: &OwnedFd, words: &[i32]) {
-    for word in words {
-        let _ = rustix::net::send(far, &word.to_ne_bytes(), SendFlags::NOSIGNAL);
+/// Whoever waited for it may be gone. In few pieces: each wakes somebody.
+fn tell(far: &OwnedFd, words: impl IntoIterator<Item = i32>) {
+    let mut bytes = [0; 1024];
+    let mut words = words.into_iter().peekable();
+    while words.peek().is_some() {
+        let mut length = 0;
+        for (piece, word) in bytes.chunks_exact_mut(4).zip(&mut words) {
+            piece.copy_from_slice(&word.to_ne_bytes());
+            length += 4;
+        }
+        let _ = rustix::net::send(far, &bytes[..length], SendFlags::NOSIGNAL);
     }
 }
 
 fn tell_failure(far: &OwnedFd, failure: Failure) {
     let Failure { wrong, tid, errno } = failure;
-    tell(far, &[wrong as i32, tid, errno]);
+    tell(far, [wrong as i32, tid, errno]);
 }
 
 fn report_hold(state: &State<'_>, far: &OwnedFd) {
-    tell(far, &[DONE]);
-    for given in &state.tables {
-        tell(far, &[i32::from(given.received.is_some())]);
-    }
+    let tables = state.tables.iter();
+    let there = tables.map(|given| i32::from(given.received.is_some()));
+    tell(far, [DONE].into_iter().chain(there));
 }
 
 /// An end is none of our errors.
@@ -483,10 +495,13 @@ fn unless_ended<T>(done: Result<T, Failure>) -> Result<Option<T>, Failure> {
 }
 
 fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
-    state.since = Instant::now();
-    let end = state.since + PATIENCE;
+    let end = Instant::now() + STOPPING;
     for process in &mut state.processes {
         unless_ended(process.begin(end))?;
+    }
+    state.since = Instant::now();
+    for process in &mut state.processes {
+        process.interrupt()?;
     }
     for process in &mut state.processes {
         unless_ended(process.complete())?;
@@ -718,7 +733,7 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
     match swapped {
         Ok(()) => {
             let micros = i32::try_from(micros).unwrap_or(i32::MAX);
-            tell(far, &[DONE, micros, failed_registrations]);
+            tell(far, [DONE, micros, failed_registrations]);
         }
         Err(failure) => tell_failure(far, failure),
     }
@@ -811,4 +826,40 @@ fn at_number(
         None => drop(unsafe { libc::close(fd) }),
     }
     result
+}
+
+/// How long a process stands still for the least that could be done in it: one getpid(2).
+pub fn floor(pid: i32) -> io::Result<Result<Duration, Failure>> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+    let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    let mut room = foreign::room(pid);
+    let child = Child::start(&line, &[far.as_raw_fd()], || {
+        match least(pid, &mut room) {
+            Ok(stopped) => {
+                let micros = i32::try_from(stopped.as_micros()).unwrap_or(i32::MAX);
+                tell(&far, [DONE, micros]);
+            }
+            Err(failure) => tell_failure(&far, failure),
+        };
+    })?;
+    drop(far);
+    let supervisor = Supervisor {
+        child,
+        line: Some(line),
+        tables: 0,
+    };
+    if let Some(failure) = supervisor.failure()? {
+        return Ok(Err(failure));
+    }
+    let micros = u64::try_from(supervisor.word()?).unwrap_or(0);
+    Ok(Ok(Duration::from_micros(micros)))
+}
+
+fn least(pid: i32, room: &mut Vec<Thread>) -> Result<Duration, Failure> {
+    let start = Instant::now();
+    let mut process = Held::new(pid, room, start + PATIENCE)?;
+    process.call(libc::SYS_getpid, [0; 6])?;
+    process.let_go();
+    Ok(start.elapsed())
 }

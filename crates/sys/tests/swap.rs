@@ -3,17 +3,18 @@
 // kcmp(2), which no safe crate offers.
 #![allow(unsafe_code)]
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::set_socket_reuseaddr;
-use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
+use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 use sockcr_sys::guard::Step;
 use sockcr_sys::swap::{Registration, Seat, Supervisor, Swap, Swapped, Table};
-use std::io::{self, BufRead, BufReader};
+use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const CALLS: [&str; 8] = [
     "recv",
@@ -41,7 +42,10 @@ fn compiled() -> &'static PathBuf {
 }
 
 struct Victim {
-    process: Child,
+    /// `None` for a worker, which has not started it.
+    process: Option<Child>,
+    /// What it has said.
+    line: String,
     port: u16,
     fds: Vec<i32>,
     /// Process and thread of each table.
@@ -58,10 +62,10 @@ impl Victim {
         let mut line = String::new();
         let read = BufReader::new(output).read_line(&mut line);
         read.expect("the victim says nothing");
-        Victim::parse(process, &line).expect("the victim says something else")
+        Victim::parse(Some(process), &line).expect("the victim says something else")
     }
 
-    fn parse(process: Child, line: &str) -> Option<Victim> {
+    fn parse(process: Option<Child>, line: &str) -> Option<Victim> {
         let mut words = line.split_whitespace();
         let port = words.next()?.parse().ok()?;
         let fds = words.next()?.split(',').map(|fd| fd.parse().ok());
@@ -74,8 +78,10 @@ impl Victim {
         let (fds, mut tables) = (fds?, tables?);
         tables.sort_unstable();
         tables.dedup();
+        let line = line.into();
         Some(Victim {
             process,
+            line,
             port,
             fds,
             tables,
@@ -135,7 +141,8 @@ impl Victim {
             let length = socket.recv(&mut got).expect("no echo");
             assert_eq!(got[..length], sent);
         }
-        assert!(matches!(self.process.try_wait(), Ok(None)), "it has ended");
+        let ended = self.process.as_mut().map(Child::try_wait);
+        assert!(matches!(ended, Some(Ok(None))), "it has ended");
         for (pid, tid) in &self.tables {
             let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status"));
             let status = status.expect("a victim has ended");
@@ -146,9 +153,11 @@ impl Victim {
 
 impl Drop for Victim {
     fn drop(&mut self) {
-        // Its children end with it.
-        let _ = self.process.kill();
-        let _ = self.process.wait();
+        if let Some(process) = &mut self.process {
+            // Its children end with it.
+            let _ = process.kill();
+            let _ = process.wait();
+        }
     }
 }
 
@@ -244,35 +253,51 @@ fn registration(line: &str, table: usize, epoll: i32, inode: u64) -> Option<Regi
     })
 }
 
-/// The whole of it, and how long it took to be made while the victim ran.
-fn replaced(victim: &Victim) -> io::Result<(Swapped, u64)> {
+/// The whole of it; `before` hears of each step before it is taken, the last when all is done.
+fn replaced(victim: &Victim, before: impl Fn(&str)) -> io::Result<(Swapped, u64)> {
     let old = victim.socket()?;
-    let new = UdpSocket::from(rustix::net::socket_with(
-        rustix::net::AddressFamily::INET,
-        rustix::net::SocketType::DGRAM,
-        rustix::net::SocketFlags::CLOEXEC,
-        None,
-    )?);
+    let new = unbound()?;
     let failed = |failure| io::Error::other(format!("{failure:?}"));
     let plan = plan(victim, &old, &new)?;
+    before("start");
     let mut supervisor = Supervisor::start(&plan)?;
+    before("hold");
     let there = supervisor.hold()?.map_err(failed)?;
     assert!(there.iter().all(|there| *there), "{there:?}");
     set_socket_reuseaddr(&old, true)?;
     set_socket_reuseaddr(&new, true)?;
     rustix::net::bind(&new, &victim.address())?;
-    supervisor.commit(&registrations(victim, plan.inode)?)?;
+    let registrations = registrations(victim, plan.inode)?;
+    before("commit");
+    supervisor.commit(&registrations)?;
+    before("swap");
     // What comes from now on comes to the new one; what the old one has goes there too.
     old.set_nonblocking(true)?;
-    drain(&old, victim)?;
+    drain(&old)?;
     set_socket_reuseaddr(&new, false)?;
     let swapped = supervisor.swap()?.map_err(failed)?;
-    drain(&old, victim)?;
+    drain(&old)?;
+    before("end");
     Ok((swapped, inode(&new)?))
 }
 
+fn unbound() -> io::Result<UdpSocket> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let (kind, flags) = (SocketType::DGRAM, SocketFlags::CLOEXEC);
+    Ok(socket_with(AddressFamily::INET, kind, flags, None)?.into())
+}
+
+/// One that has taken the traffic over already.
+fn bound_alike(victim: &Victim, old: &UdpSocket) -> io::Result<UdpSocket> {
+    let new = unbound()?;
+    set_socket_reuseaddr(old, true)?;
+    set_socket_reuseaddr(&new, true)?;
+    rustix::net::bind(&new, &victim.address())?;
+    Ok(new)
+}
+
 /// A plain echo in place of a carried queue: nothing must be lost here.
-fn drain(old: &UdpSocket, _victim: &Victim) -> io::Result<()> {
+fn drain(old: &UdpSocket) -> io::Result<()> {
     let mut bytes = [0; 100];
     while let Ok((length, from)) = old.recv_from(&mut bytes) {
         old.send_to(&bytes[..length], from)?;
@@ -285,7 +310,7 @@ fn is_replaced(victim: &mut Victim, times: u32) {
     for _ in 0..times {
         let before = victim.descriptors();
         let old = inode(&victim.socket().expect("no socket")).expect("no inode");
-        let (swapped, new) = replaced(victim).expect("is not replaced");
+        let (swapped, new) = replaced(victim, |_| {}).expect("is not replaced");
         assert_eq!(swapped.failed_registrations, 0);
         let (old, new) = (format!("socket:[{old}]"), format!("socket:[{new}]"));
         let expected: Vec<String> = before
@@ -327,5 +352,347 @@ fn at_several_numbers() {
     for call in ["recv", "epoll", "epoll_et"] {
         eprintln!("{call}");
         is_replaced(&mut Victim::start(call, 2, 2, &["dup"]), 5);
+    }
+}
+
+/// Where it may not look into us, it is sent the socket.
+#[test]
+fn by_a_message() {
+    for call in ["recv", "epoll_et"] {
+        let mut victim = Victim::start(call, 2, 2, &["own"]);
+        let old = victim.socket().expect("no socket");
+        let before = victim.descriptors();
+        let new = bound_alike(&victim, &old).expect("no second socket");
+        let mut plan = plan(&victim, &old, &new).expect("no plan");
+        for table in &mut plan.tables {
+            table.sees_us = false;
+            table.listener = Some(listener().expect("no listener"));
+        }
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        // Taken back, and held again.
+        supervisor.release().expect("is not let go");
+        assert_eq!(victim.descriptors(), before);
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held again");
+        let registrations = registrations(&victim, plan.inode).expect("no registrations");
+        supervisor.commit(&registrations).expect("not committed");
+        let swapped = supervisor.swap().expect("it has ended");
+        swapped.expect("is not swapped");
+        set_socket_reuseaddr(&new, false).expect("no option");
+        drop(plan);
+        drop((old, new));
+        victim.is_fine();
+    }
+}
+
+fn listener() -> io::Result<(OwnedFd, Vec<u8>)> {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let kind = SocketType::SEQPACKET;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, kind, flags, None)?;
+    rustix::net::bind(&socket, &SocketAddrUnix::new_unnamed())?;
+    rustix::net::listen(&socket, 16)?;
+    let address: SocketAddrUnix = rustix::net::getsockname(&socket)?.try_into()?;
+    let name = address.abstract_name().ok_or(io::ErrorKind::NotFound)?;
+    Ok((socket, [&[0], name].concat()))
+}
+
+/// A holder that is killed while all stand still takes its descriptors with it; one that has ended before is
+/// told of.
+#[test]
+fn without_a_holder_that_ends() {
+    for round in 0..3 {
+        let mut victim = Victim::start("epoll", 4, 1, &[]);
+        let old = victim.socket().expect("no socket");
+        let new = bound_alike(&victim, &old).expect("no second socket");
+        let plan = plan(&victim, &old, &new).expect("no plan");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let (ending, _) = victim.tables.pop().expect("no worker");
+        let end = |now: bool| {
+            let pid = Pid::from_raw(ending).filter(|_| now);
+            let process = pid.map(|pid| pidfd_open(pid, PidfdFlags::empty()).expect("no process"));
+            let killed = pid.map(|pid| rustix::process::kill_process(pid, Signal::KILL));
+            assert!(killed.is_none_or(|killed| killed.is_ok()));
+            if let Some(process) = process {
+                let mut asked = [PollFd::new(&process, PollFlags::IN)];
+                poll(&mut asked, None).expect("no end");
+            }
+        };
+        end(round == 0);
+        let there = supervisor.hold().expect("it has ended");
+        let there = there.expect("the others are not held");
+        assert_eq!(there, [true, true, true, round != 0]);
+        end(round == 1);
+        let registrations = registrations(&victim, plan.inode).expect("no registrations");
+        assert_eq!(registrations.len(), 1);
+        supervisor.commit(&registrations).expect("not committed");
+        end(round == 2);
+        let swapped = supervisor.swap().expect("it has ended");
+        let swapped = swapped.expect("the others are not swapped");
+        assert_eq!(swapped.failed_registrations, 0);
+        let expected = format!("socket:[{}]", inode(&new).expect("no inode"));
+        for table in victim.descriptors() {
+            assert!(table.contains(&expected), "{table}");
+        }
+    }
+}
+
+/// Undone, it goes on with the old socket.
+#[test]
+fn dropped_before_the_commit() {
+    let mut victim = Victim::start("epoll", 2, 3, &[]);
+    let before = victim.descriptors();
+    for _ in 0..5 {
+        let old = victim.socket().expect("no socket");
+        let new = bound_alike(&victim, &old).expect("no second socket");
+        let plan = plan(&victim, &old, &new).expect("no plan");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        drop(supervisor);
+        assert_eq!(rustix::net::sockopt::socket_reuseaddr(&old), Ok(false));
+        drop(plan);
+        drop((old, new));
+        assert_eq!(victim.descriptors(), before);
+        victim.is_fine();
+    }
+}
+
+/// No program stands still for ever because we say nothing: it is undone before the commit, finished after.
+#[test]
+fn in_silence() {
+    let mut victims = [false, true].map(|commits| (commits, Victim::start("epoll", 2, 1, &[])));
+    let sockets = victims.each_ref().map(|(_, victim)| {
+        let old = victim.socket().expect("no socket");
+        let new = bound_alike(victim, &old).expect("no second socket");
+        (old, new)
+    });
+    let before = victims.each_ref().map(|(_, victim)| victim.descriptors());
+    let mut supervisors = Vec::new();
+    for ((commits, victim), (old, new)) in victims.iter().zip(&sockets) {
+        let plan = plan(victim, old, new).expect("no plan");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        if *commits {
+            let registrations = registrations(victim, plan.inode).expect("no registrations");
+            supervisor.commit(&registrations).expect("not committed");
+        }
+        supervisors.push(supervisor);
+    }
+    for (_, victim) in &victims {
+        await_release(victim);
+    }
+    let committed = supervisors.pop().map(Supervisor::swap);
+    assert!(matches!(committed, Some(Ok(Ok(_)))), "{committed:?}");
+    let undone = supervisors.pop().map(|mut undone| undone.commit(&[]));
+    assert!(matches!(undone, Some(Err(_))), "{undone:?}");
+    let inodes = sockets
+        .each_ref()
+        .map(|(old, new)| [old, new].map(|one| inode(one).ok()));
+    let stays = [&sockets[0].0, &sockets[1].1];
+    for socket in stays {
+        assert_eq!(rustix::net::sockopt::socket_reuseaddr(socket), Ok(false));
+    }
+    drop(sockets);
+    let names = inodes[1].map(|inode| format!("socket:[{}]", inode.unwrap_or(0)));
+    let replaced = before[1]
+        .iter()
+        .map(|table| table.replace(&names[0], &names[1]));
+    let replaced: Vec<String> = replaced.collect();
+    assert_eq!(victims[0].1.descriptors(), before[0]);
+    assert_eq!(victims[1].1.descriptors(), replaced);
+    victims.iter_mut().for_each(|(_, victim)| victim.is_fine());
+}
+
+/// There is nothing that tells of it.
+fn await_release(victim: &Victim) {
+    let is_traced = |tid: &i32| {
+        let status = std::fs::read_to_string(format!("/proc/{tid}/status"));
+        !status.expect("it has ended").contains("TracerPid:\t0\n")
+    };
+    while victim.tables.iter().any(|(_, tid)| is_traced(tid)) {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_stopped_process_stays_stopped() {
+    let mut victim = Victim::start("epoll_et", 1, 3, &[]);
+    victim.is_fine();
+    let (pid, _) = victim.tables[0];
+    let process = Pid::from_raw(pid).expect("no process");
+    let is_stopped = || {
+        let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it has ended");
+        text.rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('T'))
+    };
+    rustix::process::kill_process(process, Signal::STOP).expect("no signal");
+    for _ in 0..5 {
+        while !is_stopped() {
+            std::thread::yield_now();
+        }
+        replaced(&victim, |_| {}).expect("is not replaced");
+    }
+    while !is_stopped() {
+        std::thread::yield_now();
+    }
+    rustix::process::kill_process(process, Signal::CONT).expect("no signal");
+    victim.is_fine();
+}
+
+/// What is started anew as a program of its own, to be killed; it says which step comes next.
+#[test]
+fn worker() {
+    let Ok(line) = std::env::var(WORKER) else {
+        return;
+    };
+    let victim = Victim::parse(None, &line).expect("no such victim");
+    let say = |step: &str| {
+        let mut output = io::stdout().lock();
+        let said = writeln!(output, "step {step}");
+        said.and_then(|()| output.flush()).expect("nobody listens");
+    };
+    replaced(&victim, say).expect("is not replaced");
+}
+
+const WORKER: &str = "SOCKCR_TEST_SWAP";
+
+/// Starts a worker, and kills it so long after its first word; answers its words, and that the supervisor has
+/// been seen to end.
+fn killed(victim: &Victim, after: Duration) -> io::Result<Vec<String>> {
+    let mut command = Command::new(std::env::current_exe()?);
+    let command = command.args(["--exact", "worker", "--nocapture"]);
+    let command = command.env(WORKER, &victim.line).stdout(Stdio::piped());
+    let mut worker = command.spawn()?;
+    let output = worker.stdout.take().ok_or(io::ErrorKind::NotFound)?;
+    let mut lines = BufReader::new(output).lines().map_while(Result::ok);
+    let mut steps: Vec<String> = Vec::new();
+    steps.extend(lines.find(|line| line == "step start"));
+    let start = Instant::now();
+    while start.elapsed() < after {
+        std::hint::spin_loop();
+    }
+    let supervisors = stopped_with_children(&worker)?;
+    worker.kill()?;
+    worker.wait()?;
+    for supervisor in &supervisors {
+        let mut asked = [PollFd::new(supervisor, PollFlags::IN)];
+        poll(&mut asked, None)?;
+    }
+    steps.extend(lines.filter(|line| line.starts_with("step ")));
+    Ok(steps)
+}
+
+/// Its children, when it can make no more.
+fn stopped_with_children(worker: &Child) -> io::Result<Vec<OwnedFd>> {
+    let pid = Pid::from_child(worker);
+    // It may have ended, and is not waited for yet.
+    rustix::process::kill_process(pid, Signal::STOP)?;
+    let folder = format!("/proc/{}", worker.id());
+    let state = || -> io::Result<bool> {
+        let text = std::fs::read_to_string(format!("{folder}/stat"))?;
+        let state = text.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        Ok(state.starts_with(['T', 'Z']))
+    };
+    while !state()? {
+        std::thread::yield_now();
+    }
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(format!("{folder}/task"))?.flatten() {
+        let children = std::fs::read_to_string(entry.path().join("children"));
+        for child in children.unwrap_or_default().split_whitespace() {
+            let child = child.parse().ok().and_then(Pid::from_raw);
+            let child = child.map(|child| pidfd_open(child, PidfdFlags::empty()));
+            all.extend(child.and_then(Result::ok));
+        }
+    }
+    Ok(all)
+}
+
+fn is_whole_when_killed(victim: &mut Victim, rounds: u32) {
+    let whole = (0..5).map(|_| {
+        let start = Instant::now();
+        replaced(victim, |_| {}).map(|_| start.elapsed())
+    });
+    let whole = whole.map(|took| took.expect("is not replaced")).max();
+    let whole = whole.unwrap_or_default();
+    let (mut undone, mut done) = (0, 0);
+    for round in 0..rounds {
+        let before = victim.descriptors();
+        let old = inode(&victim.socket().expect("no socket")).expect("no inode");
+        let after = whole * (round % 50) / 50;
+        let steps = killed(victim, after).expect("no worker");
+        let socket = victim.socket().expect("no socket");
+        let new = inode(&socket).expect("no inode");
+        let said = |step: &str| steps.iter().any(|said| said.ends_with(step));
+        assert!(new == old || said("commit"), "replaced without: {steps:?}");
+        assert!(new != old || !said("swap"), "committed, not replaced");
+        let names = [old, new].map(|inode| format!("socket:[{inode}]"));
+        let expected: Vec<String> = before
+            .iter()
+            .map(|table| table.replace(&names[0], &names[1]))
+            .collect();
+        assert_eq!(victim.descriptors(), expected, "after {steps:?}");
+        let reusable = rustix::net::sockopt::socket_reuseaddr(&socket);
+        assert_eq!(reusable, Ok(false), "after {steps:?}");
+        drop(socket);
+        victim.is_fine();
+        undone += u32::from(new == old);
+        done += u32::from(new != old && !said("end"));
+    }
+    eprintln!("{whole:?}: undone {undone}, finished {done} of {rounds}");
+    assert!(undone > 0 && done > 0, "undone {undone}, finished {done}");
+}
+
+#[test]
+fn whole_when_killed() {
+    is_whole_when_killed(&mut Victim::start("epoll_et", 1, 2, &[]), 150);
+    is_whole_when_killed(&mut Victim::start("epoll_exclusive", 4, 1, &[]), 150);
+    is_whole_when_killed(&mut Victim::start("poll", 2, 3, &["own"]), 150);
+}
+
+/// Without what the worker does meanwhile.
+fn swapped_at_once(victim: &Victim) -> io::Result<Duration> {
+    let old = victim.socket()?;
+    let new = UdpSocket::bind("127.0.0.1:0")?;
+    let failed = |failure| io::Error::other(format!("{failure:?}"));
+    let plan = plan(victim, &old, &new)?;
+    let registrations = registrations(victim, plan.inode)?;
+    let mut supervisor = Supervisor::start(&plan)?;
+    supervisor.hold()?.map_err(failed)?;
+    supervisor.commit(&registrations)?;
+    Ok(supervisor.swap()?.map_err(failed)?.stopped)
+}
+
+/// `cargo test --release -p sockcr-sys --test swap -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn how_long_it_stands_still() {
+    for (call, processes, threads) in [
+        ("recv", 1, 1),
+        ("epoll", 1, 1),
+        ("recv", 1, 64),
+        ("poll_timed", 1, 64),
+        ("recv", 4, 1),
+    ] {
+        let victim = Victim::start(call, processes, threads, &[]);
+        let (mut ours, mut floor) = (Vec::new(), Vec::new());
+        for _ in 0..500 {
+            ours.push(swapped_at_once(&victim).expect("is not replaced"));
+            let least = sockcr_sys::swap::floor(victim.tables[0].0).expect("no floor");
+            floor.push(least.expect("no floor"));
+        }
+        for all in [&mut ours, &mut floor] {
+            all.sort_unstable();
+        }
+        let of = |all: &[Duration]| [all[0], all[250], all[495]];
+        eprintln!(
+            "{call} {processes}x{threads}: {:?} floor {:?}",
+            of(&ours),
+            of(&floor)
+        );
     }
 }

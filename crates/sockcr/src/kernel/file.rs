@@ -23,6 +23,8 @@ pub struct Users {
     pub registrations: usize,
     /// A part of the kernel keeps data of its own with it: a tunnel, a BPF map (`sk_user_data`).
     pub kernel: bool,
+    /// The number of the control group that it was made in; 0: the kernel has none.
+    pub group: u64,
 }
 
 impl Reader {
@@ -47,8 +49,21 @@ impl Reader {
                 false => count,
             },
             registrations: self.registrations(list)?,
+            group: self.group(&sock.raw, layout)?,
             kernel: member(self.layout.sock.user_data)? != 0,
         })
+    }
+
+    fn group(&self, raw: &[u8], layout: &File) -> io::Result<u64> {
+        let Some([group, node, number]) = layout.group else {
+            return Ok(0);
+        };
+        let group = raw.get(group..).and_then(|rest| rest.first_chunk());
+        let group = u64::from_ne_bytes(*group.ok_or_else(damaged)?);
+        match group {
+            0 => Ok(0),
+            group => self.pointer(self.pointer(group, node)?, number),
+        }
     }
 
     /// The bytes of a socket, to see whether it is used: sending, receiving and reading all change them.

@@ -29,7 +29,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use sockcr_sys::bpf::{self, Content, Map};
-use sockcr_sys::guard::Step;
+use sockcr_sys::guard::Guard;
 
 use self::filling::Filling;
 pub(crate) use self::members::Members;
@@ -37,7 +37,7 @@ use self::program::Plan;
 use self::record::RECORDS;
 pub(crate) use self::sender::addresses;
 use self::sender::{Sender, Way};
-use self::target::Mode;
+use self::target::{Borrows, Mode};
 use super::{Reader, Unavailable};
 
 /// The index of the loopback device in every network namespace.
@@ -306,14 +306,22 @@ impl Injector {
     /// Puts datagrams of UDP into a socket that is in its place, in order, behind what it has by then;
     /// its owner and others use it meanwhile. They pass its own filter once more.
     ///
-    /// Meanwhile SO_RCVBUF does not limit the queue, and IPv6 needs no checksum: who is killed here
-    /// leaves it so. [`Step`](sockcr_sys::guard::Step)s for that: [`borrowed`].
+    /// Where they need it, SO_RCVBUF does not limit the queue meanwhile, and IPv6 needs no checksum; both are
+    /// put back even if we are killed.
     pub fn inject_live(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: &[Datagram<'_>],
     ) -> io::Result<Injected> {
-        self.put(socket, datagrams, Mode::Live)
+        let borrows = Borrows::needed(socket, datagrams)?;
+        let steps = borrows.steps(socket)?.into_iter();
+        let guard = match borrows.any() {
+            true => Some(Guard::new(steps.map(|step| (socket, step)).collect())?),
+            false => None,
+        };
+        let put = self.put(socket, datagrams, Mode::Live(borrows));
+        // They are put back by now.
+        guard.map_or(Ok(()), Guard::keep).and(put)
     }
 
     /// Does now what takes long the first time: what sends datagrams of these protocols.
@@ -416,11 +424,6 @@ impl Injector {
         }
         Ok(())
     }
-}
-
-/// What is otherwise in a socket during [`Injector::inject_live`], as it is now.
-pub fn borrowed(socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
-    target::borrowed(socket)
 }
 
 /// Whether a datagram passes the loopback device in one piece: one of IPv6 can be longer than its MTU

@@ -18,6 +18,8 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "files_struct"),
     (Kind::Structure, "fdtable"),
     (Kind::Structure, "file"),
+    (Kind::Structure, "cgroup"),
+    (Kind::Structure, "kernfs_node"),
     (Kind::Structure, "socket"),
     (Kind::Structure, "socket_alloc"),
     (Kind::Structure, "net"),
@@ -113,6 +115,8 @@ pub struct File {
     pub counts_from_zero: bool,
     /// The list of its registrations in epoll instances.
     pub watchers: Field,
+    /// From a `struct sock` to the number of its control group, where the kernel has those (since 5.15).
+    pub group: Option<[usize; 3]>,
 }
 
 /// `struct sock`.
@@ -326,8 +330,17 @@ impl File {
             counts_from_zero: since_6_13.is_ok(),
             references: since_6_13.or_else(|_| field("f_count"))?,
             watchers: field("f_ep")?,
+            group: group(btf).ok(),
         })
     }
+}
+
+fn group(btf: &Btf<'_>) -> Result<[usize; 3], BtfError> {
+    Ok([
+        offset(btf, "sock", "sk_cgrp_data.cgroup")?,
+        offset(btf, "cgroup", "kn")?,
+        offset(btf, "kernfs_node", "id")?,
+    ])
 }
 
 impl Sock {

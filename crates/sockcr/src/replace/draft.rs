@@ -1,5 +1,6 @@
 //! The new socket before it has its place, and how it follows what happens to the old one.
 
+use super::group;
 use super::{ReplaceOptions, Trouble, learn_devices};
 use crate::checkpoint::Checkpoint;
 use crate::error::Error;
@@ -10,7 +11,7 @@ use crate::map;
 use crate::netns;
 use crate::report::Report;
 use crate::restore::Beside;
-use crate::state::descriptor::Owner;
+use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Failure;
 use crate::state::receive_queue::{self, Datagram};
 use rustix::fd::AsFd;
@@ -19,11 +20,47 @@ use rustix::net::RecvFlags;
 use std::io;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+/// The old socket as it was dumped while its owner ran.
+#[derive(Debug)]
+pub(super) struct Before {
+    /// The dump.
+    pub socket: Checkpoint,
+    /// The bytes of the kernel's own structure, where they alone tell that nothing has changed.
+    bytes: Option<Vec<u8>>,
+}
+
+impl Before {
+    /// Dumps it. A queue that changes faster than it is read is not worth to be loaded before: it is read
+    /// when the owner stands still.
+    pub fn of(found: &Found) -> Result<Before, Error> {
+        let fd = found.socket.as_fd();
+        let before = looks(fd)?;
+        let mut socket = found.dump_without_queue()?;
+        // Behind these there is more than is in the structure itself.
+        let plain = socket.memberships.is_empty()
+            && socket.flow_labels.is_empty()
+            && socket.reuseport_index.is_none();
+        let bytes = (plain && looks(fd)? == before).then_some(before);
+        match super::reader(&socket.name())?.receive_queue(fd) {
+            Ok(queue) => {
+                let report = &mut socket.report;
+                socket.receive_queue =
+                    receive_queue::told(queue, socket.protocol, &socket.options, report);
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(Error::system("read the receive queue", error)),
+        }
+        learn_devices(&mut socket, fd);
+        Ok(Before { socket, bytes })
+    }
+}
+
 /// A new socket with everything but its place, made from a dump of the old one.
 #[derive(Debug)]
 pub(super) struct Draft {
     /// The old one as it was dumped, without its queue.
     pub old: Checkpoint,
+    bytes: Option<Vec<u8>>,
     /// What waited in it, and waits in the new one.
     queue: Vec<Datagram>,
     /// How many the new one has: less, where some could not be put into it.
@@ -41,11 +78,15 @@ pub(super) struct Draft {
 impl Draft {
     pub fn new(
         found: &Found,
-        mut old: Checkpoint,
+        before: Before,
         options: &ReplaceOptions,
         injector: &mut Lazy,
     ) -> Result<Draft, Error> {
-        let before = looks(found)?;
+        let Before {
+            socket: mut old,
+            bytes,
+        } = before;
+        let before = (looks(found.socket.as_fd())?, times(found));
         let wanted = wanted(old.clone(), options)?;
         let mut report = Report::default();
         wanted.known_losses(&mut report);
@@ -59,8 +100,8 @@ impl Draft {
                 &own
             }
         };
-        let new = wanted
-            .prepare(Some(place), injector, &mut report)
+        let new = make(found, &wanted, place, &mut report)
+            .and_then(|new| wanted.prepare(new, injector, &mut report))
             .map_err(|failure| wanted.explain(failure))?;
         let made = Checkpoint::dump_own_without_queue(&new)?;
         wanted.compare_unplaced(new.as_fd(), made, &mut report)?;
@@ -68,7 +109,7 @@ impl Draft {
         let (socket, fd) = (found.socket.as_fd(), new.as_fd());
         give_owner(socket, fd)
             .map_err(|error| Error::system(format!("{}: its owner", old.name()), error))?;
-        if looks(found)? != before {
+        if (looks(found.socket.as_fd())?, times(found)) != before {
             // Some will come until it is replaced.
             get_ready(fd, injector, heard(&wanted))?;
         }
@@ -83,12 +124,33 @@ impl Draft {
         Ok(Draft {
             queue: std::mem::take(&mut old.receive_queue),
             loaded: waiting(new.as_fd())?,
+            bytes,
             old,
             new,
             report,
             same_port,
             beside,
         })
+    }
+
+    /// The old socket as it is now, without its queue: as it was, where not one byte of it has changed.
+    pub fn now(&self, found: &Found) -> Result<Checkpoint, Error> {
+        let fd = found.socket.as_fd();
+        let same = match &self.bytes {
+            Some(bytes) => looks(fd)? == *bytes && self.has_flags(found),
+            None => false,
+        };
+        match same {
+            true => Ok(self.old.clone()),
+            false => found.dump_without_queue(),
+        }
+    }
+
+    /// Whether the flags of the open file are as they were, which is no part of the socket.
+    fn has_flags(&self, found: &Found) -> bool {
+        let (fd, pid) = (found.socket.as_fd(), Some(found.holder.pid));
+        let now = Descriptor::dump(fd, pid, found.close_on_exec());
+        now.ok() == self.old.descriptor
     }
 
     /// Makes up for what happened since the dump: what the owner has read is read away, what came is put
@@ -131,17 +193,20 @@ impl Draft {
     }
 }
 
-/// What changes when datagrams come or its owner does something: nothing in a socket counts them, but who
-/// reads them runs (/proc/PID/task/TID/schedstat).
-fn looks(found: &Found) -> Result<(Vec<u8>, Vec<String>), Error> {
+/// The bytes of the kernel's structure. Nothing in it counts datagrams.
+fn looks(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Error> {
     let failed = |error| Error::system("look whether it is used", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
-    let bytes = reader.bytes_of(found.socket.as_fd()).map_err(failed)?;
+    reader.bytes_of(fd).map_err(failed)
+}
+
+/// How long the threads of its owner have run: who reads datagrams runs.
+fn times(found: &Found) -> Vec<String> {
     let tasks = std::fs::read_dir(format!("/proc/{}/task", found.holder.pid));
     let tasks = tasks.into_iter().flatten().flatten();
-    let times =
-        tasks.filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok());
-    Ok((bytes, times.collect()))
+    tasks
+        .filter_map(|task| std::fs::read_to_string(task.path().join("schedstat")).ok())
+        .collect()
 }
 
 /// How many datagrams wait in a socket.
@@ -149,6 +214,26 @@ fn waiting(fd: BorrowedFd<'_>) -> Result<usize, Error> {
     let failed = |error| Error::system("look into the new socket", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
     Ok(reader.read(fd).map_err(failed)?.receive_queue as usize)
+}
+
+/// A fresh socket, in the control group that the old one is of.
+fn make(
+    found: &Found,
+    wanted: &Checkpoint,
+    netns: &OwnedFd,
+    report: &mut Report,
+) -> Result<OwnedFd, Failure> {
+    let failed = |error| Failure::at("control group", error);
+    let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
+    let make = || wanted.make(Some(netns));
+    let (socket, pid) = (found.socket.as_fd(), found.holder.pid);
+    match group::inside(reader, socket, pid, make) {
+        Ok(made) => made,
+        Err(error) => {
+            report.lose("control group", crate::error::reason(&error));
+            make()
+        }
+    }
 }
 
 /// What the new socket is to be: edited, and called as it is to be called.

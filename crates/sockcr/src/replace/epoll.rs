@@ -4,7 +4,7 @@
 //! An instance that several processes have (fork) lists the same in each of them.
 
 use super::Trouble;
-use crate::find::is_gone;
+use super::holders::descriptors;
 use sockcr_sys::same::is_same_file;
 use sockcr_sys::swap::{Registration, Table};
 use std::io;
@@ -27,7 +27,7 @@ impl Instances {
         let failed = |error| Trouble::gone_or(error, "look for its epoll instances");
         let mut instances = Instances(Vec::new());
         for (at, table) in tables.iter().enumerate() {
-            for fd in epoll_descriptors(table.tid).map_err(failed)? {
+            for fd in descriptors(table.tid, "anon_inode:[eventpoll]").map_err(failed)? {
                 instances.add(tables, at, fd).map_err(failed)?;
             }
         }
@@ -106,28 +106,6 @@ impl Watched {
             inode: hexadecimal(inode)?,
         })
     }
-}
-
-/// The descriptors of a table that are epoll instances.
-fn epoll_descriptors(tid: i32) -> io::Result<Vec<RawFd>> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(format!("/proc/{tid}/fd"))? {
-        let entry = entry?;
-        let link = match std::fs::read_link(entry.path()) {
-            Ok(link) => link,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(error),
-        };
-        let number = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse().ok());
-        if let (Some("anon_inode:[eventpoll]"), Some(number)) = (link.to_str(), number) {
-            found.push(number);
-        }
-    }
-    found.sort_unstable();
-    Ok(found)
 }
 
 #[cfg(test)]

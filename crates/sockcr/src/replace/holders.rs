@@ -2,11 +2,12 @@
 
 use super::{GONE, Trouble};
 use crate::deliver::process::{is_shared, listener};
-use crate::find::{self, Found, Holder};
+use crate::find::{self, Found, Holder, is_gone};
 use sockcr_sys::same::is_same_table;
 use sockcr_sys::swap::{Seat, Table};
 use std::collections::BTreeMap;
 use std::io;
+use std::os::fd::RawFd;
 
 /// The tables of descriptors that hold a socket.
 #[derive(Debug)]
@@ -42,6 +43,38 @@ pub(super) fn find(found: &Found) -> Result<Holders, Trouble> {
         true => Err(Trouble::Again(GONE)),
         false => Ok(holders),
     }
+}
+
+/// An owner that has a ring of io_uring, which may have the socket registered.
+pub(super) fn ring(found: &Found) -> Option<i32> {
+    let holders = find(found).ok()?;
+    let has_ring = |table: &&Table| {
+        let rings = descriptors(table.tid, "anon_inode:[io_uring]");
+        rings.is_ok_and(|rings| !rings.is_empty())
+    };
+    holders.tables.iter().find(has_ring).map(|table| table.pid)
+}
+
+/// The descriptors of a table that are this, as /proc calls it.
+pub(super) fn descriptors(tid: i32, kind: &str) -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(format!("/proc/{tid}/fd"))? {
+        let entry = entry?;
+        let link = match std::fs::read_link(entry.path()) {
+            Ok(link) => link,
+            Err(error) if is_gone(&error) => continue,
+            Err(error) => return Err(error),
+        };
+        let number = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<RawFd>().ok());
+        if link.to_str() == Some(kind) {
+            found.extend(number);
+        }
+    }
+    found.sort_unstable();
+    Ok(found)
 }
 
 impl Holders {

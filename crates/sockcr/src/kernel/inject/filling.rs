@@ -62,7 +62,7 @@ impl<'a> Filling<'a> {
 
     fn open(&self) -> io::Result<()> {
         let opened = match self.mode {
-            Mode::Unbound | Mode::Live => self.injector.target.put_socket(self.target.socket),
+            Mode::Unbound | Mode::Live(_) => self.injector.target.put_socket(self.target.socket),
             Mode::Found => Ok(()),
         };
         let opened = opened
@@ -150,7 +150,7 @@ impl<'a> Filling<'a> {
     /// Waits until all are in the queue, as long as more come. `sent`: how many of the records are
     /// on their way.
     pub fn arrived(&self, sent: usize) -> io::Result<()> {
-        if self.mode == Mode::Live {
+        if let Mode::Live(_) = self.mode {
             return self.passed(sent);
         }
         let (mut before, mut end) = (0, Instant::now() + PATIENCE);
@@ -206,7 +206,7 @@ impl<'a> Filling<'a> {
 
     fn remove(&self) -> io::Result<()> {
         match self.mode {
-            Mode::Unbound | Mode::Live => self.injector.target.remove(),
+            Mode::Unbound | Mode::Live(_) => self.injector.target.remove(),
             Mode::Found => Ok(()),
         }
     }

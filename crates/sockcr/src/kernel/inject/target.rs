@@ -14,8 +14,9 @@ use crate::state::meanwhile::{self, Buffer, Meanwhile};
 
 use rustix::io::Errno;
 use sockcr_sys::guard::Step;
+use sockcr_sys::sockopt;
 
-use super::step;
+use super::{Datagram, step};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
@@ -24,6 +25,7 @@ const SO_REUSEPORT: i32 = 15;
 const SO_RCVBUFFORCE: i32 = 33;
 const SO_INCOMING_CPU: i32 = 49;
 const SO_BINDTOIFINDEX: i32 = 62;
+const SO_MEMINFO: i32 = 55;
 const SO_BUF_LOCK: i32 = 72;
 const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
@@ -55,7 +57,7 @@ pub enum Mode {
     Unbound,
     /// The program gives them to it where it is, among what comes from others. They came under its own
     /// options, so none of those is touched that decides how others come.
-    Live,
+    Live(Borrows),
     /// The kernel finds it by itself.
     Found,
 }
@@ -100,10 +102,12 @@ impl<'a> Target<'a> {
     fn take_place(&mut self) -> io::Result<()> {
         self.set_options()
             .map_err(step("prepare the new socket for its queue"))?;
-        self.meanwhile
-            .room(Buffer::Receive, ROOM)
-            .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
-        if self.mode == Mode::Live {
+        if !matches!(self.mode, Mode::Live(Borrows { room: false, .. })) {
+            self.meanwhile
+                .room(Buffer::Receive, ROOM)
+                .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
+        }
+        if let Mode::Live(_) = self.mode {
             return Ok(());
         }
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
@@ -114,8 +118,11 @@ impl<'a> Target<'a> {
     }
 
     fn set_options(&mut self) -> io::Result<()> {
-        if self.mode == Mode::Live {
-            return self.meanwhile.set(SOL_UDP, UDP_NO_CHECK6_RX, 1);
+        if let Mode::Live(borrows) = self.mode {
+            return match borrows.unsummed {
+                true => self.meanwhile.set(SOL_UDP, UDP_NO_CHECK6_RX, 1),
+                false => Ok(()),
+            };
         }
         // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
@@ -141,7 +148,7 @@ impl<'a> Target<'a> {
     /// Lets datagrams in that the program has assigned to the socket.
     pub fn open(&self) -> io::Result<()> {
         match self.mode {
-            Mode::Live => Ok(()),
+            Mode::Live(_) => Ok(()),
             _ => filter::only_hash(self.socket, self.secret),
         }
     }
@@ -149,7 +156,7 @@ impl<'a> Target<'a> {
     /// Lets nothing in any more.
     pub fn close(&self) -> io::Result<()> {
         match self.mode {
-            Mode::Live => Ok(()),
+            Mode::Live(_) => Ok(()),
             _ => filter::block(self.socket),
         }
     }
@@ -175,16 +182,53 @@ impl<'a> Target<'a> {
     }
 }
 
-/// The steps that put back what is otherwise in a live socket.
-pub fn borrowed(socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
-    let mut buffer = Step::now(socket, SOL_SOCKET, SO_RCVBUF)?;
-    // The kernel doubles what is set.
-    let bytes: [u8; 4] = buffer.value.as_slice().try_into().unwrap_or_default();
-    buffer.value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
-    buffer.name = SO_RCVBUFFORCE;
-    Ok(vec![
-        buffer,
-        Step::now(socket, SOL_SOCKET, SO_BUF_LOCK)?,
-        Step::now(socket, SOL_UDP, UDP_NO_CHECK6_RX)?,
-    ])
+/// What has to be otherwise in a live socket meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Borrows {
+    /// The queue would be longer than SO_RCVBUF allows.
+    room: bool,
+    /// Ours have no checksum, which IPv6 asks for.
+    unsummed: bool,
+}
+
+impl Borrows {
+    /// What these need.
+    pub fn needed(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<Self> {
+        // What a buffer counts for is at most this much more than its data.
+        const OVERHEAD: usize = 2048;
+        let memory = |datagram: &Datagram<'_>| 2 * datagram.payload.len() + OVERHEAD;
+        let more: usize = datagrams.iter().map(memory).sum();
+        let mut counters = [0; 36];
+        sockopt::get(socket, SOL_SOCKET, SO_MEMINFO, &mut counters)?;
+        let [a, b, c, d, e, f, g, h, ..] = counters;
+        let used = u32::from_ne_bytes([a, b, c, d]) as usize;
+        let limit = u32::from_ne_bytes([e, f, g, h]) as usize;
+        let ipv6 = |datagram: &Datagram<'_>| datagram.destination.is_ipv6();
+        Ok(Self {
+            room: used + more > limit,
+            unsummed: datagrams.iter().any(ipv6),
+        })
+    }
+
+    pub fn any(self) -> bool {
+        self.room || self.unsummed
+    }
+
+    /// What puts it back as it is now.
+    pub fn steps(self, socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
+        let mut steps = Vec::new();
+        if self.room {
+            let mut buffer = Step::now(socket, SOL_SOCKET, SO_RCVBUF)?;
+            // The kernel doubles what is set.
+            let bytes: [u8; 4] = buffer.value.as_slice().try_into().unwrap_or_default();
+            buffer.value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
+            buffer.name = SO_RCVBUFFORCE;
+            // Setting it sets its lock.
+            steps.extend([buffer, Step::now(socket, SOL_SOCKET, SO_BUF_LOCK)?]);
+        }
+        if self.unsummed {
+            steps.push(Step::now(socket, SOL_UDP, UDP_NO_CHECK6_RX)?);
+        }
+        Ok(steps)
+    }
 }
