@@ -439,6 +439,39 @@ fn without_a_holder_that_ends() {
     }
 }
 
+/// The thread that was found has ended since: another one that has its table makes the calls.
+#[test]
+fn by_an_heir() {
+    for more in [&[][..], &["own"]] {
+        for at in [0, 1, 2] {
+            let mut victim = Victim::start("epoll", 1, 3, more);
+            let before = victim.descriptors();
+            let old = victim.socket().expect("no socket");
+            let new = bound_alike(&victim, &old).expect("no second socket");
+            let mut plan = plan(&victim, &old, &new).expect("no plan");
+            let table = at % plan.tables.len();
+            plan.tables[table].tid = i32::MAX;
+            let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+            let held = supervisor.hold().expect("it has ended");
+            held.expect("is not held");
+            let registrations = registrations(&victim, plan.inode).expect("no registrations");
+            supervisor.commit(&registrations).expect("not committed");
+            let swapped = supervisor.swap().expect("it has ended");
+            swapped.expect("is not swapped");
+            let names = [&old, &new].map(|one| inode(one).expect("no inode"));
+            let names = names.map(|inode| format!("socket:[{inode}]"));
+            let expected = before
+                .iter()
+                .map(|table| table.replace(&names[0], &names[1]));
+            let expected: Vec<String> = expected.collect();
+            assert_eq!(victim.descriptors(), expected);
+            drop(plan);
+            drop((old, new));
+            victim.is_fine();
+        }
+    }
+}
+
 /// Undone, it goes on with the old socket.
 #[test]
 fn dropped_before_the_commit() {
