@@ -246,7 +246,7 @@ impl Endpoint {
         }
         let mut place = *self;
         // An address that it was bound to and one that connect(2) gave it are the same to it.
-        place.address_locked |= protocol.is_raw() && !self.local.ip().is_unspecified();
+        place.address_locked |= protocol.is_raw() && can_be_bound(self.local.ip());
         place.bind(fd, protocol, options)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
@@ -275,7 +275,15 @@ impl Endpoint {
                 .put_multicast_back()
                 .map_err(|error| Failure::at("IP_MULTICAST_IF", error))?;
         }
-        connect(fd, peer)
+        let before = bound_device(fd);
+        connect(fd, peer)?;
+        // That of IPV6_MULTICAST_IF stays the device of the socket (`__ip6_datagram_connect`).
+        match bound_device(fd) == before {
+            true => Ok(()),
+            false => directions
+                .again("SO_BINDTODEVICE", &Value::Text(String::new()))
+                .map_err(|error| Failure::at("SO_BINDTODEVICE", error)),
+        }
     }
 
     /// Connects a socket whose owner gave it a device only after it was connected, to a peer that
@@ -311,9 +319,10 @@ impl Endpoint {
             let to = SocketAddr::new(address, port);
             let bound = match rustix::net::bind(fd, &to) {
                 Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, to),
-                Err(Errno::INVAL) if needs_device(address) && bound_device(fd) == 0 => {
-                    bind_without_device(fd, to)
-                }
+                Err(Errno::INVAL) if needs_device(address) => match bound_device(fd) {
+                    0 => bind_without_device(fd, to),
+                    device => bind_with_scope(fd, to, device),
+                },
                 done => done.map_err(io::Error::from),
             };
             bound.map_err(|error| Failure::at(format!("bind to {}", self.local), error))
@@ -375,6 +384,15 @@ impl Endpoint {
     }
 }
 
+/// A ping socket wants the device told that it has already (`ping_check_bind_addr`).
+fn bind_with_scope(fd: BorrowedFd<'_>, to: SocketAddr, device: u32) -> io::Result<()> {
+    let mut to = to;
+    if let SocketAddr::V6(address) = &mut to {
+        address.set_scope_id(device);
+    }
+    Ok(rustix::net::bind(fd, &to)?)
+}
+
 /// Binds a socket that has a device to an address of another one, which its owner can only have given
 /// it before the device: IPV6_FREEBIND does not ask where the address is (`__inet6_bind`), so it is asked
 /// here whether it is anywhere.
@@ -413,13 +431,17 @@ fn bind_freely(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
 
 /// To a multicast peer, `__ip4_datagram_connect` takes the source from IP_MULTICAST_IF. Nothing can
 /// come in meanwhile, because no datagram comes from a multicast address; 224.0.0.1 is not routed. The
-/// loopback device takes any source address; when it is down, the device of the address.
+/// loopback device takes any source address; when it is down, the device of the address. A raw socket of
+/// IPv6 has no such option, and hears nothing by IPv4: it connects to the source.
 fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<()> {
-    let all_hosts = Ipv4Addr::new(224, 0, 0, 1);
-    let all_hosts = match mapped {
-        true => IpAddr::V6(all_hosts.to_ipv6_mapped()),
-        false => IpAddr::V4(all_hosts),
+    let peer = |address: Ipv4Addr| match mapped {
+        true => IpAddr::V6(address.to_ipv6_mapped()),
+        false => IpAddr::V4(address),
     };
+    let connect = |to: Ipv4Addr| Ok(rustix::net::connect(fd, &SocketAddr::new(peer(to), 9))?);
+    if meanwhile::get(fd, IPPROTO_IP, IP_MULTICAST_IF).is_err() {
+        return connect(source);
+    }
     let take = |device: u32| {
         let request = [
             Ipv4Addr::UNSPECIFIED.octets(),
@@ -427,7 +449,7 @@ fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<(
             device.to_ne_bytes(),
         ];
         sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())?;
-        Ok(rustix::net::connect(fd, &SocketAddr::new(all_hosts, 9))?)
+        connect(Ipv4Addr::new(224, 0, 0, 1))
     };
     take(bound_device(fd).max(LOOPBACK_INDEX))
         .or_else(|error: io::Error| take(0).map_err(|_| error))
@@ -452,6 +474,12 @@ fn take_ipv6(fd: BorrowedFd<'_>, source: Ipv6Addr) -> io::Result<()> {
         true => Ok(()),
         false => Err(Errno::ADDRNOTAVAIL.into()),
     }
+}
+
+/// Whether bind(2) can have given a raw socket its address: no IPv4 one to a socket of IPv6 (`rawv6_bind`).
+fn can_be_bound(address: IpAddr) -> bool {
+    let mapped = address.is_ipv6() && address.to_canonical().is_ipv4();
+    !address.is_unspecified() && !mapped
 }
 
 /// Whether an address is of one device alone (`__ipv6_addr_needs_scope_id`).

@@ -24,6 +24,8 @@ const MOST_PEEKS: usize = 1000;
 const LONGEST: usize = 65_531;
 const SOL_SOCKET: i32 = 1;
 const SO_PEEK_OFF: i32 = 42;
+/// SO_TIMESTAMP and SO_TIMESTAMPNS, old and new: one of them is on, or none.
+const TIME_STAMPS: [i32; 4] = [29, 35, 63, 64];
 
 /// One datagram, as recvmsg(2) with every option would tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -287,6 +289,12 @@ fn peek_again(fd: BorrowedFd<'_>, queue: &[&Datagram]) -> io::Result<()> {
     }
     let mut meanwhile = Meanwhile::new(fd);
     meanwhile.keep(SOL_SOCKET, SO_PEEK_OFF)?;
+    // A look gives a datagram that has none the time of looking (`__sock_recv_timestamp`).
+    for name in TIME_STAMPS {
+        if meanwhile::get(fd, SOL_SOCKET, name)? != 0 {
+            meanwhile.set(SOL_SOCKET, name, 0)?;
+        }
+    }
     let peeked = peek_at_each(fd, queue);
     let back = meanwhile.put_back();
     peeked.and(back)
