@@ -31,9 +31,9 @@ const IPV6_CHECKSUM: i32 = 7;
 const IP_TOS: i32 = 1;
 const IP_TTL: i32 = 2;
 const IP_PKTINFO: i32 = 8;
-const IP_MULTICAST_IF: i32 = 32;
 const IP_ADD_MEMBERSHIP: i32 = 35;
 const IPV6_UNICAST_HOPS: i32 = 16;
+const IPV6_ADD_MEMBERSHIP: i32 = 20;
 const IPV6_RECVPKTINFO: i32 = 49;
 const IPV6_TCLASS: i32 = 67;
 const SO_REUSEADDR: i32 = 2;
@@ -615,6 +615,26 @@ fn send_all(family: &str, to: SocketAddr) -> Outcome {
     Ok(())
 }
 
+/// A member of the group on a device, also bound to that where `bound`.
+fn in_group(family: &str, to: IpAddr, index: u32, bound: bool) -> io::Result<OwnedFd> {
+    let socket = lite(family)?;
+    let request = match to {
+        IpAddr::V4(to) => [&to.octets()[..], &[0; 4], &index.to_ne_bytes()].concat(),
+        IpAddr::V6(to) => [&to.octets()[..], &index.to_ne_bytes()].concat(),
+    };
+    let (level, name) = match to {
+        IpAddr::V4(_) => (IP, IP_ADD_MEMBERSHIP),
+        IpAddr::V6(_) => (IPV6, IPV6_ADD_MEMBERSHIP),
+    };
+    socket::set(&socket, level, name, &request).unwrap();
+    // Of what came before it is on, nothing is told.
+    set_int(&socket, IP, IP_PKTINFO, i32::from(!bound))?;
+    let device = if bound { index as i32 } else { 0 };
+    set_int(&socket, SOCKET, SO_BINDTOIFINDEX, device)?;
+    bind(&socket, (lite_kind(family).any(), 4711))?;
+    Ok(socket)
+}
+
 /// Restored, with the same in it as before.
 fn same_again(
     socket: OwnedFd,
@@ -682,22 +702,23 @@ fn the_queue_of_udp_lite_tells_of_its_devices() -> Outcome {
     }
     isolated(|| {
         let [_, m1] = place::devices()?;
-        let group = Ipv4Addr::new(239, 1, 1, 1);
-        let socket = lite("inet")?;
-        let index = m1.index;
-        let request = [&group.octets()[..], &[0; 4], &index.to_ne_bytes()].concat();
-        socket::set(&socket, IP, IP_ADD_MEMBERSHIP, &request).unwrap();
-        bind(&socket, (Ipv4Addr::UNSPECIFIED, 4711))?;
-        let sends = fresh(lite_kind("inet"))?;
-        let from = [[0; 4], [0; 4], index.to_ne_bytes()].concat();
-        socket::set(&sends, IP, IP_MULTICAST_IF, &from).unwrap();
-        let to = SocketAddr::new(group.into(), 4711);
-        for number in 0..20 {
-            rustix::net::sendto(&sends, &[number; 100], SendFlags::empty(), &to)?;
+        let groups = [("inet", "239.1.1.1:4711"), ("inet6", "[ff02::4711]:4711")];
+        for (family, to) in groups {
+            for bound in [false, true] {
+                let to: SocketAddr = to.parse()?;
+                let socket = in_group(family, to.ip(), m1.index, bound)?;
+                let sends = fresh(lite_kind(family))?;
+                set_int(&sends, SOCKET, SO_BINDTOIFINDEX, m1.index as i32)?;
+                for number in 0..20 {
+                    rustix::net::sendto(&sends, &[number; 100], SendFlags::empty(), &to)?;
+                }
+                let device = Checkpoint::dump(&socket)?.receive_queue[0].interface;
+                let told = family == "inet6" || !bound;
+                assert_eq!(device, if told { m1.index } else { 0 }, "{to}");
+                same_again(socket, &format!("{to}, {bound}"))?;
+            }
         }
-        let device = Checkpoint::dump(&socket)?.receive_queue[0].interface;
-        assert_eq!(device, index);
-        same_again(socket, "a group").map(drop)
+        Ok(())
     })
 }
 
