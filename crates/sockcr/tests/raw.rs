@@ -765,3 +765,33 @@ fn what_udp_lite_would_not_get_again_is_told() -> Outcome {
         Ok(())
     })
 }
+
+/// What recvmsg(2) would throw away is not in the queue.
+#[test]
+fn udp_lite_with_a_wrong_checksum_is_left_out() -> Outcome {
+    if let Err(why) = reader() {
+        return support::skip(&why);
+    }
+    isolated(|| {
+        let socket = fresh(lite_kind("inet"))?;
+        bind(&socket, (Ipv4Addr::LOCALHOST, 4711))?;
+        let sends = fresh(&Protocol {
+            number: 136,
+            ..*kind("inet", "raw:89")
+        })?;
+        let to = SocketAddr::from(([127, 0, 0, 1], 0));
+        // 4711 from port 0, all covered; a short one is summed up as it comes.
+        let mut wrong = vec![0, 0, 0x12, 0x67, 0, 0, 1, 1];
+        wrong.resize(1000, 7);
+        rustix::net::sendto(&sends, &wrong, SendFlags::empty(), &to)?;
+        let lite = fresh(lite_kind("inet"))?;
+        set_int(&lite, UDP, UDPLITE_SEND_CSCOV, 20)?;
+        let to = SocketAddr::new(to.ip(), 4711);
+        rustix::net::sendto(&lite, &[9; 999], SendFlags::empty(), &to)?;
+        let queue = Checkpoint::dump(&socket)?.receive_queue;
+        let queue: Vec<_> = queue.into_iter().map(|one| one.payload).collect();
+        assert_eq!(queue, [vec![9; 999]]);
+        assert_eq!(socket::receive_now(&socket)?, queue);
+        Ok(())
+    })
+}

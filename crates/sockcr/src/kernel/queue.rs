@@ -615,4 +615,12 @@ mod tests {
         assert_eq!(sum(&[1]), 0x0100);
         assert_eq!(sum(&[1, 2, 3, 4, 5]), 0x0102 + 0x0304 + 0x0500);
     }
+
+    #[test]
+    fn udp_lite_covers_what_it_says() {
+        let header = |coverage| [0, 1, 0, 2, 0, coverage, 3, 4];
+        for (coverage, bytes) in [(0, 5), (8, 0), (10, 2), (13, 5), (7, 5), (14, 5)] {
+            assert_eq!(covered(&header(coverage), b"hello").len(), bytes);
+        }
+    }
 }
