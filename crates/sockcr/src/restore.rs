@@ -211,7 +211,7 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
-        if !self.protocol.is_ping() {
+        if !self.fills_in_place() {
             self.fill_queue(fd, injector, report);
         }
         let corks = self.corks();
@@ -236,6 +236,13 @@ impl Checkpoint {
             descriptor.restore(fd, report);
         }
         Ok(socket)
+    }
+
+    /// Whether the kernel finds the socket for its queue: one of ping by its identifier, one of UDP-Lite by
+    /// its port, unless others of its group could get it.
+    fn fills_in_place(&self) -> bool {
+        let lite = self.protocol.is_lite() && !self.options.has("SO_REUSEPORT");
+        self.protocol.is_ping() || lite
     }
 
     /// Puts the receive queue back, if that can be done before the socket takes its place.
@@ -362,8 +369,7 @@ impl Checkpoint {
         let queue = &self.receive_queue;
         let queue_later = receive_queue::comes_later(queue);
         let connects = self.endpoint.peer.is_some() || self.endpoint.heard.is_some();
-        // A reply finds a ping socket by its identifier.
-        let in_place = self.protocol.is_ping() && !queue.is_empty();
+        let in_place = self.fills_in_place() && !queue.is_empty();
         let waits = connects || leads || queue_later || self.protocol.is_raw() || in_place;
         match waits {
             true => filter::block(fd).map_err(|e| Failure::at("filter while unconnected", e))?,
@@ -374,9 +380,13 @@ impl Checkpoint {
             self.endpoint
                 .restore(fd, self.protocol, options, interfaces)
         };
-        match queue_later && self.protocol.is_udp() {
-            true => receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?,
-            false => take()?,
+        if queue_later && self.protocol.is_udp() {
+            receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?;
+        } else if in_place && self.protocol.is_lite() {
+            let fill = || self.fill_queue(fd, injector, report);
+            receive_queue::fill_alone(fd, take, fill)?;
+        } else {
+            take()?;
         }
         if queue_later && !self.protocol.is_udp() {
             report.lose(
@@ -384,7 +394,7 @@ impl Checkpoint {
                 "without CAP_BPF only UDP sockets get theirs",
             );
         }
-        if in_place {
+        if in_place && self.protocol.is_ping() {
             self.fill_queue(fd, injector, report);
         }
         if let Some(program) = &self.reuseport_program {

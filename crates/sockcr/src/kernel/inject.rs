@@ -49,6 +49,11 @@ const BASE_RETURNED: i32 = 0;
 pub enum Carries {
     /// The data of a UDP datagram: given to the socket (`bpf_sk_assign`).
     Data,
+    /// The data of a UDP-Lite datagram. The kernel finds the socket by its port, address and peer.
+    Lite {
+        /// The index of the device that the socket is bound to; 0: none.
+        bound: u32,
+    },
     /// All behind the IP header, of this protocol. The kernel finds the socket by itself, and all others
     /// that match.
     Message(u8),
@@ -108,12 +113,17 @@ impl<'a> Datagram<'a> {
     /// What follows the bytes that a record holds.
     fn rest(&self) -> &'a [u8] {
         match self.carries {
-            Carries::Data => self.payload,
+            Carries::Data | Carries::Lite { .. } => self.payload,
             _ => self
                 .body()
                 .get(record::UDP_HEADER_SIZE..)
                 .unwrap_or_default(),
         }
+    }
+
+    /// Whether there are ports before its payload.
+    fn has_ports(&self) -> bool {
+        matches!(self.carries, Carries::Data | Carries::Lite { .. })
     }
 
     /// Whether `icmp_rcv` is to throw it away once raw sockets have it, which it does with most that is
@@ -298,8 +308,10 @@ impl Injector {
         }
         self.link(&mut ways, &mut injected)?;
         self.join(datagrams)?;
-        let assigned = datagrams.iter().all(|d| d.carries == Carries::Data);
-        let mut filling = Filling::new(self, socket, assigned, ways)?;
+        let mut kinds = datagrams.iter().map(|datagram| datagram.carries);
+        let carries = kinds.find(|carries| *carries != Carries::Data);
+        let carries = carries.unwrap_or(Carries::Data);
+        let mut filling = Filling::new(self, socket, carries, ways)?;
         let sent = filling.all(datagrams, &mut injected);
         let left = filling.finish();
         sent.and(left)?;
@@ -356,7 +368,7 @@ impl Injector {
         for datagram in datagrams {
             if let IpAddr::V6(group) = datagram.destination.ip()
                 && group.is_multicast()
-                && datagram.carries == Carries::Data
+                && datagram.has_ports()
             {
                 let members = match &mut self.members {
                     Some(members) => members,

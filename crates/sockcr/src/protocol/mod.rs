@@ -58,6 +58,11 @@ impl Protocol {
         !self.is_raw() && matches!(self.number, IPPROTO_ICMP | IPPROTO_ICMPV6)
     }
 
+    /// Whether it is UDP-Lite.
+    pub fn is_lite(&self) -> bool {
+        self.number == IPPROTO_UDPLITE && !self.is_raw()
+    }
+
     /// The address of a socket that has none.
     pub fn any(&self) -> IpAddr {
         match self.is_ipv6() {
@@ -75,7 +80,7 @@ impl Protocol {
     pub fn access(&self, row: &Row) -> Access {
         let meant = |special: Special| match special {
             Special::Raw => self.is_raw(),
-            Special::Lite => self.number == IPPROTO_UDPLITE && !self.is_raw(),
+            Special::Lite => self.is_lite(),
         };
         match row.special {
             Some((special, access)) if meant(special) => access,

@@ -4,8 +4,9 @@
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
 use super::meanwhile::{self, Meanwhile};
+use super::raw_queue::{self, Spot};
 use super::shutdown::poll_now;
-use super::{hearers, peek, raw_queue};
+use super::{hearers, peek};
 use crate::kernel::inject::{self, Carries, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
@@ -182,8 +183,8 @@ impl From<Queued> for Datagram {
     }
 }
 
-/// Puts the queue into a new socket: an unbound one without a filter ([`inject`]), or one of ICMP in its
-/// place.
+/// Puts the queue into a new socket: an unbound one without a filter ([`inject`]), or a ping socket or one
+/// of UDP-Lite in its place. A sockmap takes none of UDP-Lite (`sk_is_udp`): the kernel finds it.
 pub(crate) fn restore(
     fd: BorrowedFd<'_>,
     protocol: &Protocol,
@@ -192,26 +193,30 @@ pub(crate) fn restore(
     injector: &mut Injector,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    if protocol.has_ports() && !protocol.is_udp() {
-        let count = queue.len();
-        let why =
-            format!("{count} waiting: a socket of UDP-Lite can be in no BPF map (`sk_is_udp`)");
-        report.lose("receive queue", why);
+    let failed = |error| Failure::at("look who else would hear the receive queue", error);
+    if protocol.is_lite()
+        && let Some(why) = raw_queue::obstacle(fd).map_err(failed)?
+    {
+        report.lose("receive queue", format!("{} waiting: {why}", queue.len()));
         return Ok(());
     }
+    let place = Spot::of(fd).map_err(failed)?;
     let devices = devices(fd, queue, interfaces, report);
     let mut queue = without_too_long(queue, report);
-    if !protocol.has_ports() {
-        let failed = |error| Failure::at("look who else would hear the receive queue", error);
+    if protocol.is_lite() {
+        without_stray(&place, &mut queue, report);
+    } else if !protocol.is_udp() {
         without_heard(fd, protocol, &mut queue, report).map_err(failed)?;
     }
+    let carries = match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
+        (true, ..) if protocol.is_lite() => Carries::Lite { bound: place.bound },
+        (true, ..) => Carries::Data,
+        (false, true, false) => Carries::Packet,
+        _ => Carries::Message(protocol.number as u8),
+    };
     let queue = &queue[..];
     let datagrams = queue.iter().map(|datagram| inject::Datagram {
-        carries: match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
-            (true, ..) => Carries::Data,
-            (false, true, false) => Carries::Packet,
-            _ => Carries::Message(protocol.number as u8),
-        },
+        carries,
         source: datagram.source,
         destination: datagram.destination,
         ttl: datagram.ttl,
@@ -254,6 +259,21 @@ fn without_too_long<'a>(queue: &'a [Datagram], report: &mut Report) -> Vec<&'a D
         ),
     }
     whole
+}
+
+/// Leaves out what the kernel would not find this socket for.
+fn without_stray(place: &Spot, queue: &mut Vec<&Datagram>, report: &mut Report) {
+    let mut lost: BTreeMap<&'static str, usize> = BTreeMap::new();
+    queue.retain(|datagram| {
+        place.stray(datagram).is_none_or(|what| {
+            *lost.entry(what).or_default() += 1;
+            false
+        })
+    });
+    for (what, count) in lost {
+        let why = format!("{count} of them: the kernel would not give them to it again");
+        report.lose(format!("receive queue: {what}"), why);
+    }
 }
 
 /// Leaves out what others would hear too, or the kernel itself.
@@ -349,6 +369,21 @@ pub(crate) fn restore_in_place(
 ) -> Result<(), Failure> {
     let alone = raw_queue::take_alone(fd, take)?;
     raw_queue::restore(fd, queue, interfaces, report)?;
+    match alone {
+        true => raw_queue::share(fd),
+        false => Ok(()),
+    }
+}
+
+/// Has a new socket of UDP-Lite, whose filter lets nothing in, take its place, and `fill` it while nobody
+/// shares that.
+pub(crate) fn fill_alone(
+    fd: BorrowedFd<'_>,
+    take: impl Fn() -> Result<(), Failure>,
+    fill: impl FnOnce(),
+) -> Result<(), Failure> {
+    let alone = raw_queue::take_alone(fd, take)?;
+    fill();
     match alone {
         true => raw_queue::share(fd),
         false => Ok(()),

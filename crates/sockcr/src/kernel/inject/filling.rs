@@ -44,14 +44,14 @@ impl<'a> Filling<'a> {
     pub fn new(
         injector: &'a Injector,
         socket: BorrowedFd<'a>,
-        assigned: bool,
+        carries: Carries,
         ways: Vec<Way>,
     ) -> io::Result<Self> {
         let queued = injector.reader.read(socket)?.receive_queue as usize;
         let filling = Self {
             injector,
-            target: Target::prepare(socket, injector.secret, assigned)?,
-            assigned,
+            target: Target::prepare(socket, injector.secret, carries)?,
+            assigned: carries == Carries::Data,
             ways,
             queued,
             any_ipv4: false,

@@ -45,6 +45,7 @@ const VERSION6: u32 = 6 << 28;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const UDP: u8 = 17;
+const UDP_LITE: u8 = 136;
 const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0];
 /// IPOPT_NOP, harmless wherever a packet passes on its way to the program.
 pub const NO_OPERATION: u8 = 1;
@@ -83,10 +84,14 @@ fn parts(datagram: &Datagram<'_>) -> Option<Parts> {
             head = udp_header(datagram.source, datagram.destination, total);
             (UDP, size)
         }
+        Carries::Lite { .. } => {
+            head = lite_header(datagram)?;
+            (UDP_LITE, UDP_HEADER_SIZE + datagram.payload.len())
+        }
         Carries::Message(protocol) => (protocol, datagram.payload.len()),
         Carries::Packet => (0, 0),
     };
-    if datagram.carries != Carries::Data {
+    if !datagram.has_ports() {
         head.iter_mut()
             .zip(datagram.body())
             .for_each(|(to, from)| *to = *from);
@@ -128,9 +133,12 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     (*kind, *code) = (notice.kind, notice.code);
     rest.copy_from_slice(&notice.rest);
     let size = UDP_HEADER_SIZE + body.len();
-    let mut whole = [&pseudo_header(notice, size)[..], &head, body].concat();
-    whole.resize(whole.len().next_multiple_of(2), 0);
-    let sum = checksum(&whole).to_be_bytes();
+    let before = match notice.local {
+        // That of ICMP covers the message alone.
+        IpAddr::V4(_) => Vec::new(),
+        IpAddr::V6(_) => pseudo_header([notice.source, notice.local], ICMPV6, size),
+    };
+    let sum = checksum_of(&[&before, &head, body]).to_be_bytes();
     let [_, _, high, low, ..] = &mut head;
     [*high, *low] = sum;
     let header = IpHeader {
@@ -158,14 +166,17 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     })
 }
 
-/// What the checksum of ICMPv6 covers besides.
-fn pseudo_header(notice: &Notice<'_>, size: usize) -> Vec<u8> {
-    let (IpAddr::V6(from), IpAddr::V6(to)) = (notice.source, notice.local) else {
-        return Vec::new();
-    };
-    let mut bytes = [from.octets(), to.octets()].concat();
+/// What a checksum covers besides; the sum is the same whatever the order of the words.
+fn pseudo_header(addresses: [IpAddr; 2], protocol: u8, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(address.octets()),
+        }
+    }
     bytes.extend((size as u32).to_be_bytes());
-    bytes.extend(u32::from(ICMPV6).to_be_bytes());
+    bytes.extend(u32::from(protocol).to_be_bytes());
     bytes
 }
 
@@ -280,6 +291,29 @@ pub fn udp_header(from: SocketAddr, to: SocketAddr, total: u16) -> [u8; UDP_HEAD
     [a, b, c, d, e, f, 0, 0]
 }
 
+/// The header of a datagram all of which is covered, whatever was; that suits every receiver. Without a
+/// checksum it would be thrown away (`udplite_checksum_init`).
+fn lite_header(datagram: &Datagram<'_>) -> Option<[u8; UDP_HEADER_SIZE]> {
+    const ALL: u16 = 0;
+    let (from, to) = (datagram.source, datagram.destination);
+    let size = UDP_HEADER_SIZE + datagram.payload.len();
+    let before = pseudo_header([from.ip(), to.ip()], UDP_LITE, size);
+    let mut head = udp_header(from, to, ALL);
+    let sum = match checksum_of(&[&before, &head, datagram.payload]) {
+        0 => u16::MAX,
+        sum => sum,
+    };
+    head.get_mut(6..)?.copy_from_slice(&sum.to_be_bytes());
+    Some(head)
+}
+
+/// The checksum of these together; all but the last have an even number of bytes.
+fn checksum_of(parts: &[&[u8]]) -> u16 {
+    let mut whole = parts.concat();
+    whole.resize(whole.len().next_multiple_of(2), 0);
+    checksum(&whole)
+}
+
 /// The Internet checksum (RFC 1071) of an even number of bytes.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2).map(|pair| match pair {
@@ -368,6 +402,28 @@ mod tests {
         assert_eq!(record[0], 0x47);
         assert_eq!(checksum(&record[..HEADER + 8]), 0);
         assert_eq!(&record[OPTIONS_LENGTH..][..4], &8_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_checksum_of_udp_lite_covers_all() {
+        for (payload, from, to) in [
+            (&b"hello"[..], "192.168.0.1:53", "192.168.0.199:5353"),
+            (b"", "[2001:db8::1]:53", "[2001:db8::2]:5353"),
+        ] {
+            let (source, destination) = (from.parse().unwrap(), to.parse().unwrap());
+            let lite = Datagram {
+                carries: Carries::Lite { bound: 0 },
+                source,
+                destination,
+                ..datagram(payload)
+            };
+            let record = encode(&lite).unwrap();
+            let head = &record[UDP_HEADER..][..8];
+            assert_eq!(&head[..6], &[0, 53, 20, 233, 0, 0]);
+            let ends = [source.ip(), destination.ip()];
+            let before = pseudo_header(ends, UDP_LITE, 8 + payload.len());
+            assert_eq!(checksum_of(&[&before, head, payload]), 0);
+        }
     }
 
     #[test]

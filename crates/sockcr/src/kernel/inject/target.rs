@@ -12,7 +12,7 @@ use crate::state::meanwhile::{self, Buffer, Meanwhile};
 
 use rustix::io::Errno;
 
-use super::step;
+use super::{Carries, step};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
@@ -48,7 +48,7 @@ pub struct Target<'a> {
     pub socket: BorrowedFd<'a>,
     /// The hash of our packets.
     secret: i32,
-    assigned: bool,
+    carries: Carries,
     meanwhile: Meanwhile<'a>,
     /// IP_PKTINFO as it is now; a raw socket of IPv6 has none.
     tells: Option<bool>,
@@ -56,16 +56,16 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Binds the socket to a port of its own. A filter lets nothing in until [`Target::open`].
-    /// One that is not assigned stays where it is, but for its device.
-    pub fn prepare(socket: BorrowedFd<'a>, secret: i32, assigned: bool) -> io::Result<Self> {
-        if assigned && plain(rustix::net::getsockname(socket)?)?.port() != 0 {
+    /// One that is not assigned stays where it is; one without ports not at its device.
+    pub fn prepare(socket: BorrowedFd<'a>, secret: i32, carries: Carries) -> io::Result<Self> {
+        if carries == Carries::Data && plain(rustix::net::getsockname(socket)?)?.port() != 0 {
             let why = "only an unbound socket can get a queue";
             return Err(io::Error::new(io::ErrorKind::InvalidInput, why));
         }
         let mut target = Self {
             socket,
             secret,
-            assigned,
+            carries,
             meanwhile: Meanwhile::new(socket),
             tells: None,
         };
@@ -79,6 +79,10 @@ impl<'a> Target<'a> {
         }
     }
 
+    fn is_assigned(&self) -> bool {
+        self.carries == Carries::Data
+    }
+
     fn take_place(&mut self) -> io::Result<()> {
         self.set_options()
             .map_err(step("prepare the new socket for its queue"))?;
@@ -86,7 +90,7 @@ impl<'a> Target<'a> {
             .room(Buffer::Receive, ROOM)
             .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
-        if !self.assigned {
+        if !self.is_assigned() {
             return Ok(());
         }
         bind_to_any(self.socket).map_err(step("bind meanwhile to a port of its own"))
@@ -95,18 +99,24 @@ impl<'a> Target<'a> {
     fn set_options(&mut self) -> io::Result<()> {
         // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
-        if !self.assigned {
+        match self.carries {
+            Carries::Data => {
+                self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
+                for (level, name, value) in SETTINGS {
+                    self.meanwhile.set(level, name, value)?;
+                }
+            }
+            // Elsewhere others may have its port.
+            Carries::Lite { .. } => {}
             // What comes by the loopback device is not for one that is bound to another.
-            self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
-            let tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO);
-            self.tells = tells.ok().map(|tells| tells != 0);
-            return Ok(());
+            _ => {
+                self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+                let tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO);
+                self.tells = tells.ok().map(|tells| tells != 0);
+                return Ok(());
+            }
         }
-        self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
         self.tells = Some(self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO)? != 0);
-        for (level, name, value) in SETTINGS {
-            self.meanwhile.set(level, name, value)?;
-        }
         // On an AF_INET6 socket it makes what comes by IPv4 tell of itself too.
         match self.meanwhile.set(IPPROTO_IPV6, IPV6_RECVPKTINFO, 0) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Ok(()),
@@ -136,7 +146,7 @@ impl<'a> Target<'a> {
     /// Takes address, port and peer away, and puts the options back. The queue stays
     /// (`__udp_disconnect`). The filter goes last.
     pub fn finish(&self) -> io::Result<()> {
-        if !self.assigned {
+        if !self.is_assigned() {
             return self.meanwhile.put_back();
         }
         let left = rustix::net::connect_unspec(self.socket).map_err(io::Error::from);
