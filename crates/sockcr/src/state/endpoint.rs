@@ -246,7 +246,8 @@ impl Endpoint {
         }
         let mut place = *self;
         // An address that it was bound to and one that connect(2) gave it are the same to it.
-        place.address_locked |= protocol.is_raw() && can_be_bound(self.local.ip());
+        let bindable = can_be_bound(self.local.ip(), self.peer);
+        place.address_locked |= protocol.is_raw() && bindable;
         place.bind(fd, protocol, options)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
@@ -440,7 +441,10 @@ fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<(
     };
     let connect = |to: Ipv4Addr| Ok(rustix::net::connect(fd, &SocketAddr::new(peer(to), 9))?);
     if meanwhile::get(fd, IPPROTO_IP, IP_MULTICAST_IF).is_err() {
-        return connect(source);
+        let mut meanwhile = Meanwhile::new(fd);
+        meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+        let connected = connect(source);
+        return connected.and(meanwhile.put_back());
     }
     let take = |device: u32| {
         let request = [
@@ -476,10 +480,12 @@ fn take_ipv6(fd: BorrowedFd<'_>, source: Ipv6Addr) -> io::Result<()> {
     }
 }
 
-/// Whether bind(2) can have given a raw socket its address: no IPv4 one to a socket of IPv6 (`rawv6_bind`).
-fn can_be_bound(address: IpAddr) -> bool {
-    let mapped = address.is_ipv6() && address.to_canonical().is_ipv4();
-    !address.is_unspecified() && !mapped
+/// Whether bind(2) can have given a raw socket its address: to one of IPv6 no IPv4 one (`rawv6_bind`), nor
+/// another before it was connected by IPv4.
+fn can_be_bound(address: IpAddr, peer: Option<SocketAddr>) -> bool {
+    let speaks_ipv4 = |address: IpAddr| address.is_ipv6() && address.to_canonical().is_ipv4();
+    let by_ipv4 = speaks_ipv4(address) || peer.is_some_and(|peer| speaks_ipv4(peer.ip()));
+    address.is_multicast() || !address.is_unspecified() && !by_ipv4
 }
 
 /// Whether an address is of one device alone (`__ipv6_addr_needs_scope_id`).
