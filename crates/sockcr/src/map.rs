@@ -131,10 +131,12 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
             *used = true;
         }
     };
-    let endpoint = &mut checkpoint.endpoint;
-    let mut local = endpoint.local.ip();
+    let before = checkpoint.endpoint.local.ip();
+    let mut local = before;
     change(&mut local);
-    endpoint.move_to(local, checkpoint.protocol);
+    checkpoint.endpoint.move_to(local, checkpoint.protocol);
+    checkpoint.speak_as_bound(before);
+    let endpoint = &mut checkpoint.endpoint;
     // Elsewhere 0.0.0.0 is not an address that could be called otherwise, but none at all.
     let mut change = |address: &mut IpAddr| {
         if !address.is_unspecified() {

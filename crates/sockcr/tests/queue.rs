@@ -16,7 +16,7 @@ use feed::{By, DESTINATION, HOP_BY_HOP, Heard, Packet6, ROUTING, packet6};
 use message::Message;
 use rustix::net::{RecvFlags, recv};
 use sockcr::{Checkpoint, Mapping, RestoreOptions, json};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use support::Outcome;
 use support::inject::*;
@@ -28,6 +28,8 @@ const IP_RECVERR: i32 = 11;
 const UDP_CORK: i32 = 1;
 const UDP_SEGMENT: i32 = 103;
 const IPV6_V6ONLY: i32 = 26;
+const SO_PEEK_OFF: i32 = 42;
+const SO_TIMESTAMPNS: i32 = 35;
 const UDP_NO_CHECK6_RX: i32 = 102;
 
 fn exactly() -> RestoreOptions {
@@ -547,6 +549,52 @@ fn long_queues_are_compared() -> Outcome {
             had.ends_with("0707") && has.ends_with("0708"),
             "{had} {has}"
         );
+        Ok(())
+    })
+}
+
+/// bind(2) to an address of IPv6 makes a socket one of IPv6 alone, for good.
+#[test]
+fn a_dual_stack_socket_gets_another_address() -> Outcome {
+    privileged(|| {
+        strict()?;
+        let socket = Family::Dual.udp()?;
+        socket::bind(&socket, (Ipv6Addr::UNSPECIFIED, PORT))?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        for (address, only) in [("::1", 1), ("::ffff:127.0.0.1", 0)] {
+            let mut edited = checkpoint.clone();
+            edited.edit("local", &format!("[{address}]:{PORT}"))?;
+            let map = vec![format!("::={address}").parse::<Mapping>()?];
+            let mapped = RestoreOptions { map, ..exactly() };
+            for (checkpoint, options) in [(&edited, &exactly()), (&checkpoint, &mapped)] {
+                let restored = checkpoint.restore(options)?.fd;
+                assert_eq!(socket::get_int(&restored, IPV6, IPV6_V6ONLY)?, only);
+                assert_eq!(socket::local(&restored)?.ip(), address.parse::<IpAddr>()?);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One that came when nobody wanted time stamps, was peeked at, and has none since.
+#[test]
+fn a_look_gives_no_time() -> Outcome {
+    privileged(|| {
+        strict()?;
+        let socket = socket::bound((LOCALHOST, PORT))?;
+        set_int(&socket, SOCKET, SO_PEEK_OFF, 0)?;
+        send((LOCALHOST, 1999), (LOCALHOST, PORT), b"")?;
+        recv(&socket, &mut [0u8; 8][..], RecvFlags::PEEK)?;
+        set_int(&socket, SOCKET, SO_TIMESTAMPNS, 1)?;
+        let mut checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        // Somebody else may have wanted them.
+        checkpoint.receive_queue[0].received_at = 0;
+        assert!(checkpoint.receive_queue[0].peeked);
+        let restored = checkpoint.restore(&exactly())?.fd;
+        let again = Checkpoint::dump(&restored)?;
+        assert_eq!(again.receive_queue, checkpoint.receive_queue);
         Ok(())
     })
 }
