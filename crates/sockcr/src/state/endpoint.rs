@@ -125,6 +125,8 @@ impl Endpoint {
             true => hidden.source_address,
             false => hidden.bound_address,
         };
+        // `ping_lookup` asks for no peer, and a raw socket that left one hears nobody.
+        let left = Some(hidden.peer_address).filter(|_| !connected && protocol.has_ports());
         Endpoint {
             local: SocketAddr::new(
                 address,
@@ -137,7 +139,7 @@ impl Endpoint {
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
-            heard: Some(hidden.peer_address).filter(|peer| !connected && !peer.is_unspecified()),
+            heard: left.filter(|peer| !peer.is_unspecified()),
         }
     }
 
@@ -239,8 +241,7 @@ impl Endpoint {
         options: &Options,
         interfaces: &Interfaces,
     ) -> Result<(), Failure> {
-        // A raw socket that left a peer would hear nobody.
-        if let Some(heard) = self.heard.filter(|_| !protocol.is_raw()) {
+        if let Some(heard) = self.heard.filter(|_| protocol.has_ports()) {
             let directions = Directions::to(heard, fd, options, interfaces);
             directions.leave(heard)?;
         }
@@ -318,12 +319,18 @@ impl Endpoint {
         let port = self.local.port();
         let bind = |port: u16| {
             let to = SocketAddr::new(address, port);
-            let bound = match rustix::net::bind(fd, &to) {
-                Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, to),
-                Err(Errno::INVAL) if needs_device(address) => match bound_device(fd) {
-                    0 => bind_without_device(fd, to),
-                    device => bind_with_scope(fd, to, device),
-                },
+            let mut bound = rustix::net::bind(fd, &to);
+            let mut place = to;
+            if let (Err(Errno::INVAL), SocketAddr::V6(to)) = (bound, &mut place) {
+                // A ping socket wants the device told that it has already (`ping_check_bind_addr`).
+                to.set_scope_id(bound_device(fd));
+                bound = rustix::net::bind(fd, to);
+            }
+            let bound = match bound {
+                Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, place),
+                Err(Errno::INVAL) if needs_device(address) && bound_device(fd) == 0 => {
+                    bind_without_device(fd, to)
+                }
                 done => done.map_err(io::Error::from),
             };
             bound.map_err(|error| Failure::at(format!("bind to {}", self.local), error))
@@ -383,15 +390,6 @@ impl Endpoint {
         let step = format!("bind to {}", self.local);
         Err(Failure::at(step, io::Error::other(why)))
     }
-}
-
-/// A ping socket wants the device told that it has already (`ping_check_bind_addr`).
-fn bind_with_scope(fd: BorrowedFd<'_>, to: SocketAddr, device: u32) -> io::Result<()> {
-    let mut to = to;
-    if let SocketAddr::V6(address) = &mut to {
-        address.set_scope_id(device);
-    }
-    Ok(rustix::net::bind(fd, &to)?)
 }
 
 /// Binds a socket that has a device to an address of another one, which its owner can only have given
