@@ -111,7 +111,6 @@ fn everything_queued_is_received_as_it_was() -> Outcome {
     })
 }
 
-const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x77);
 const NEAR_GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x77);
 
 /// Every way in which a datagram comes, with everything it can have.
@@ -161,18 +160,13 @@ fn every_kind() -> Vec<Heard> {
     all
 }
 
-fn join6(socket: &OwnedFd, group: Ipv6Addr, device: u32) {
-    let request = [&group.octets()[..], &device.to_ne_bytes()].concat();
-    socket::set(socket, IPV6, 20, &request).unwrap();
-}
-
 fn bystander6(device: &Device) -> std::io::Result<OwnedFd> {
     let socket = Family::Ipv6.udp()?;
     set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
     set_int(&socket, IPV6, IPV6_V6ONLY, 1)?;
     socket::bind(&socket, (Ipv6Addr::UNSPECIFIED, PORT))?;
-    join6(&socket, GROUP6, device.index);
-    join6(&socket, NEAR_GROUP6, device.index);
+    join6(&socket, GROUP6, device.index)?;
+    join6(&socket, NEAR_GROUP6, device.index)?;
     Ok(socket)
 }
 
@@ -223,8 +217,8 @@ fn every_kind_as_it_was(family: Family, devices: &[Device; 2]) -> Outcome {
     for device in devices {
         join(&socket, device.index)?;
         if family == Family::Ipv6 {
-            join6(&socket, GROUP6, device.index);
-            join6(&socket, NEAR_GROUP6, device.index);
+            join6(&socket, GROUP6, device.index)?;
+            join6(&socket, NEAR_GROUP6, device.index)?;
         }
     }
     socket::bind(&socket, (family.any(), PORT))?;
@@ -255,7 +249,7 @@ fn every_kind_as_it_was(family: Family, devices: &[Device; 2]) -> Outcome {
         assert!(seen.iter().any(|one| one.data == b"by cable"));
     }
     drop(socket);
-    let mut others = bystanders(m0)?;
+    let mut others = bystanders(Family::Ipv4, m0)?;
     others.push(bystander6(m0)?);
     let restored = Checkpoint::from_bytes(&checkpoint.to_bytes()?)?.restore(&exactly());
     heard_nothing(&others)?;
@@ -447,7 +441,7 @@ fn nobody_else_hears_of_it() -> Outcome {
         for round in 0..20 {
             send((LOCALHOST, 2000 + round), (LOCALHOST, PORT + 1), b"mine")?;
         }
-        let others = bystanders(&device)?;
+        let others = bystanders(Family::Ipv4, &device)?;
         let restored = through_an_image(socket)?;
         heard_nothing(&others)?;
         assert_eq!(drain(&restored)?.len(), 20);
