@@ -432,20 +432,22 @@ fn a_connected_socket_keeps_what_it_has_heard() -> Outcome {
 
 #[test]
 fn nobody_else_hears_of_it() -> Outcome {
-    privileged(|| {
-        let [device, _] = strict()?;
-        let socket = talkative()?;
-        set_int(&socket, SOCKET, SO_REUSEPORT, 1)?;
-        socket::bind(&socket, (ANY, PORT + 1))?;
-        join(&socket, device.index)?;
-        for round in 0..20 {
-            send((LOCALHOST, 2000 + round), (LOCALHOST, PORT + 1), b"mine")?;
-        }
-        let others = bystanders(Family::Ipv4, &device)?;
-        let restored = through_an_image(socket)?;
-        heard_nothing(&others)?;
-        assert_eq!(drain(&restored)?.len(), 20);
-        Ok(())
+    FAMILIES.into_iter().try_for_each(|family| {
+        privileged(|| {
+            let [device, _] = strict()?;
+            let socket = family.talkative()?;
+            set_int(&socket, SOCKET, SO_REUSEPORT, 1)?;
+            socket::bind(&socket, (family.any(), PORT + 1))?;
+            family.join(&socket, device.index)?;
+            for round in 0..20 {
+                family.send(2000 + round, PORT + 1, b"mine")?;
+            }
+            let others = bystanders(family, &device)?;
+            let restored = through_an_image(socket)?;
+            heard_nothing(&others)?;
+            assert_eq!(drain(&restored)?.len(), 20);
+            Ok(())
+        })
     })
 }
 
