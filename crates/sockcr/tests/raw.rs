@@ -16,7 +16,7 @@ use rustix::event::PollFlags;
 use rustix::net::SendFlags;
 
 use sockcr::protocol::{self, Protocol};
-use sockcr::{Checkpoint, RestoreOptions};
+use sockcr::{Checkpoint, Note, RestoreOptions};
 
 use support::place::{self, isolated, rootless};
 use support::socket::{
@@ -34,6 +34,7 @@ const IP_PKTINFO: i32 = 8;
 const IP_ADD_MEMBERSHIP: i32 = 35;
 const IPV6_UNICAST_HOPS: i32 = 16;
 const IPV6_ADD_MEMBERSHIP: i32 = 20;
+const IPV6_ROUTER_ALERT: i32 = 22;
 const IPV6_RECVPKTINFO: i32 = 49;
 const IPV6_TCLASS: i32 = 67;
 const SO_REUSEADDR: i32 = 2;
@@ -170,6 +171,64 @@ fn join_one(socket: &OwnedFd, protocol: &Protocol) -> io::Result<()> {
         ),
     };
     socket::set(socket, level, name, &request).map_err(io::Error::from_raw_os_error)
+}
+
+/// What the report says of alerts of IPv6: lost, or assumed.
+fn told_of_alerts(socket: &OwnedFd) -> Result<[Option<String>; 2], sockcr::Error> {
+    let report = Checkpoint::dump(socket)?.report;
+    let told = |notes: Vec<Note>| {
+        let mut notes = notes.into_iter();
+        let note = notes.find(|note| note.what.ends_with("IPV6_ROUTER_ALERT"));
+        note.map(|note| note.reason)
+    };
+    Ok([told(report.not_carried), told(report.assumed)])
+}
+
+/// A socket of IPPROTO_RAW that was given these numbers, connected at the end or not.
+fn alerted(numbers: &[i32], connected: bool) -> io::Result<OwnedFd> {
+    let socket = fresh(kind("inet6", "raw6:255"))?;
+    for number in numbers {
+        set_int(&socket, IPV6, IPV6_ROUTER_ALERT, *number)?;
+    }
+    if connected {
+        connect(&socket, (std::net::Ipv6Addr::LOCALHOST, 0))?;
+    }
+    Ok(socket)
+}
+
+#[test]
+fn alerts_of_ipv6_are_named() -> Outcome {
+    isolated(|| {
+        if let Err(why) = reader() {
+            return support::skip(&why);
+        }
+        for (numbers, why) in [
+            (&[][..], None),
+            (&[0], Some("alert 0")),
+            (&[7], Some("does not tell which")),
+            (&[0, -1], Some("no alerts any more")),
+            (&[7, -1, 0], Some("alert 0")),
+        ] {
+            for connected in [false, true] {
+                let [lost, assumed] = told_of_alerts(&alerted(numbers, connected)?)?;
+                assert_eq!(assumed, None);
+                assert_eq!(lost.is_some(), why.is_some(), "{numbers:?}");
+                assert!(lost.zip(why).is_none_or(|(lost, why)| lost.contains(why)));
+            }
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn without_bpf_alerts_of_ipv6_are_assumed_or_named() -> Outcome {
+    rootless(|| {
+        for (numbers, named) in [(&[][..], false), (&[0], false), (&[7], true)] {
+            let [lost, assumed] = told_of_alerts(&alerted(numbers, false)?)?;
+            assert_eq!((lost.is_some(), assumed.is_some()), (named, !named));
+        }
+        Ok(())
+    })
 }
 
 #[test]
