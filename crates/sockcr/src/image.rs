@@ -24,6 +24,7 @@ use sockcr_image::file::{self, Command, Message};
 use sockcr_image::number;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+pub(crate) use self::queue::MOST_RECEIVED;
 pub use sockcr_image::looks_like_image;
 
 /// No image is larger, in bytes.

@@ -534,6 +534,11 @@ fn what_waits_is_whole_or_refused() {
     let mut peeked = datagram.clone();
     peeked.push((number::DATAGRAM_PEEKED, Vec::new()));
     assert!(refused_or_identical(&queue_image(&peeked)), "it has data");
+    for end in [&b""[..], b"!"] {
+        let mut torn = datagram.clone();
+        torn.push((number::DATAGRAM_PAYLOAD_END, end.to_vec()));
+        assert!(refused_or_identical(&queue_image(&torn)), "has room");
+    }
     let alone = Message {
         command: Command::Queue,
         socket: 1,
