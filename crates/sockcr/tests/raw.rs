@@ -18,7 +18,7 @@ use rustix::net::SendFlags;
 use sockcr::protocol::{self, Protocol};
 use sockcr::{Checkpoint, Note, RestoreOptions, json};
 
-use support::place::{self, isolated, rootless};
+use support::place::{self, isolated};
 use support::socket::{
     self, ICMPV6, IP, IPV6, Message, RAW, SOCKET, UDP, bind, connect, fresh, set_int,
 };
@@ -46,9 +46,6 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const SO_RCVMARK: i32 = 75;
 const UDPLITE_SEND_CSCOV: i32 = 10;
 const UDPLITE_RECV_CSCOV: i32 = 11;
-
-const GROUP: [u8; 4] = [239, 9, 9, 9];
-const GROUP6: [u8; 16] = [0xff, 5, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 9];
 
 fn kind(family: &str, name: &str) -> &'static Protocol {
     let socket_type = if name.starts_with("raw") {
@@ -140,39 +137,6 @@ fn every_way_to_an_address_comes_back() -> Outcome {
     })
 }
 
-/// Every kind, beside the groups that each host is in; those of the socket itself are found by asking.
-#[test]
-fn without_bpf_fresh_sockets_and_members_come_back() -> Outcome {
-    rootless(|| {
-        place::sysctl("net.ipv4.ping_group_range", "0 0")?;
-        for protocol in protocol::ALL {
-            let fresh = fresh(protocol)?;
-            let report = Checkpoint::dump(&fresh)?.report;
-            assert!(report.is_exact(), "{protocol}: {report:?}");
-            restored(&fresh)?;
-            let member = socket::fresh(protocol)?;
-            join_one(&member, protocol)?;
-            let memberships = Checkpoint::dump(&restored(&member)?)?.memberships;
-            assert_eq!(memberships.len(), 1, "{protocol}");
-        }
-        Ok(())
-    })
-}
-
-/// Joins a group of its family at the loopback device.
-fn join_one(socket: &OwnedFd, protocol: &Protocol) -> io::Result<()> {
-    let index = 1u32.to_ne_bytes();
-    let (level, name, request) = match protocol.is_ipv6() {
-        true => (IPV6, IPV6_ADD_MEMBERSHIP, [&GROUP6[..], &index].concat()),
-        false => (
-            IP,
-            IP_ADD_MEMBERSHIP,
-            [&GROUP[..], &[0; 4], &index].concat(),
-        ),
-    };
-    socket::set(socket, level, name, &request).map_err(io::Error::from_raw_os_error)
-}
-
 /// What the report says of alerts of IPv6: lost, or assumed.
 fn told_of_alerts(socket: &OwnedFd) -> Result<[Option<String>; 2], sockcr::Error> {
     let report = Checkpoint::dump(socket)?.report;
@@ -215,17 +179,6 @@ fn alerts_of_ipv6_are_named() -> Outcome {
                 assert_eq!(lost.is_some(), why.is_some(), "{numbers:?}");
                 assert!(lost.zip(why).is_none_or(|(lost, why)| lost.contains(why)));
             }
-        }
-        Ok(())
-    })
-}
-
-#[test]
-fn without_bpf_alerts_of_ipv6_are_assumed_or_named() -> Outcome {
-    rootless(|| {
-        for (numbers, named) in [(&[][..], false), (&[0], false), (&[7], true)] {
-            let [lost, assumed] = told_of_alerts(&alerted(numbers, false)?)?;
-            assert_eq!((lost.is_some(), assumed.is_some()), (named, !named));
         }
         Ok(())
     })
