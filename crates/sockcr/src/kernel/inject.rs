@@ -381,11 +381,12 @@ impl Injector {
     }
 }
 
-/// Whether a datagram passes the loopback device in one piece: one of IPv6 can be longer than its MTU
-/// (`loopback_setup`).
-pub fn fits(destination: &SocketAddr, options: &[u8], payload: &[u8]) -> bool {
+/// Whether a datagram, with `ports` or the packet of a raw socket, passes the loopback device in one
+/// piece: one of IPv6 can be longer than its MTU (`loopback_setup`).
+pub fn fits(destination: &SocketAddr, ports: bool, options: &[u8], payload: &[u8]) -> bool {
     const MTU: usize = 64 * 1024;
-    let headers = record::HEADER6 + options.len().saturating_sub(1) + record::UDP_HEADER_SIZE;
+    let ports = if ports { record::UDP_HEADER_SIZE } else { 0 };
+    let headers = record::HEADER6 + options.len().saturating_sub(1) + ports;
     destination.is_ipv4() || headers + payload.len() <= MTU
 }
 

@@ -746,7 +746,7 @@ fn local(fd: BorrowedFd<'_>, protocol: &Protocol) -> io::Result<SocketAddr> {
 
 /// The port as getsockname(2) tells it (`inet_sport`): of a raw socket its protocol, while it is in the
 /// table that packets are received by.
-fn own_number(fd: BorrowedFd<'_>) -> io::Result<u16> {
+pub(super) fn own_number(fd: BorrowedFd<'_>) -> io::Result<u16> {
     Ok(plain(rustix::net::getsockname(fd)?)?.port())
 }
 

@@ -7,6 +7,7 @@ use super::meanwhile::{self, Meanwhile};
 use super::raw_queue::{self, Spot};
 use super::shutdown::poll_now;
 use super::{hearers, peek};
+use crate::image::MOST_RECEIVED;
 use crate::kernel::inject::{self, Carries, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
@@ -21,8 +22,6 @@ use std::os::fd::BorrowedFd;
 
 /// More empty datagrams that somebody has peeked at are not worth the time of the looks.
 const MOST_PEEKS: usize = 1000;
-/// What an attribute of an image holds.
-const LONGEST: usize = 65_531;
 const SOL_SOCKET: i32 = 1;
 const SO_PEEK_OFF: i32 = 42;
 /// SO_TIMESTAMP and SO_TIMESTAMPNS, old and new: one of them is on, or none.
@@ -139,7 +138,8 @@ pub(crate) fn dump(
         .iter_mut()
         .for_each(|d| d.peeked &= protocol.has_ports());
     let waiting = queue.len();
-    queue.retain(|datagram| datagram.payload.len() <= LONGEST);
+    // Segments of TCP that a device has put together can be longer than any packet (`gro_max_size`).
+    queue.retain(|datagram| datagram.payload.len() <= MOST_RECEIVED);
     if queue.len() < waiting {
         let count = waiting - queue.len();
         report.lose(
@@ -202,7 +202,7 @@ pub(crate) fn restore(
     }
     let place = Spot::of(fd).map_err(failed)?;
     let devices = devices(fd, queue, interfaces, report);
-    let mut queue = without_too_long(queue, report);
+    let mut queue = without_too_long(protocol, queue, report);
     if protocol.is_lite() {
         without_stray(&place, &mut queue, report);
     } else if !protocol.is_udp() {
@@ -246,10 +246,13 @@ pub(crate) fn restore(
 }
 
 /// What comes by IPv6 and does not pass the loopback device in one piece cannot be put back.
-fn without_too_long<'a>(queue: &'a [Datagram], report: &mut Report) -> Vec<&'a Datagram> {
-    let fits = |datagram: &&Datagram| {
-        inject::fits(&datagram.destination, &datagram.options, &datagram.payload)
-    };
+fn without_too_long<'a>(
+    protocol: &Protocol,
+    queue: &'a [Datagram],
+    report: &mut Report,
+) -> Vec<&'a Datagram> {
+    let ports = protocol.has_ports();
+    let fits = |one: &&Datagram| inject::fits(&one.destination, ports, &one.options, &one.payload);
     let whole: Vec<&Datagram> = queue.iter().filter(fits).collect();
     match queue.len() - whole.len() {
         0 => {}
