@@ -136,13 +136,32 @@ fn by_address() -> Outcome {
         UdpSocket::bind("127.0.0.1:7002")?,
         UdpSocket::bind("127.0.0.2:7002")?,
     ];
-    for (address, expected) in [("127.0.0.1", 1), ("127.0.0.2", 1), ("*", 2)] {
-        done(["dump", &format!("udp:{address}:7002"), "-o", "found.skc"])?.quiet()?;
-        ensure!(count("found.skc")? == expected, "{address}");
-    }
+    finds(&[("127.0.0.1", 1), ("127.0.0.2", 1), ("*", 2)])?;
+    let shared = [
+        sharing(AddressFamily::INET, "127.0.0.4:7002")?,
+        sharing(AddressFamily::INET6, "[::ffff:127.0.0.4]:7002")?,
+    ];
+    finds(&[("127.0.0.4", 2), ("[::ffff:127.0.0.4]", 1), ("*", 4)])?;
     refused(["show", "udp:127.0.0.3:7002"])?.says(&["no such socket"])?;
     refused(["show", "udp:*:7003"])?.says(&["no such socket"])?;
-    drop(two);
+    drop((two, shared));
+    Ok(())
+}
+
+/// A socket that lets others have its address too.
+fn sharing(family: AddressFamily, local: &str) -> anyhow::Result<OwnedFd> {
+    let socket = open(family, SocketType::DGRAM, 17, None)?;
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true)?;
+    bind(&socket, &local.parse::<SocketAddr>()?)?;
+    Ok(socket)
+}
+
+/// How many sockets each address names.
+fn finds(expected: &[(&str, usize)]) -> Outcome {
+    for (address, expected) in expected {
+        done(["dump", &format!("udp:{address}:7002"), "-o", "found.skc"])?.quiet()?;
+        ensure!(count("found.skc")? == *expected, "{address}");
+    }
     Ok(())
 }
 
@@ -222,7 +241,11 @@ fn examples() -> anyhow::Result<Vec<Example>> {
             udp6,
             "udp6",
             Some("[::ffff:127.0.0.1]:7011"),
-            &["udp:[::ffff:127.0.0.1]:7011", "udp:*:7011"],
+            &[
+                "udp:[::ffff:127.0.0.1]:7011",
+                "udp:127.0.0.1:7011",
+                "udp:*:7011",
+            ],
         )?,
         example(
             udp6,
@@ -336,7 +359,8 @@ fn found_as(examples: &[Example], owner: i32, nobody: bool) -> Outcome {
 fn not_found() -> Outcome {
     for name in [
         "udp:0.0.0.0:7010",
-        "udp:127.0.0.1:7011",
+        "udp:[::ffff:127.0.0.2]:7011",
+        "udp:127.0.0.2:7011",
         "udp:[fe80::5%lo]:7012",
         "udp:[fe80::6%v0]:7012",
         "udplite:*:7012",

@@ -46,17 +46,17 @@ fn the_whole_way() -> Outcome {
 
     let by_descriptor = format!("{}:{}", owner.pid(), facts[0]["fd"]);
     let by_inode = format!("inode:{inode}");
-    done(&["dump", &by_descriptor, "-o", "nobody/a.skc", "--canonical"])?.quiet()?;
+    done(&["dump", &by_descriptor, "-o", "nobody/a.skc", "--canonical"])?.assumes()?;
     for name in [&by_descriptor, &by_inode, &kind] {
         done(&["show", name])?.prints(&[ADDRESS])?.quiet()?;
         for stop in [&[][..], &["--stop"]] {
             let words = ["dump", name, "-o", "nobody/b.skc", "--canonical"];
-            done(&[&words[..], stop].concat())?.quiet()?;
+            done(&[&words[..], stop].concat())?.assumes()?;
             let same = std::fs::read("nobody/a.skc")? == std::fs::read("nobody/b.skc")?;
             ensure!(same, "{name} {stop:?}: is another image");
         }
     }
-    done(&["dump", &owner.pid().to_string(), "-o", "nobody/all.skc"])?.quiet()?;
+    done(&["dump", &owner.pid().to_string(), "-o", "nobody/all.skc"])?.assumes()?;
     owner.kill()?;
 
     done(&["restore", "nobody/all.skc"])?
@@ -68,7 +68,7 @@ fn the_whole_way() -> Outcome {
     let facts = server.facts()?;
     ensure!(facts["sockets"][0]["local"] == ADDRESS, "{facts}");
     let restored = format!("{}:{}", server.pid(), facts["sockets"][0]["fd"]);
-    done(&["dump", &restored, "-o", "nobody/b.skc", "--canonical"])?.quiet()?;
+    done(&["dump", &restored, "-o", "nobody/b.skc", "--canonical"])?.assumes()?;
     let same = std::fs::read("nobody/a.skc")? == std::fs::read("nobody/b.skc")?;
     ensure!(same, "the restored socket is another one");
     echoes(ADDRESS.parse()?)

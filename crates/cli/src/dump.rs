@@ -3,7 +3,7 @@
 use crate::{Outcome, output, source};
 use sockcr::find::{self, Found};
 use sockcr::option::bytes;
-use sockcr::{Checkpoint, Target, image, stop};
+use sockcr::{Checkpoint, Target, image, kernel, stop};
 use std::time::Duration;
 
 /// How long --stop waits for the devices.
@@ -42,6 +42,11 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
             let what = "with a device, on its way out: nothing brings it back";
             output::remark(format_args!("{}: {size} {what}", checkpoint.name()));
         }
+    }
+    // With BPF nothing is assumed for want of seeing it.
+    let blind = kernel::reader().is_err();
+    if blind && checkpoints.iter().any(|c| !c.report.assumed.is_empty()) {
+        output::remark("what only BPF sees is assumed: `sockcr show` says what");
     }
     if arguments.canonical {
         checkpoints = checkpoints.into_iter().map(Checkpoint::canonical).collect();

@@ -208,6 +208,9 @@ numbers! {
     FLOW_LABELS = 104,
     /// In QUEUE of a [`CORK`], u32: the bytes of a fragment at most; absent: as many as its device takes.
     CORK_FRAGMENT_SIZE = 105,
+    /// In QUEUE: the end of a payload that is longer than [`DATAGRAM_PAYLOAD`] can be, and which fills
+    /// that; absent: there is none.
+    DATAGRAM_PAYLOAD_END = 106,
 
     /// 16 bytes: the former peer of an AF_INET6 socket, which hears nobody else by IPv6 since it was
     /// disconnected; absent: none.

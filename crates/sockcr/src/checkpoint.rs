@@ -19,7 +19,7 @@ use crate::state::shutdown::Shutdown;
 use crate::state::unread;
 use rustix::fd::AsFd;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::BorrowedFd;
 
 /// Everything read of one socket: to be shown, edited, compared, written to an image and restored.
@@ -184,12 +184,29 @@ impl Checkpoint {
         self
     }
 
+    /// After its address was changed: bind(2) to one of IPv6 sets IPV6_V6ONLY for good, and goes to one of
+    /// IPv4 only without it (`__inet6_bind`).
+    pub(crate) fn speak_as_bound(&mut self, before: IpAddr) {
+        let IpAddr::V6(now) = self.endpoint.local.ip() else {
+            return;
+        };
+        let bound = self.endpoint.address_locked && now != before && !now.is_unspecified();
+        if let Some(row) =
+            option::find("IPV6_V6ONLY").filter(|_| bound && self.protocol.has_ports())
+        {
+            let only = now.to_ipv4_mapped().is_none();
+            self.options.set(row, Some(Value::Int(only.into())));
+        }
+    }
+
     /// Changes what `name` names to what `text` says, as typed by a person: an option, or `local`
     /// or `peer`, an ADDR:PORT or `none`.
     pub fn edit(&mut self, name: &str, text: &str) -> Result<(), Error> {
         let bad = |why: String| Error::new(ErrorKind::BadInput, format!("{name}={text}"), why);
         if let "local" | "peer" = name {
+            let before = self.endpoint.local.ip();
             let device = self.endpoint.edit(name, text, self.protocol).map_err(bad)?;
+            self.speak_as_bound(before);
             return match device {
                 Some(device) => self.edit("SO_BINDTODEVICE", &device),
                 None => Ok(()),

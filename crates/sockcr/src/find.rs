@@ -15,7 +15,7 @@ use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -321,7 +321,7 @@ fn matching(target: &Target) -> Result<Vec<Found>, Error> {
             is_numbered(socket, *transport, *number)
                 && address
                     .as_ref()
-                    .is_none_or(|address| socket.local.ip() == address.ip())
+                    .is_none_or(|address| is_called(socket.local.ip(), address.ip()))
                 && in_scope(socket)
         }
         Target::Descriptor(..) | Target::Process(_) => false,
@@ -343,6 +343,11 @@ fn matching(target: &Target) -> Result<Vec<Found>, Error> {
         (true, ..) => Err(not_here(target, all.first().copied(), listing.hidden)),
         (false, ..) => Ok(found),
     }
+}
+
+/// An IPv4 address is also that of an AF_INET6 socket that speaks IPv4 there (`ipv6_addr_v4mapped`).
+fn is_called(local: IpAddr, name: IpAddr) -> bool {
+    local == name || name.is_ipv4() && local.to_canonical() == name
 }
 
 /// Whether a socket is of this kind, carried or not, and has this port, identifier or protocol.

@@ -24,6 +24,7 @@ use sockcr_image::file::{self, Command, Message};
 use sockcr_image::number;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
+pub(crate) use self::queue::MOST_RECEIVED;
 pub use sockcr_image::looks_like_image;
 
 /// No image is larger, in bytes.
@@ -450,7 +451,7 @@ impl Reading {
             number::FAMILY => self.family = Some(attribute.as_u32()?),
             number::PROTOCOL => self.protocol = Some(attribute.as_u32()?),
             number::UDP_BIND | number::BIND6 => self.local = Some(address(attribute)?),
-            number::UDP_PEER | number::PEER6 => self.peer = Some(address(attribute)?),
+            number::UDP_PEER | number::PEER6 => self.peer = Some(peer(attribute)?),
             number::UDP_BIND_ADDR_ULOCK => {
                 attribute.as_flag()?;
                 self.address_locked = true;
@@ -600,7 +601,15 @@ impl Reading {
     }
 }
 
+/// The peer alone has a flow label.
 fn address(attribute: &Attribute<'_>) -> Result<SocketAddr, ImageError> {
+    match peer(attribute)? {
+        SocketAddr::V6(v6) if v6.flowinfo() != 0 => Err(attribute.invalid("has a flow label")),
+        address => Ok(address),
+    }
+}
+
+fn peer(attribute: &Attribute<'_>) -> Result<SocketAddr, ImageError> {
     let read = || match *attribute.payload {
         [_, _, p0, p1, a, b, c, d, _, _, _, _, _, _, _, _] => {
             let port = u16::from_be_bytes([p0, p1]);

@@ -1,8 +1,10 @@
 //! Addresses and devices that are called otherwise at the place of the restore.
 
+mod headers;
+
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
-use crate::option::{self, Value};
+use crate::option::{self, Options, Value};
 use std::borrow::Cow;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -136,10 +138,12 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
             *used = true;
         }
     };
-    let endpoint = &mut checkpoint.endpoint;
-    let mut local = endpoint.local.ip();
+    let before = checkpoint.endpoint.local.ip();
+    let mut local = before;
     change(&mut local);
-    endpoint.move_to(local, checkpoint.protocol);
+    checkpoint.endpoint.move_to(local, checkpoint.protocol);
+    checkpoint.speak_as_bound(before);
+    let endpoint = &mut checkpoint.endpoint;
     // Elsewhere 0.0.0.0 is not an address that could be called otherwise, but none at all.
     let mut change = |address: &mut IpAddr| {
         if !address.is_unspecified() {
@@ -172,17 +176,51 @@ fn map_addresses(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]
     }
     if let Some(corked) = &mut checkpoint.cork {
         change(&mut corked.source);
+        match corked.destination.is_ipv6() {
+            true => headers::of_ipv6(&mut corked.ip_options, &mut change),
+            false => headers::of_ipv4(&mut corked.ip_options, &mut change),
+        }
     }
     for entry in &mut checkpoint.errors.queue {
         change(&mut entry.local);
     }
-    let row = option::find("IP_MULTICAST_IF");
-    let value = checkpoint.options.get("IP_MULTICAST_IF").cloned();
-    if let (Some(row), Some(Value::Pair(address, index))) = (row, value) {
-        let mut ip = Ipv4Addr::from(address as u32);
-        change_ipv4(&mut ip, &mut change);
-        let value = Value::Pair(u32::from(ip).into(), index);
-        checkpoint.options.set(row, Some(value));
+    for lease in &mut checkpoint.flow_labels {
+        change_ipv6(&mut lease.to, &mut change);
+    }
+    map_options(&mut checkpoint.options, &mut change);
+}
+
+/// The options that hold addresses.
+fn map_options(options: &mut Options, change: &mut impl FnMut(&mut IpAddr)) {
+    for name in [
+        "IP_MULTICAST_IF",
+        "IPV6_PKTINFO",
+        "IP_OPTIONS",
+        "IPV6_RTHDR",
+    ] {
+        let (Some(row), Some(mut value)) = (option::find(name), options.get(name).cloned()) else {
+            continue;
+        };
+        match &mut value {
+            Value::Pair(address, _) => {
+                let mut ip = Ipv4Addr::from(*address as u32);
+                change_ipv4(&mut ip, change);
+                *address = u32::from(ip).into();
+            }
+            Value::Scoped(address, _) => change_ipv6(address, change),
+            Value::Bytes(header) if name == "IPV6_RTHDR" => headers::of_routing(header, change),
+            Value::Bytes(options) => headers::of_ipv4(options, change),
+            _ => {}
+        }
+        options.set(row, Some(value));
+    }
+}
+
+fn change_ipv6(address: &mut Ipv6Addr, change: &mut impl FnMut(&mut IpAddr)) {
+    let mut ip = IpAddr::V6(*address);
+    change(&mut ip);
+    if let IpAddr::V6(new) = ip {
+        *address = new;
     }
 }
 
@@ -220,6 +258,7 @@ fn map_devices(checkpoint: &mut Checkpoint, map: &[Mapping], used: &mut [bool]) 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::state::flow_labels::FlowLabel;
 
     fn called(map: &str, address: &str) -> Option<String> {
         let Mapping::Network(old, new, bits) = map.parse().unwrap() else {
@@ -301,16 +340,36 @@ mod tests {
         before.endpoint.heard = Some(ip("fd00:1::9"));
         let group = crate::state::membership::Membership::of(1, ip("ff05::1"));
         before.memberships = vec![group];
+        before.flow_labels = vec![FlowLabel {
+            label: 7,
+            to: Ipv6Addr::LOCALHOST,
+            share: 1,
+            linger: 6,
+        }];
+        // A routing header of type 2, by way of fd00:1::6.
+        let header = "0002020100000000fd000001000000000000000000000006";
+        before.edit("IPV6_PKTINFO", "fd00:1::5").unwrap();
+        before.edit("IPV6_RTHDR", header).unwrap();
+        before.edit("IP_OPTIONS", "018307040a010002").unwrap();
         let map = [
             "::1=fd00:2::1",
             "fd00:1::/64=fd00:2::/64",
             "ff05::/16=ff08::/16",
+            "10.1.0.0/16=10.2.0.0/16",
         ];
         let map = map.map(|text| text.parse().unwrap());
         let after = apply(std::slice::from_ref(&before), &map).unwrap();
         assert_eq!(after[0].endpoint.local.ip(), ip("fd00:2::1"));
         assert_eq!(after[0].endpoint.heard, Some(ip("fd00:2::9")));
         assert_eq!(after[0].memberships[0].group, ip("ff08::1"));
+        assert_eq!(after[0].flow_labels[0].to, ip("fd00:2::1"));
+        let mapped = |name: &str| after[0].options.get(name).cloned();
+        let source = Value::Scoped("fd00:2::5".parse().unwrap(), 0);
+        assert_eq!(mapped("IPV6_PKTINFO"), Some(source));
+        let bytes = |text: &str| Some(Value::Bytes(crate::hex::decode(text).unwrap()));
+        let route = header.replacen("fd000001", "fd000002", 1);
+        assert_eq!(mapped("IPV6_RTHDR"), bytes(&route));
+        assert_eq!(mapped("IP_OPTIONS"), bytes("018307040a020002"));
         let unused = apply(&[socket_of("[::1]:0")], &map)
             .unwrap_err()
             .to_string();

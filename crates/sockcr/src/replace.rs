@@ -44,12 +44,14 @@ const SO_BINDTOIFINDEX: i32 = 62;
 /// A device that there is none of. What is bound to it hears nobody, and keeps what it has heard.
 const NO_DEVICE: i32 = i32::MAX;
 /// How often it is tried again where the socket changes meanwhile.
-const ATTEMPTS: u32 = 4;
+const ATTEMPTS: u32 = 8;
 /// What an owner does that we see half way.
 const GONE: &str = "an owner closed it, or ended";
 /// Who is no descriptor of any process.
 const UNSEEN: &str = "somebody has it whom nobody sees: a message on its way (SCM_RIGHTS), a ring of \
                       io_uring, or a process that was just started";
+/// An epoll instance that is no descriptor of an owner.
+const ELSEWHERE: &str = "it is registered in an epoll instance that none of its owners has";
 /// The references to the open file of the old socket that are ours: [`Found`], and that of the child.
 const OURS: u64 = 2;
 
@@ -116,16 +118,6 @@ enum Trouble {
 impl From<Error> for Trouble {
     fn from(error: Error) -> Trouble {
         Trouble::Failed(error)
-    }
-}
-
-impl Trouble {
-    /// Of a process that ended or closed the socket just now nothing is known.
-    fn gone_or(error: io::Error, what: &str) -> Trouble {
-        match is_gone(&error) {
-            true => Trouble::Again(GONE),
-            false => Error::system(what, error).into(),
-        }
     }
 }
 
@@ -245,7 +237,7 @@ impl Replacement<'_> {
             };
             if attempts == ATTEMPTS {
                 return Err(self
-                    .refused(why)
+                    .refused(&self.unseen_by_name(why))
                     .help(format!("tried {ATTEMPTS} times; nothing was changed")));
             }
             attempts += 1;
@@ -258,9 +250,21 @@ impl Replacement<'_> {
         Error::new(ErrorKind::Refused, self.draft.old.name(), why)
     }
 
+    /// Says who it may be that nobody sees.
+    fn unseen_by_name(&self, why: &str) -> String {
+        match holders::ring(&self.found) {
+            Some(pid) if why == UNSEEN => {
+                format!(
+                    "process {pid} has a ring of io_uring, and somebody has it whom nobody sees"
+                )
+            }
+            _ => why.into(),
+        }
+    }
+
     fn attempt(&mut self, attempts: u32) -> Result<Replaced, Trouble> {
         let reader = reader(&self.draft.old.name())?;
-        let Holders { tables, seats } = holders::find(&self.found)?;
+        let Holders { tables, mut seats } = holders::find(&self.found)?;
         let old = self.found.socket.as_fd();
         let users = reader.users(old).map_err(unseen)?;
         let instances = match users.registrations {
@@ -289,8 +293,8 @@ impl Replacement<'_> {
             report: self.draft.report.clone(),
         };
         let there = told(supervisor.hold(), &plan.tables)?;
-        if there.contains(&false) {
-            return Err(Trouble::Again(GONE));
+        for (table, _) in plan.tables.iter().zip(there).filter(|(_, there)| !there) {
+            seats.retain(|seat| (seat.pid, seat.tid) != (table.pid, table.tid));
         }
         let ready = attempt.get_ready(seats.len())?;
         attempt.finish(supervisor, ready, seats, attempts)
@@ -436,12 +440,7 @@ impl<'a> Attempt<'a> {
             all = instances.registrations(self.tables, self.found.inode)?;
         }
         if all.len() != users.registrations {
-            let why = format!(
-                "is registered in {} epoll instances, of which its owners have {}",
-                users.registrations,
-                all.len()
-            );
-            return Err(Trouble::Refused(why));
+            return Err(Trouble::Again(ELSEWHERE));
         }
         match all.len() <= REGISTRATIONS {
             true => Ok(all),

@@ -235,7 +235,7 @@ impl Checkpoint {
                 report.lose(failure.step, why + &self.map_hint(&failure.error));
             }
         }
-        if !self.protocol.is_ping() {
+        if !self.fills_in_place() {
             self.fill_queue(fd, injector, report);
         }
         let corks = self.corks();
@@ -278,6 +278,13 @@ impl Checkpoint {
             interfaces: &self.interfaces,
             written: BufferLocks::default(),
         }
+    }
+
+    /// Whether the kernel finds the socket for its queue: one of ping by its identifier, one of UDP-Lite by
+    /// its port, unless others of its group could get it.
+    fn fills_in_place(&self) -> bool {
+        let lite = self.protocol.is_lite() && !self.options.has("SO_REUSEPORT");
+        self.protocol.is_ping() || lite
     }
 
     /// Puts the receive queue back, if that can be done before the socket takes its place.
@@ -409,8 +416,7 @@ impl Checkpoint {
         let queue_later = receive_queue::comes_later(queue);
         let peer = self.endpoint.peer.map(|peer| (peer.ip(), peer.port()));
         let peer = peer.or(self.endpoint.heard.map(|heard| (heard, 0)));
-        // A reply finds a ping socket by its identifier.
-        let in_place = self.protocol.is_ping() && !queue.is_empty();
+        let in_place = self.fills_in_place() && !queue.is_empty();
         let waits = peer.is_some() || leads || queue_later || self.protocol.is_raw() || in_place;
         match (waits, peer) {
             (false, _) => lossy(program.restore(fd), "filter", report),
@@ -424,9 +430,13 @@ impl Checkpoint {
             self.endpoint
                 .restore(fd, self.protocol, options, interfaces)
         };
-        match queue_later && self.protocol.is_udp() {
-            true => receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?,
-            false => take()?,
+        if queue_later && self.protocol.is_udp() {
+            receive_queue::restore_in_place(fd, take, queue, &self.interfaces, report)?;
+        } else if in_place && self.protocol.is_lite() {
+            let fill = || self.fill_queue(fd, injector, report);
+            receive_queue::fill_alone(fd, take, fill)?;
+        } else {
+            take()?;
         }
         if queue_later && !self.protocol.is_udp() {
             report.lose(
@@ -434,7 +444,7 @@ impl Checkpoint {
                 "without CAP_BPF only UDP sockets get theirs",
             );
         }
-        if in_place {
+        if in_place && self.protocol.is_ping() {
             self.fill_queue(fd, injector, report);
         }
         if let Some(program) = &self.reuseport_program {

@@ -22,7 +22,8 @@ pub enum Target {
     Local {
         /// What stands before the first colon.
         transport: Transport,
-        /// The local address, `None` for any.
+        /// The local address, `None` for any. One of IPv4 is also that of AF_INET6 sockets that have it
+        /// IPv4-mapped.
         address: Option<Address>,
         /// The local port, the identifier of a ping socket, or the protocol of a raw one.
         number: u16,

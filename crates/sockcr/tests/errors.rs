@@ -66,10 +66,9 @@ fn of(family: Family) -> Fallible<OwnedFd> {
 }
 
 fn recverr(socket: &OwnedFd, family: Family, on: bool) -> io::Result<()> {
-    set_int(socket, IP, IP_RECVERR, on.into())?;
     match family {
-        Family::Ipv4 => Ok(()),
-        Family::Ipv6 | Family::Dual => set_int(socket, IPV6, IPV6_RECVERR, on.into()),
+        Family::Ipv4 | Family::Dual => set_int(socket, IP, IP_RECVERR, on.into()),
+        Family::Ipv6 => set_int(socket, IPV6, IPV6_RECVERR, on.into()),
     }
 }
 

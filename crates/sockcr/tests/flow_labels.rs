@@ -10,7 +10,7 @@ mod support;
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 
-use sockcr::Checkpoint;
+use sockcr::{Checkpoint, Mapping, RestoreOptions};
 use support::Outcome;
 use support::inject::{Family, privileged};
 use support::socket::{self, IPV6, set, set_int};
@@ -52,6 +52,27 @@ fn leases_come_back_in_order() -> Outcome {
         assert_eq!(seen, [(0x54321, 1, 6), (0x12345, 255, 17), (0xfffff, 2, 9)]);
         assert!(leases.iter().all(|lease| lease.to == HERE));
         identical(socket);
+        Ok(())
+    })
+}
+
+/// The lease that lingers is for the old name of its destination: it is waited for.
+#[test]
+fn a_lease_for_an_address_that_moves() -> Outcome {
+    privileged(|| {
+        let socket = fresh()?;
+        lease(&socket, 0x54321, 255, 6)?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        let there = "fd00::7".parse()?;
+        let options = RestoreOptions {
+            map: vec![Mapping::Network(HERE.into(), there, 128)],
+            ..exactly()
+        };
+        let restored = Checkpoint::dump(&checkpoint.restore(&options)?.fd)?;
+        let leases = restored.flow_labels.iter();
+        let leases: Vec<_> = leases.map(|lease| (lease.label, lease.to)).collect();
+        assert_eq!(leases, [(0x54321, "fd00::7".parse()?)]);
         Ok(())
     })
 }

@@ -12,12 +12,14 @@ use entry::{refused_or_identical, wrap, wrap_queue, wrap_queues};
 use proptest::prelude::*;
 use sockcr::kernel::{Corked, ErrorEntry};
 use sockcr::state::filter::Filter;
+use sockcr::state::flow_labels::FlowLabel;
+use sockcr::state::membership::Membership;
 use sockcr::state::receive_queue::Datagram;
 use sockcr::{Checkpoint, ErrorKind, RestoreOptions, image, json, option};
 use sockcr_image::attribute::{Attribute, Writer, attributes};
 use sockcr_image::file::{self, Command, Message};
 use sockcr_image::number;
-use std::net::{Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 
 /// A checkpoint that uses every kind of attribute there is.
 fn rich() -> Checkpoint {
@@ -46,6 +48,47 @@ fn rich() -> Checkpoint {
     let note = sockcr::Note::new("receive queue", "2 datagrams");
     checkpoint.report.not_carried.push(note.clone());
     checkpoint.report.assumed.push(note);
+    checkpoint
+}
+
+/// The same of IPv6, as far as it is another.
+fn rich6() -> Checkpoint {
+    let socket = UdpSocket::bind("[::1]:0").unwrap();
+    socket.connect("[::1]:9").unwrap();
+    let mut checkpoint = Checkpoint::dump(&socket).unwrap();
+    for (name, text) in [
+        ("IPV6_PKTINFO", "::1@lo"),
+        (
+            "IPV6_RTHDR",
+            "0002020100000000fd000001000000000000000000000006",
+        ),
+        ("IPV6_MULTICAST_IF", "lo"),
+        ("IPV6_ADDR_PREFERENCES", "IPV6_PREFER_SRC_TMP"),
+    ] {
+        checkpoint.edit(name, text).unwrap();
+    }
+    let group = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 9);
+    let membership = |anycast: bool, group: Ipv6Addr, sources: Vec<IpAddr>| Membership {
+        group: group.into(),
+        anycast,
+        interface: 1,
+        address: Ipv4Addr::UNSPECIFIED,
+        include: !sources.is_empty(),
+        sources,
+    };
+    checkpoint.memberships = vec![
+        membership(false, group, vec![Ipv6Addr::LOCALHOST.into()]),
+        membership(true, Ipv6Addr::LOCALHOST, Vec::new()),
+    ];
+    checkpoint.flow_labels = vec![FlowLabel {
+        label: 0x12345,
+        to: Ipv6Addr::LOCALHOST,
+        share: 1,
+        linger: 6,
+    }];
+    let peer = SocketAddrV6::new(Ipv6Addr::LOCALHOST, 9, 0x12345, 0);
+    checkpoint.endpoint.peer = Some(peer.into());
+    checkpoint.endpoint.source = Some(Ipv6Addr::LOCALHOST.into());
     checkpoint
 }
 
@@ -174,10 +217,16 @@ fn a_missing_attribute_is_refused_or_means_that_it_is_not_known() {
 
 #[test]
 fn each_bit_of_each_attribute_may_be_turned() {
-    let whole = parts(&rich());
+    turned_or_refused(&parts(&rich()));
+    let whole = parts(&rich6());
+    assert!(!refused_or_identical(&assemble(&whole)));
+    turned_or_refused(&whole);
+}
+
+fn turned_or_refused(whole: &[(u16, bool, Vec<u8>)]) {
     for at in 0..whole.len() {
         for bit in 0..whole[at].2.len() * 8 {
-            let mut turned = whole.clone();
+            let mut turned = whole.to_vec();
             turned[at].2[bit / 8] ^= 1 << (bit % 8);
             refused_or_identical(&assemble_lossy(&turned));
         }
@@ -338,10 +387,10 @@ fn the_json_of_the_document_is_ours() {
     assert_eq!(known, told);
 }
 
-/// The attributes of what waits: a datagram, a cork, an error.
-fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
+/// The attributes of what waits: a datagram, a cork, an error; it came from one address to another.
+fn queued(from: IpAddr, here: IpAddr) -> Vec<Vec<(u16, Vec<u8>)>> {
     let mut checkpoint = rich();
-    let address = std::net::SocketAddr::new(Ipv4Addr::new(203, 0, 113, 7).into(), 53);
+    let address = SocketAddr::new(from, 53);
     checkpoint.receive_queue.push(Datagram {
         source: address,
         destination: address,
@@ -349,7 +398,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         tos: 4,
         flow_label: 0,
         interface: 1,
-        local: Ipv4Addr::LOCALHOST.into(),
+        local: here,
         received_at: -1,
         mark: 7,
         priority: 6,
@@ -363,7 +412,7 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
         dont_fragment: false,
         fragment_size: 1300,
         destination: address,
-        source: Ipv4Addr::LOCALHOST.into(),
+        source: here,
         tos: Some(8),
         ttl: Some(9),
         segment_size: 1000,
@@ -380,18 +429,18 @@ fn queued() -> Vec<Vec<(u16, Vec<u8>)>> {
     checkpoint.errors.queue.push(ErrorEntry {
         flow_label: 0,
         error: libc::EHOSTUNREACH,
-        origin: 2,
+        origin: if here.is_ipv6() { 3 } else { 2 },
         kind: 3,
         code: 1,
         info: 5,
         data: 6,
         statistics: false,
-        offender: Some(std::net::SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 0)),
+        offender: Some(SocketAddr::new(here, 0)),
         destination: Some(address),
         received_at: -2,
         ttl: 60,
         tos: 2,
-        local: Ipv4Addr::LOCALHOST.into(),
+        local: here,
         rest: [1, 2, 3, 4],
         interface: 1,
         payload: b"quoted".to_vec(),
@@ -435,12 +484,8 @@ fn whole_or_refused(whole: &[(u16, Vec<u8>)], left_out: &[u16], most: usize) {
             let refused = refused_or_identical(&queue_image(&cut));
             assert!(refused || bytes.contains(&number));
         }
-        for bit in 0..whole[at].1.len() * 8 {
-            let mut turned = whole.to_vec();
-            turned[at].1[bit / 8] ^= 1 << (bit % 8);
-            refused_or_identical(&queue_image(&turned));
-        }
     }
+    queue_turned_or_refused(whole);
     for (number, most) in bytes.into_iter().zip([40, most]) {
         let mut long = whole.to_vec();
         let Some(at) = long.iter().position(|(have, _)| *have == number) else {
@@ -453,9 +498,33 @@ fn whole_or_refused(whole: &[(u16, Vec<u8>)], left_out: &[u16], most: usize) {
     }
 }
 
+fn queue_turned_or_refused(whole: &[(u16, Vec<u8>)]) {
+    for at in 0..whole.len() {
+        for bit in 0..whole[at].1.len() * 8 {
+            let mut turned = whole.to_vec();
+            turned[at].1[bit / 8] ^= 1 << (bit % 8);
+            refused_or_identical(&queue_image(&turned));
+        }
+    }
+}
+
+fn queued_by_ipv4() -> Vec<Vec<(u16, Vec<u8>)>> {
+    let from = Ipv4Addr::new(203, 0, 113, 7);
+    queued(from.into(), Ipv4Addr::LOCALHOST.into())
+}
+
+#[test]
+fn what_waits_by_ipv6_is_turned_or_refused() {
+    let from = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
+    for one in queued(from.into(), Ipv6Addr::LOCALHOST.into()) {
+        assert!(!refused_or_identical(&queue_image(&one)));
+        queue_turned_or_refused(&one);
+    }
+}
+
 #[test]
 fn what_waits_is_whole_or_refused() {
-    let [datagram, cork, error] = queued().try_into().unwrap();
+    let [datagram, cork, error] = queued_by_ipv4().try_into().unwrap();
     let (ttl, tos) = (number::DATAGRAM_TTL, number::DATAGRAM_TOS);
     let priority = number::DATAGRAM_PRIORITY;
     whole_or_refused(&datagram, &[priority], 65_507);
@@ -465,6 +534,11 @@ fn what_waits_is_whole_or_refused() {
     let mut peeked = datagram.clone();
     peeked.push((number::DATAGRAM_PEEKED, Vec::new()));
     assert!(refused_or_identical(&queue_image(&peeked)), "it has data");
+    for end in [&b""[..], b"!"] {
+        let mut torn = datagram.clone();
+        torn.push((number::DATAGRAM_PAYLOAD_END, end.to_vec()));
+        assert!(refused_or_identical(&queue_image(&torn)), "has room");
+    }
     let alone = Message {
         command: Command::Queue,
         socket: 1,
@@ -476,7 +550,7 @@ fn what_waits_is_whole_or_refused() {
 /// Within a socket: datagrams, the cork, errors.
 #[test]
 fn what_waits_stands_in_order() {
-    let kinds = queued();
+    let kinds = queued_by_ipv4();
     let image = |order: &[usize]| {
         let queue = order.iter().map(|kind| {
             let mut writer = Writer::new();

@@ -171,7 +171,7 @@ fn everything_comes_as_it_was() -> Outcome {
     privileged(|| {
         let [m0, m1] = strict()?;
         let capture = Capture::on(&m1)?;
-        let others = bystanders(&m0)?;
+        let others = bystanders(Family::Ipv4, &m0)?;
         let target = talkative()?;
         set_int(&target, SOCKET, SO_REUSEPORT, 1)?;
         set_int(&target, SOCKET, SO_REUSEADDR, 1)?;
@@ -345,7 +345,7 @@ fn everything_of_ipv6_comes_as_it_was() -> Outcome {
     privileged(|| {
         let [m0, m1] = strict()?;
         let capture = Capture::on(&m1)?;
-        let others = bystanders(&m0)?;
+        let others = bystanders(Family::Ipv4, &m0)?;
         let target = Family::Ipv6.talkative()?;
         set_int(&target, SOCKET, SO_REUSEPORT, 1)?;
         set_int(&target, SOCKET, SO_RCVBUF, 1)?;

@@ -16,6 +16,7 @@ use std::error::Error;
 use std::fs::File;
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
@@ -27,16 +28,16 @@ use sockcr::{Checkpoint, RestoreOptions};
 use support::Outcome;
 use support::inject::*;
 use support::place::{Device, sysctl};
-use support::socket::{self, IP, SOCKET, set_int};
+use support::socket::{self, IP, IPV6, SOCKET, set_int};
 
 type Fallible<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-/// So many at once, each in a network namespace of its own: most of the time the kernel waits for
+/// Both at once, each in a network namespace of its own: most of the time the kernel waits for
 /// all processors.
-const LANES: u32 = 2;
+const LANES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
 const SERIES: u32 = 5;
 /// The kills of one series: 200 in all.
-const KILLS: u32 = 200 / LANES / SERIES;
+const KILLS: u32 = 200 / LANES.len() as u32 / SERIES;
 /// The moments are spread evenly over a whole restore and half as much of what follows it, each at
 /// random within its part.
 const BEYOND: f64 = 1.5;
@@ -67,9 +68,8 @@ fn restore_and_wait() -> Outcome {
 #[test]
 fn killed_at_any_moment_a_restore_leaves_nothing() -> Outcome {
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES)
-            .map(|_| scope.spawn(|| privileged(many_kills)))
-            .collect();
+        let spawn = |family: Family| scope.spawn(move || privileged(|| many_kills(family)));
+        let lanes = LANES.map(spawn);
         lanes.into_iter().try_for_each(|lane| {
             lane.join()
                 .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -77,9 +77,9 @@ fn killed_at_any_moment_a_restore_leaves_nothing() -> Outcome {
     })
 }
 
-fn many_kills() -> Outcome {
+fn many_kills(family: Family) -> Outcome {
     let [m0, m1] = strict()?;
-    let scene = Scene::new(&m0, &m1)?;
+    let scene = Scene::new(family, &m0, &m1)?;
     let mut unfinished = 0;
     for _ in 0..SERIES {
         // Measured anew: the machine may be busier now, or less.
@@ -123,13 +123,13 @@ struct Scene {
 }
 
 impl Scene {
-    fn new(m0: &Device, m1: &Device) -> Fallible<Self> {
+    fn new(family: Family, m0: &Device, m1: &Device) -> Fallible<Self> {
         sysctl("net.ipv4.ip_local_port_range", "40000 40100")?;
-        let checkpoint = loaded(m0)?;
+        let checkpoint = loaded(family, m0)?;
         let image = memfd_create("image", MemfdFlags::CLOEXEC)?;
         File::from(image.try_clone()?).write_all(&checkpoint.to_bytes()?)?;
         // The members of the group of its port, and of its multicast group.
-        let mut others = bystanders(m0)?;
+        let mut others = bystanders(family, m0)?;
         others.push(socket::bound((ANY, PORT + 2))?);
         let capture = Capture::on(m1)?;
         Ok(Self {
@@ -200,19 +200,29 @@ impl Scene {
 }
 
 /// A member of a multicast group and of a SO_REUSEPORT group with a long queue.
-fn loaded(device: &Device) -> Fallible<Checkpoint> {
-    let socket = talkative()?;
+fn loaded(family: Family, device: &Device) -> Fallible<Checkpoint> {
+    let socket = family.talkative()?;
     set_int(&socket, SOCKET, SO_RCVBUFFORCE, 1 << 24)?;
     set_int(&socket, SOCKET, SO_REUSEPORT, 1)?;
-    socket::bind(&socket, (ANY, PORT + 1))?;
-    join(&socket, device.index)?;
-    let sender = socket::udp()?;
-    let by = [[0; 4], [0; 4], device.index.to_ne_bytes()].concat();
-    socket::set(&sender, IP, 32, &by).map_err(std::io::Error::from_raw_os_error)?;
+    socket::bind(&socket, (family.any(), PORT + 1))?;
+    family.join(&socket, device.index)?;
+    let sender = family.udp()?;
+    let by_device = match family {
+        Family::Ipv6 => socket::set(&sender, IPV6, 17, &device.index.to_ne_bytes()),
+        _ => {
+            let by = [[0; 4], [0; 4], device.index.to_ne_bytes()].concat();
+            socket::set(&sender, IP, 32, &by)
+        }
+    };
+    by_device.map_err(std::io::Error::from_raw_os_error)?;
+    let own = match family {
+        Family::Ipv6 => IpAddr::from(device.address6),
+        _ => device.address.into(),
+    };
     for number in 0..WAITING {
-        let to = [LOCALHOST, device.address, GROUP][number % 3];
-        let data = vec![number as u8; number * 7 % 1500];
-        message::send(&sender, at(to, PORT + 1), &data, &[], 0)?;
+        let to = [family.here(), own, family.group()][number % 3];
+        let data = vec![number as u8; number * 7 % 1400];
+        message::send(&sender, SocketAddr::new(to, PORT + 1), &data, &[], 0)?;
     }
     let checkpoint = Checkpoint::dump(&socket)?;
     assert!(checkpoint.report.is_exact(), "{:?}", checkpoint.report);

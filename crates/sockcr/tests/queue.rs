@@ -16,7 +16,7 @@ use feed::{By, DESTINATION, HOP_BY_HOP, Heard, Packet6, ROUTING, packet6};
 use message::Message;
 use rustix::net::{RecvFlags, recv};
 use sockcr::{Checkpoint, Mapping, RestoreOptions, json};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::OwnedFd;
 use support::Outcome;
 use support::inject::*;
@@ -28,6 +28,8 @@ const IP_RECVERR: i32 = 11;
 const UDP_CORK: i32 = 1;
 const UDP_SEGMENT: i32 = 103;
 const IPV6_V6ONLY: i32 = 26;
+const SO_PEEK_OFF: i32 = 42;
+const SO_TIMESTAMPNS: i32 = 35;
 const UDP_NO_CHECK6_RX: i32 = 102;
 
 fn exactly() -> RestoreOptions {
@@ -109,7 +111,6 @@ fn everything_queued_is_received_as_it_was() -> Outcome {
     })
 }
 
-const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x77);
 const NEAR_GROUP6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 0x77);
 
 /// Every way in which a datagram comes, with everything it can have.
@@ -159,18 +160,13 @@ fn every_kind() -> Vec<Heard> {
     all
 }
 
-fn join6(socket: &OwnedFd, group: Ipv6Addr, device: u32) {
-    let request = [&group.octets()[..], &device.to_ne_bytes()].concat();
-    socket::set(socket, IPV6, 20, &request).unwrap();
-}
-
 fn bystander6(device: &Device) -> std::io::Result<OwnedFd> {
     let socket = Family::Ipv6.udp()?;
     set_int(&socket, SOCKET, SO_REUSEADDR, 1)?;
     set_int(&socket, IPV6, IPV6_V6ONLY, 1)?;
     socket::bind(&socket, (Ipv6Addr::UNSPECIFIED, PORT))?;
-    join6(&socket, GROUP6, device.index);
-    join6(&socket, NEAR_GROUP6, device.index);
+    join6(&socket, GROUP6, device.index)?;
+    join6(&socket, NEAR_GROUP6, device.index)?;
     Ok(socket)
 }
 
@@ -221,8 +217,8 @@ fn every_kind_as_it_was(family: Family, devices: &[Device; 2]) -> Outcome {
     for device in devices {
         join(&socket, device.index)?;
         if family == Family::Ipv6 {
-            join6(&socket, GROUP6, device.index);
-            join6(&socket, NEAR_GROUP6, device.index);
+            join6(&socket, GROUP6, device.index)?;
+            join6(&socket, NEAR_GROUP6, device.index)?;
         }
     }
     socket::bind(&socket, (family.any(), PORT))?;
@@ -253,7 +249,7 @@ fn every_kind_as_it_was(family: Family, devices: &[Device; 2]) -> Outcome {
         assert!(seen.iter().any(|one| one.data == b"by cable"));
     }
     drop(socket);
-    let mut others = bystanders(m0)?;
+    let mut others = bystanders(Family::Ipv4, m0)?;
     others.push(bystander6(m0)?);
     let restored = Checkpoint::from_bytes(&checkpoint.to_bytes()?)?.restore(&exactly());
     heard_nothing(&others)?;
@@ -436,20 +432,22 @@ fn a_connected_socket_keeps_what_it_has_heard() -> Outcome {
 
 #[test]
 fn nobody_else_hears_of_it() -> Outcome {
-    privileged(|| {
-        let [device, _] = strict()?;
-        let socket = talkative()?;
-        set_int(&socket, SOCKET, SO_REUSEPORT, 1)?;
-        socket::bind(&socket, (ANY, PORT + 1))?;
-        join(&socket, device.index)?;
-        for round in 0..20 {
-            send((LOCALHOST, 2000 + round), (LOCALHOST, PORT + 1), b"mine")?;
-        }
-        let others = bystanders(&device)?;
-        let restored = through_an_image(socket)?;
-        heard_nothing(&others)?;
-        assert_eq!(drain(&restored)?.len(), 20);
-        Ok(())
+    FAMILIES.into_iter().try_for_each(|family| {
+        privileged(|| {
+            let [device, _] = strict()?;
+            let socket = family.talkative()?;
+            set_int(&socket, SOCKET, SO_REUSEPORT, 1)?;
+            socket::bind(&socket, (family.any(), PORT + 1))?;
+            family.join(&socket, device.index)?;
+            for round in 0..20 {
+                family.send(2000 + round, PORT + 1, b"mine")?;
+            }
+            let others = bystanders(family, &device)?;
+            let restored = through_an_image(socket)?;
+            heard_nothing(&others)?;
+            assert_eq!(drain(&restored)?.len(), 20);
+            Ok(())
+        })
     })
 }
 
@@ -547,6 +545,52 @@ fn long_queues_are_compared() -> Outcome {
             had.ends_with("0707") && has.ends_with("0708"),
             "{had} {has}"
         );
+        Ok(())
+    })
+}
+
+/// bind(2) to an address of IPv6 makes a socket one of IPv6 alone, for good.
+#[test]
+fn a_dual_stack_socket_gets_another_address() -> Outcome {
+    privileged(|| {
+        strict()?;
+        let socket = Family::Dual.udp()?;
+        socket::bind(&socket, (Ipv6Addr::UNSPECIFIED, PORT))?;
+        let checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        for (address, only) in [("::1", 1), ("::ffff:127.0.0.1", 0)] {
+            let mut edited = checkpoint.clone();
+            edited.edit("local", &format!("[{address}]:{PORT}"))?;
+            let map = vec![format!("::={address}").parse::<Mapping>()?];
+            let mapped = RestoreOptions { map, ..exactly() };
+            for (checkpoint, options) in [(&edited, &exactly()), (&checkpoint, &mapped)] {
+                let restored = checkpoint.restore(options)?.fd;
+                assert_eq!(socket::get_int(&restored, IPV6, IPV6_V6ONLY)?, only);
+                assert_eq!(socket::local(&restored)?.ip(), address.parse::<IpAddr>()?);
+            }
+        }
+        Ok(())
+    })
+}
+
+/// One that came when nobody wanted time stamps, was peeked at, and has none since.
+#[test]
+fn a_look_gives_no_time() -> Outcome {
+    privileged(|| {
+        strict()?;
+        let socket = socket::bound((LOCALHOST, PORT))?;
+        set_int(&socket, SOCKET, SO_PEEK_OFF, 0)?;
+        send((LOCALHOST, 1999), (LOCALHOST, PORT), b"")?;
+        recv(&socket, &mut [0u8; 8][..], RecvFlags::PEEK)?;
+        set_int(&socket, SOCKET, SO_TIMESTAMPNS, 1)?;
+        let mut checkpoint = Checkpoint::dump(&socket)?;
+        drop(socket);
+        // Somebody else may have wanted them.
+        checkpoint.receive_queue[0].received_at = 0;
+        assert!(checkpoint.receive_queue[0].peeked);
+        let restored = checkpoint.restore(&exactly())?.fd;
+        let again = Checkpoint::dump(&restored)?;
+        assert_eq!(again.receive_queue, checkpoint.receive_queue);
         Ok(())
     })
 }

@@ -6,15 +6,15 @@ use crate::protocol::Protocol;
 use crate::state::errors;
 use crate::state::receive_queue::Datagram;
 use sockcr_image::Error as ImageError;
-use sockcr_image::attribute::{Attribute, Writer, attributes};
+use sockcr_image::attribute::{Attribute, MAX_PAYLOAD, Writer, attributes};
 use sockcr_image::number;
 use std::net::{IpAddr, SocketAddr};
 
 /// The most that fits into one UDP datagram over IPv4, and over IPv6.
 const MOST_PAYLOAD: usize = 65_507;
 const MOST_PAYLOAD6: usize = 65_527;
-/// The most that a raw socket may receive, as long as an attribute holds it.
-const MOST_RECEIVED: usize = 65_531;
+/// The most that a raw socket may receive: a whole packet.
+pub(crate) const MOST_RECEIVED: usize = 65_535;
 /// The most that an ICMP message can quote: its own headers and those of the datagram are before it.
 const MOST_QUOTED: usize = 65_535 - 56;
 const MOST_OPTIONS: usize = 40;
@@ -129,13 +129,18 @@ pub(super) fn from_datagram(datagram: &Datagram) -> Result<Vec<u8>, ImageError> 
     writer.u32(number::DATAGRAM_MARK, datagram.mark)?;
     writer.u32(number::DATAGRAM_SEGMENT, datagram.segment)?;
     writer.put(number::DATAGRAM_OPTIONS, &datagram.options)?;
-    writer.put(number::DATAGRAM_PAYLOAD, &datagram.payload)?;
+    let full = datagram.payload.len().min(MAX_PAYLOAD);
+    let (payload, end) = datagram.payload.split_at(full);
+    writer.put(number::DATAGRAM_PAYLOAD, payload)?;
     put_priority(&mut writer, datagram.priority)?;
     if datagram.peeked {
         writer.put(number::DATAGRAM_PEEKED, &[])?;
     }
     if datagram.flow_label != 0 {
         writer.u32(number::DATAGRAM_FLOW_LABEL, datagram.flow_label)?;
+    }
+    if !end.is_empty() {
+        writer.put(number::DATAGRAM_PAYLOAD_END, end)?;
     }
     Ok(writer.finish())
 }
@@ -265,6 +270,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// All of it: one attribute does not hold the longest packets.
+    fn payload(&self) -> Result<Vec<u8>, String> {
+        let mut payload = self.bytes(number::DATAGRAM_PAYLOAD)?;
+        if let Some(end) = self.optional(number::DATAGRAM_PAYLOAD_END) {
+            payload.extend(end.payload);
+        }
+        Ok(payload)
+    }
+
     fn datagram(&self) -> Result<Datagram, String> {
         Ok(Datagram {
             source: self.address(number::DATAGRAM_SOURCE)?,
@@ -280,7 +294,7 @@ impl<'a> Fields<'a> {
             segment: self.u32(number::DATAGRAM_SEGMENT)?,
             options: self.bytes(number::DATAGRAM_OPTIONS)?,
             peeked: self.optional(number::DATAGRAM_PEEKED).is_some(),
-            payload: self.bytes(number::DATAGRAM_PAYLOAD)?,
+            payload: self.payload()?,
         })
     }
 

@@ -107,7 +107,9 @@ impl Parts<'_> {
         let nanoseconds = text.split_once('.').and_then(|(seconds, nanos)| {
             let seconds: i64 = seconds.parse().ok()?;
             let nanos: i64 = nanos.parse().ok().filter(|_| nanos.len() == 9)?;
-            seconds.checked_mul(SECOND)?.checked_add(nanos)
+            // The whole seconds before the first time of all are one too many for 64 bits.
+            let all = i128::from(seconds) * i128::from(SECOND) + i128::from(nanos);
+            i64::try_from(all).ok()
         });
         nanoseconds.ok_or_else(|| self.wrong("received_at"))
     }
@@ -257,4 +259,24 @@ pub(super) fn from_error(json: &ErrorJson, interfaces: &Interfaces) -> Result<Er
         interface: parts.interface(&json.interface)?,
         payload: parts.bytes("payload", &json.payload)?,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_time_is_read_as_it_is_written() {
+        let interfaces = Interfaces::default();
+        let parts = Parts {
+            what: String::new(),
+            interfaces: &interfaces,
+        };
+        for nanoseconds in [i64::MIN, i64::MIN + 1, -SECOND, -1, 0, 1, SECOND, i64::MAX] {
+            assert_eq!(parts.time(&time(nanoseconds)), Ok(nanoseconds));
+        }
+        for wrong in ["9223372036.854775808", "-9223372037.145224191", "1.1", "1"] {
+            parts.time(wrong).unwrap_err();
+        }
+    }
 }

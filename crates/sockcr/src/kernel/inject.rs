@@ -37,7 +37,7 @@ use self::program::Plan;
 use self::record::RECORDS;
 pub(crate) use self::sender::addresses;
 use self::sender::{Sender, Way};
-use self::target::{Borrows, Mode};
+use self::target::Mode;
 use super::{Reader, Unavailable};
 
 /// The index of the loopback device in every network namespace.
@@ -51,6 +51,11 @@ const BASE_RETURNED: i32 = 0;
 pub enum Carries {
     /// The data of a UDP datagram: given to the socket (`bpf_sk_assign`).
     Data,
+    /// The data of a UDP-Lite datagram. The kernel finds the socket by its port, address and peer.
+    Lite {
+        /// The index of the device that the socket is bound to; 0: none.
+        bound: u32,
+    },
     /// All behind the IP header, of this protocol. The kernel finds the socket by itself, and all others
     /// that match.
     Message(u8),
@@ -110,12 +115,17 @@ impl<'a> Datagram<'a> {
     /// What follows the bytes that a record holds.
     fn rest(&self) -> &'a [u8] {
         match self.carries {
-            Carries::Data => self.payload,
+            Carries::Data | Carries::Lite { .. } => self.payload,
             _ => self
                 .body()
                 .get(record::UDP_HEADER_SIZE..)
                 .unwrap_or_default(),
         }
+    }
+
+    /// Whether there are ports before its payload.
+    fn has_ports(&self) -> bool {
+        matches!(self.carries, Carries::Data | Carries::Lite { .. })
     }
 
     /// Whether `icmp_rcv` is to throw it away once raw sockets have it, which it does with most that is
@@ -295,31 +305,29 @@ impl Injector {
         socket: BorrowedFd<'_>,
         datagrams: &[Datagram<'_>],
     ) -> io::Result<Injected> {
-        let assigned = datagrams.iter().all(|d| d.carries == Carries::Data);
-        let mode = match assigned {
-            true => Mode::Unbound,
-            false => Mode::Found,
-        };
-        self.put(socket, datagrams, mode)
+        self.put(socket, datagrams, Mode::of(datagrams))
     }
 
     /// Puts datagrams of UDP into a socket that is in its place, in order, behind what it has by then;
     /// its owner and others use it meanwhile. They pass its own filter once more.
     ///
-    /// Where they need it, SO_RCVBUF does not limit the queue meanwhile, and IPv6 needs no checksum; both are
-    /// put back even if we are killed.
+    /// Where they need it, SO_RCVBUF does not limit the queue meanwhile; it is put back even if we are
+    /// killed. In a SO_REUSEPORT group that chooses by hash they go to whom the kernel chooses
+    /// (`inet6_steal_sock`).
     pub fn inject_live(
         &mut self,
         socket: BorrowedFd<'_>,
         datagrams: &[Datagram<'_>],
     ) -> io::Result<Injected> {
-        let borrows = Borrows::needed(socket, datagrams)?;
-        let steps = borrows.steps(socket)?.into_iter();
-        let guard = match borrows.any() {
-            true => Some(Guard::new(steps.map(|step| (socket, step)).collect())?),
+        let room = target::lacks_room(socket, datagrams)?;
+        let guard = match room {
+            true => {
+                let steps = target::room_now(socket)?.into_iter();
+                Some(Guard::new(steps.map(|step| (socket, step)).collect())?)
+            }
             false => None,
         };
-        let put = self.put(socket, datagrams, Mode::Live(borrows));
+        let put = self.put(socket, datagrams, Mode::Live { room });
         // They are put back by now.
         guard.map_or(Ok(()), Guard::keep).and(put)
     }
@@ -413,7 +421,7 @@ impl Injector {
         for datagram in datagrams {
             if let IpAddr::V6(group) = datagram.destination.ip()
                 && group.is_multicast()
-                && datagram.carries == Carries::Data
+                && datagram.has_ports()
             {
                 let members = match &mut self.members {
                     Some(members) => members,
@@ -426,11 +434,12 @@ impl Injector {
     }
 }
 
-/// Whether a datagram passes the loopback device in one piece: one of IPv6 can be longer than its MTU
-/// (`loopback_setup`).
-pub fn fits(destination: &SocketAddr, options: &[u8], payload: &[u8]) -> bool {
+/// Whether a datagram, with `ports` or the packet of a raw socket, passes the loopback device in one
+/// piece: one of IPv6 can be longer than its MTU (`loopback_setup`).
+pub fn fits(destination: &SocketAddr, ports: bool, options: &[u8], payload: &[u8]) -> bool {
     const MTU: usize = 64 * 1024;
-    let headers = record::HEADER6 + options.len().saturating_sub(1) + record::UDP_HEADER_SIZE;
+    let ports = if ports { record::UDP_HEADER_SIZE } else { 0 };
+    let headers = record::HEADER6 + options.len().saturating_sub(1) + ports;
     destination.is_ipv4() || headers + payload.len() <= MTU
 }
 

@@ -531,17 +531,30 @@ fn checked(buffer: &Buffer<'_>) -> io::Result<bool> {
         || buffer.shared(buffer.layout.shared.segment_size)? != 0)
 }
 
+/// What the checksum of UDP-Lite covers behind its header, which says so; 0: all.
+fn covered<'a>(header: &[u8], payload: &'a [u8]) -> &'a [u8] {
+    let coverage = match header {
+        [_, _, _, _, high, low, ..] => usize::from(u16::from_be_bytes([*high, *low])),
+        _ => 0,
+    };
+    let part = coverage.checked_sub(UDP_HEADER);
+    part.and_then(|part| payload.get(..part)).unwrap_or(payload)
+}
+
 /// Whether the checksum of a datagram is right, or there is none.
 fn is_intact(headers: &Headers<'_>, payload: &[u8]) -> io::Result<bool> {
     let header = headers.bytes.get(headers.transport..);
     let header = header
         .and_then(|rest| rest.get(..UDP_HEADER))
         .ok_or_else(damaged)?;
-    if headers.protocol()? != IPPROTO_UDP || header.ends_with(&[0, 0]) {
-        return Ok(true);
-    }
-    let parts = [headers.addresses()?, header, payload];
-    Ok(is_right(&parts, IPPROTO_UDP, UDP_HEADER + payload.len()))
+    let protocol = headers.protocol()?;
+    let covered = match protocol {
+        IPPROTO_UDPLITE => covered(header, payload),
+        IPPROTO_UDP if !header.ends_with(&[0, 0]) => payload,
+        _ => return Ok(true),
+    };
+    let parts = [headers.addresses()?, header, covered];
+    Ok(is_right(&parts, protocol, UDP_HEADER + payload.len()))
 }
 
 /// Whether the checksum among these parts, with a pseudo header, is right.
@@ -676,5 +689,13 @@ mod tests {
         assert_eq!(sum(&[]), 0);
         assert_eq!(sum(&[1]), 0x0100);
         assert_eq!(sum(&[1, 2, 3, 4, 5]), 0x0102 + 0x0304 + 0x0500);
+    }
+
+    #[test]
+    fn udp_lite_covers_what_it_says() {
+        let header = |coverage| [0, 1, 0, 2, 0, coverage, 3, 4];
+        for (coverage, bytes) in [(0, 5), (8, 0), (10, 2), (13, 5), (7, 5), (14, 5)] {
+            assert_eq!(covered(&header(coverage), b"hello").len(), bytes);
+        }
     }
 }

@@ -30,6 +30,8 @@ use super::{Unavailable, load};
 
 /// The tries to list the memberships while the owner joins and leaves.
 const LIST_ATTEMPTS: usize = 8;
+/// The looks at who holds a socket.
+const LOOKS: usize = 3;
 /// The bytes of a kernel pointer: BPF knows 64 bits only.
 const POINTER: usize = size_of::<u64>();
 const INET6: u64 = rustix::net::AddressFamily::INET6.as_raw() as u64;
@@ -218,6 +220,21 @@ impl Reader {
         self.drops(&decoder, &mut hidden)?;
         self.reuseport(&decoder, &mut hidden)?;
         Ok(hidden)
+    }
+
+    /// How many hold the `struct sock` (`sk_refcnt`), the least of a few looks: who looks a socket up
+    /// holds it for a moment. `None`: this kernel does not tell.
+    pub(crate) fn references(&self, socket: BorrowedFd<'_>) -> io::Result<Option<u64>> {
+        let mut least = None;
+        for _ in 0..LOOKS {
+            let page = self.page(socket.as_raw_fd().unsigned_abs(), 0)?;
+            let Some(field) = self.layout.sock.references else {
+                return Ok(None);
+            };
+            let now = field.value(page.raw(self.window)?).ok_or_else(damaged)?;
+            least = Some(least.map_or(now, |least: u64| least.min(now)));
+        }
+        Ok(least)
     }
 
     /// Runs the program from a descriptor, listing memberships after the first `skip`.

@@ -58,6 +58,11 @@ impl Protocol {
         !self.is_raw() && matches!(self.number, IPPROTO_ICMP | IPPROTO_ICMPV6)
     }
 
+    /// Whether it is UDP-Lite.
+    pub fn is_lite(&self) -> bool {
+        self.number == IPPROTO_UDPLITE && !self.is_raw()
+    }
+
     /// The address of a socket that has none.
     pub fn any(&self) -> IpAddr {
         match self.is_ipv6() {
@@ -75,7 +80,7 @@ impl Protocol {
     pub fn access(&self, row: &Row) -> Access {
         let meant = |special: Special| match special {
             Special::Raw => self.is_raw(),
-            Special::Lite => self.number == IPPROTO_UDPLITE && !self.is_raw(),
+            Special::Lite => self.is_lite(),
         };
         match row.special {
             Some((special, access)) if meant(special) => access,
@@ -198,6 +203,8 @@ pub fn describe(family: u32, socket_type: u32, number: u32) -> String {
     };
     match (family, socket_type, number) {
         (1, ..) => format!("unix-{kind}"),
+        (2, 3, number) => format!("raw:{number}"),
+        (10, 3, number) => format!("raw6:{number}"),
         (2, _, 6) => "tcp".into(),
         (10, _, 6) => "tcp6".into(),
         (2, _, 17) => "udp".into(),
@@ -206,12 +213,27 @@ pub fn describe(family: u32, socket_type: u32, number: u32) -> String {
         (10, _, 136) => "udplite6".into(),
         (2, 2, 1) => "ping".into(),
         (10, 2, 58) => "ping6".into(),
-        (2, 3, number) => format!("raw:{number}"),
-        (10, 3, number) => format!("raw6:{number}"),
         (16, _, number) => format!("netlink:{number}"),
         (17, ..) => format!("packet-{kind}"),
         (40, ..) => format!("vsock-{kind}"),
         (44, ..) => "xdp".into(),
         _ => format!("family {family} {kind} {number}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_is_found_by_its_numbers_and_by_its_name() {
+        let raw = raw::IPV4.iter().chain(&raw::IPV6);
+        let kinds = ALL.iter().copied().chain(raw.filter(|p| p.number != 0));
+        for kind in kinds {
+            let by_numbers = find(kind.family, kind.socket_type, kind.number);
+            assert_eq!(by_numbers, Some(kind));
+            let by_name = named(kind.family_name, kind.type_name, &kind.to_string());
+            assert_eq!(by_name, Some(kind), "{kind}");
+        }
     }
 }

@@ -4,7 +4,8 @@
 //! An instance that several processes have (fork) lists the same in each of them.
 
 use super::Trouble;
-use super::holders::descriptors;
+use super::holders::{descriptors, unless_gone};
+use crate::error::Error;
 use sockcr_sys::same::is_same_file;
 use sockcr_sys::swap::{Registration, Table};
 use std::io;
@@ -17,6 +18,22 @@ struct Instance {
     places: Vec<(usize, RawFd)>,
 }
 
+impl Instance {
+    /// What is registered in it, as the first of those tells who are still there.
+    fn read(&self, tables: &[Table]) -> Result<Option<(usize, RawFd, String)>, Trouble> {
+        for (table, number) in self.places.iter().copied() {
+            let tid = tables.get(table).map_or(0, |table| table.tid);
+            let text = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{number}"));
+            let text = unless_gone(text)
+                .map_err(|error| Error::system("read its epoll registrations", error))?;
+            if let Some(text) = text {
+                return Ok(Some((table, number, text)));
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// The epoll instances of the holders of a socket.
 #[derive(Debug)]
 pub(super) struct Instances(Vec<Instance>);
@@ -24,10 +41,11 @@ pub(super) struct Instances(Vec<Instance>);
 impl Instances {
     /// Looks through all descriptors of the holders.
     pub(super) fn find(tables: &[Table]) -> Result<Instances, Trouble> {
-        let failed = |error| Trouble::gone_or(error, "look for its epoll instances");
+        let failed = |error| Error::system("look for its epoll instances", error);
         let mut instances = Instances(Vec::new());
         for (at, table) in tables.iter().enumerate() {
-            for fd in descriptors(table.tid, "anon_inode:[eventpoll]").map_err(failed)? {
+            let found = descriptors(table.tid, "anon_inode:[eventpoll]");
+            for fd in unless_gone(found).map_err(failed)?.unwrap_or_default() {
                 instances.add(tables, at, fd).map_err(failed)?;
             }
         }
@@ -40,7 +58,8 @@ impl Instances {
             let Some((table, number)) = instance.places.first().copied() else {
                 continue;
             };
-            if is_same_file((thread(table), number), (thread(at), fd))? {
+            let same = is_same_file((thread(table), number), (thread(at), fd));
+            if unless_gone(same)? == Some(true) {
                 instance.places.push((at, fd));
                 return Ok(());
             }
@@ -59,12 +78,9 @@ impl Instances {
     ) -> Result<Vec<Registration>, Trouble> {
         let mut all = Vec::new();
         for instance in &self.0 {
-            let Some((table, number)) = instance.places.first().copied() else {
+            let Some((table, number, text)) = instance.read(tables)? else {
                 continue;
             };
-            let tid = tables.get(table).map_or(0, |table| table.tid);
-            let text = std::fs::read_to_string(format!("/proc/{tid}/fdinfo/{number}"))
-                .map_err(|error| Trouble::gone_or(error, "read its epoll registrations"))?;
             for watched in text.lines().filter_map(Watched::parse) {
                 if watched.inode == inode {
                     all.push(Registration {

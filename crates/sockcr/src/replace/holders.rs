@@ -2,6 +2,7 @@
 
 use super::{GONE, Trouble};
 use crate::deliver::process::{is_shared, listener};
+use crate::error::Error;
 use crate::find::{self, Found, Holder, is_gone};
 use sockcr_sys::same::is_same_table;
 use sockcr_sys::swap::{Seat, Table};
@@ -36,12 +37,22 @@ pub(super) fn find(found: &Found) -> Result<Holders, Trouble> {
     };
     for ((pid, _, tid), fds) in by_table {
         if !holders.has_table(pid, tid)? {
-            holders.add(pid, tid, fds)?;
+            let failed = |error| Error::system("read its descriptor's flags", error);
+            unless_gone(holders.add(pid, tid, fds)).map_err(failed)?;
         }
     }
     match holders.tables.is_empty() {
         true => Err(Trouble::Again(GONE)),
         false => Ok(holders),
+    }
+}
+
+/// `None` for one that ended meanwhile, or closed it: it is no holder any more.
+pub(super) fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
+    match read {
+        Ok(read) => Ok(Some(read)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -60,10 +71,8 @@ pub(super) fn descriptors(tid: i32, kind: &str) -> io::Result<Vec<RawFd>> {
     let mut found = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{tid}/fd"))? {
         let entry = entry?;
-        let link = match std::fs::read_link(entry.path()) {
-            Ok(link) => link,
-            Err(error) if is_gone(&error) => continue,
-            Err(error) => return Err(error),
+        let Some(link) = unless_gone(std::fs::read_link(entry.path()))? else {
+            continue;
         };
         let number = entry
             .file_name()
@@ -82,8 +91,9 @@ impl Holders {
     /// their process.
     fn has_table(&self, pid: i32, tid: i32) -> Result<bool, Trouble> {
         for table in &self.tables {
-            let failed = |error| Trouble::gone_or(error, "compare tables of descriptors");
-            if !is_same_table(table.tid, tid).map_err(failed)? {
+            let failed = |error| Error::system("compare tables of descriptors", error);
+            let same = unless_gone(is_same_table(table.tid, tid)).map_err(failed)?;
+            if same != Some(true) {
                 continue;
             }
             if table.pid == pid {
@@ -98,7 +108,7 @@ impl Holders {
         Ok(false)
     }
 
-    fn add(&mut self, pid: i32, tid: i32, fds: Vec<i32>) -> Result<(), Trouble> {
+    fn add(&mut self, pid: i32, tid: i32, fds: Vec<i32>) -> io::Result<()> {
         let holders = fds.into_iter().map(|fd| Holder { pid, tid, fd });
         let holders: Vec<Holder> = holders.collect();
         let seat = |holder: &Holder| -> io::Result<Seat> {
@@ -111,7 +121,7 @@ impl Holders {
         self.tables.push(Table {
             tid,
             pid,
-            seats: seats.map_err(|error| Trouble::gone_or(error, "read its descriptor's flags"))?,
+            seats: seats?,
             sees_us: is_shared(pid, "pid"),
             listener: listener(pid).ok(),
         });

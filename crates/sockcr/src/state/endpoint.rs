@@ -125,6 +125,8 @@ impl Endpoint {
             true => hidden.source_address,
             false => hidden.bound_address,
         };
+        // `ping_lookup` asks for no peer, and a raw socket that left one hears nobody.
+        let left = Some(hidden.peer_address).filter(|_| !connected && protocol.has_ports());
         Endpoint {
             local: SocketAddr::new(
                 address,
@@ -137,7 +139,7 @@ impl Endpoint {
             address_locked: hidden.address_locked,
             port_locked: hidden.port_locked,
             source: Some(hidden.source_address).filter(|source| connected && *source != address),
-            heard: Some(hidden.peer_address).filter(|peer| !connected && !peer.is_unspecified()),
+            heard: left.filter(|peer| !peer.is_unspecified()),
         }
     }
 
@@ -239,14 +241,14 @@ impl Endpoint {
         options: &Options,
         interfaces: &Interfaces,
     ) -> Result<(), Failure> {
-        // A raw socket that left a peer would hear nobody.
-        if let Some(heard) = self.heard.filter(|_| !protocol.is_raw()) {
+        if let Some(heard) = self.heard.filter(|_| protocol.has_ports()) {
             let directions = Directions::to(heard, fd, options, interfaces);
             directions.leave(heard)?;
         }
         let mut place = *self;
         // An address that it was bound to and one that connect(2) gave it are the same to it.
-        place.address_locked |= protocol.is_raw() && !self.local.ip().is_unspecified();
+        let bindable = can_be_bound(self.local.ip(), self.peer);
+        place.address_locked |= protocol.is_raw() && bindable;
         place.bind(fd, protocol, options)?;
         let Some(peer) = self.peer else {
             return match self.port_locked {
@@ -275,7 +277,15 @@ impl Endpoint {
                 .put_multicast_back()
                 .map_err(|error| Failure::at("IP_MULTICAST_IF", error))?;
         }
-        connect(fd, peer)
+        let before = bound_device(fd);
+        connect(fd, peer)?;
+        // That of IPV6_MULTICAST_IF stays the device of the socket (`__ip6_datagram_connect`).
+        match bound_device(fd) == before {
+            true => Ok(()),
+            false => directions
+                .again("SO_BINDTODEVICE", &Value::Text(String::new()))
+                .map_err(|error| Failure::at("SO_BINDTODEVICE", error)),
+        }
     }
 
     /// Connects a socket whose owner gave it a device only after it was connected, to a peer that
@@ -309,8 +319,15 @@ impl Endpoint {
         let port = self.local.port();
         let bind = |port: u16| {
             let to = SocketAddr::new(address, port);
-            let bound = match rustix::net::bind(fd, &to) {
-                Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, to),
+            let mut bound = rustix::net::bind(fd, &to);
+            let mut place = to;
+            if let (Err(Errno::INVAL), SocketAddr::V6(to)) = (bound, &mut place) {
+                // A ping socket wants the device told that it has already (`ping_check_bind_addr`).
+                to.set_scope_id(bound_device(fd));
+                bound = rustix::net::bind(fd, to);
+            }
+            let bound = match bound {
+                Err(Errno::ADDRNOTAVAIL) if address.is_ipv6() => bind_elsewhere(fd, place),
                 Err(Errno::INVAL) if needs_device(address) && bound_device(fd) == 0 => {
                     bind_without_device(fd, to)
                 }
@@ -413,13 +430,20 @@ fn bind_freely(fd: BorrowedFd<'_>, to: SocketAddr) -> io::Result<()> {
 
 /// To a multicast peer, `__ip4_datagram_connect` takes the source from IP_MULTICAST_IF. Nothing can
 /// come in meanwhile, because no datagram comes from a multicast address; 224.0.0.1 is not routed. The
-/// loopback device takes any source address; when it is down, the device of the address.
+/// loopback device takes any source address; when it is down, the device of the address. A raw socket of
+/// IPv6 has no such option, and hears nothing by IPv4: it connects to the source.
 fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<()> {
-    let all_hosts = Ipv4Addr::new(224, 0, 0, 1);
-    let all_hosts = match mapped {
-        true => IpAddr::V6(all_hosts.to_ipv6_mapped()),
-        false => IpAddr::V4(all_hosts),
+    let peer = |address: Ipv4Addr| match mapped {
+        true => IpAddr::V6(address.to_ipv6_mapped()),
+        false => IpAddr::V4(address),
     };
+    let connect = |to: Ipv4Addr| Ok(rustix::net::connect(fd, &SocketAddr::new(peer(to), 9))?);
+    if meanwhile::get(fd, IPPROTO_IP, IP_MULTICAST_IF).is_err() {
+        let mut meanwhile = Meanwhile::new(fd);
+        meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+        let connected = connect(source);
+        return connected.and(meanwhile.put_back());
+    }
     let take = |device: u32| {
         let request = [
             Ipv4Addr::UNSPECIFIED.octets(),
@@ -427,7 +451,7 @@ fn take_ipv4(fd: BorrowedFd<'_>, source: Ipv4Addr, mapped: bool) -> io::Result<(
             device.to_ne_bytes(),
         ];
         sockcr_sys::sockopt::set(fd, IPPROTO_IP, IP_MULTICAST_IF, &request.concat())?;
-        Ok(rustix::net::connect(fd, &SocketAddr::new(all_hosts, 9))?)
+        connect(Ipv4Addr::new(224, 0, 0, 1))
     };
     take(bound_device(fd).max(LOOPBACK_INDEX))
         .or_else(|error: io::Error| take(0).map_err(|_| error))
@@ -452,6 +476,14 @@ fn take_ipv6(fd: BorrowedFd<'_>, source: Ipv6Addr) -> io::Result<()> {
         true => Ok(()),
         false => Err(Errno::ADDRNOTAVAIL.into()),
     }
+}
+
+/// Whether bind(2) can have given a raw socket its address: to one of IPv6 no IPv4 one (`rawv6_bind`), nor
+/// another before it was connected by IPv4.
+fn can_be_bound(address: IpAddr, peer: Option<SocketAddr>) -> bool {
+    let speaks_ipv4 = |address: IpAddr| address.is_ipv6() && address.to_canonical().is_ipv4();
+    let by_ipv4 = speaks_ipv4(address) || peer.is_some_and(|peer| speaks_ipv4(peer.ip()));
+    address.is_multicast() || !address.is_unspecified() && !by_ipv4
 }
 
 /// Whether an address is of one device alone (`__ipv6_addr_needs_scope_id`).
@@ -714,7 +746,7 @@ fn local(fd: BorrowedFd<'_>, protocol: &Protocol) -> io::Result<SocketAddr> {
 
 /// The port as getsockname(2) tells it (`inet_sport`): of a raw socket its protocol, while it is in the
 /// table that packets are received by.
-fn own_number(fd: BorrowedFd<'_>) -> io::Result<u16> {
+pub(super) fn own_number(fd: BorrowedFd<'_>) -> io::Result<u16> {
     Ok(plain(rustix::net::getsockname(fd)?)?.port())
 }
 

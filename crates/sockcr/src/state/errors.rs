@@ -164,7 +164,7 @@ impl Errors {
         if !self.queue.iter().all(can_be_made) {
             return Err(io::Error::other("holds an entry that nothing makes"));
         }
-        let mut maker = Maker::prepare(fd, interfaces, injector)?;
+        let mut maker = Maker::prepare(fd, interfaces, injector, self.queue.is_empty())?;
         let made = maker.make(self, report);
         let back = maker.finish();
         made.and(back)?;
@@ -297,6 +297,8 @@ struct Maker<'a> {
     options: Vec<u8>,
     /// The port from which it seems to have sent; None: it is unbound.
     port: Option<u16>,
+    /// IP_RECVERR and IPV6_RECVERR, where it hears the errors.
+    wanted: Vec<(i32, i32)>,
 }
 
 impl<'a> Maker<'a> {
@@ -305,6 +307,7 @@ impl<'a> Maker<'a> {
         fd: BorrowedFd<'a>,
         interfaces: &'a Interfaces,
         injector: &'a mut Injector,
+        only_pending: bool,
     ) -> io::Result<Self> {
         filter::block(fd)?;
         let mut maker = Self {
@@ -317,8 +320,10 @@ impl<'a> Maker<'a> {
             unicast: 0,
             options: Vec::new(),
             port: None,
+            wanted: Vec::new(),
         };
-        match maker.set_options() {
+        let ready = maker.set_options();
+        match ready.and_then(|()| maker.want(only_pending)) {
             Ok(()) => Ok(maker),
             Err(error) => {
                 // Its own error would only hide the first.
@@ -342,7 +347,6 @@ impl<'a> Maker<'a> {
             (SOL_SOCKET, SO_BROADCAST, 1),
             (SOL_SOCKET, SO_MARK, 0),
             (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
-            (IPPROTO_IP, IP_RECVERR, 1),
             (IPPROTO_IP, IP_RECVERR_RFC4884, 0),
             (IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_OMIT),
             (SOL_UDP, UDP_SEGMENT, 0),
@@ -350,7 +354,6 @@ impl<'a> Maker<'a> {
             meanwhile.set(level, name, value)?;
         }
         for (name, value) in [
-            (IPV6_RECVERR, 1),
             (IPV6_RECVERR_RFC4884, 0),
             (IPV6_MTU_DISCOVER, PMTUDISC_OMIT),
         ] {
@@ -359,6 +362,28 @@ impl<'a> Maker<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Wants errors of its families, or, where some are to stay, of those alone whose errors it wants: to
+    /// want them no more throws all away, of both families (`skb_errqueue_purge`).
+    fn want(&mut self, only_pending: bool) -> io::Result<()> {
+        let families = [
+            (IPPROTO_IP, IP_RECVERR, true),
+            (IPPROTO_IPV6, IPV6_RECVERR, self.ipv6),
+        ];
+        for (level, name, _) in families.into_iter().filter(|(.., has)| *has) {
+            if only_pending {
+                self.meanwhile.set(level, name, 1)?;
+            }
+            if meanwhile::get(self.fd, level, name)? != 0 {
+                self.wanted.push((level, name));
+            }
+        }
+        Ok(())
+    }
+
+    fn wants(&self, family: (i32, i32)) -> bool {
+        self.wanted.contains(&family)
     }
 
     fn make(&mut self, errors: &Errors, report: &mut Report) -> io::Result<()> {
@@ -390,11 +415,14 @@ impl<'a> Maker<'a> {
     /// Makes the pending error before the queue: with an entry that is thrown away at once, or
     /// taken at the end.
     fn begin(&mut self, pending: i32, stays: bool, report: &mut Report) -> io::Result<()> {
-        let message = match self.ipv6 {
+        let message = match self.wants((IPPROTO_IPV6, IPV6_RECVERR)) {
             true => message6_of(pending).map(|message| (Ipv6Addr::LOCALHOST.into(), message)),
             false => None,
         };
-        let ipv4 = || message_of(pending).map(|message| (Ipv4Addr::LOCALHOST.into(), message));
+        let ipv4 = || {
+            let message = message_of(pending).filter(|_| self.wants((IPPROTO_IP, IP_RECVERR)));
+            message.map(|message| (Ipv4Addr::LOCALHOST.into(), message))
+        };
         let Some((here, (kind, code))) = message.or_else(ipv4) else {
             let error = crate::error::reason(&io::Error::from_raw_os_error(pending));
             report.lose("pending error", format!("{error}: no ICMP message says so"));
@@ -416,9 +444,8 @@ impl<'a> Maker<'a> {
         })?;
         if !stays {
             for on in [0, 1] {
-                meanwhile::set(self.fd, IPPROTO_IP, IP_RECVERR, on)?;
-                if self.ipv6 {
-                    meanwhile::set(self.fd, IPPROTO_IPV6, IPV6_RECVERR, on)?;
+                for (level, name) in &self.wanted {
+                    meanwhile::set(self.fd, *level, *name, on)?;
                 }
             }
         }

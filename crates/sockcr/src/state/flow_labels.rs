@@ -57,11 +57,8 @@ pub(crate) fn dump(
     let read = kernel::reader()
         .map_err(io::Error::other)
         .and_then(|reader| reader.flow_labels(fd));
-    let table = crate::netns::within(fd, || {
-        std::fs::read_to_string("/proc/thread-self/net/ip6_flowlabel")
-    });
     let table = report
-        .known("flow labels: linger", table)
+        .known("flow labels: linger", table(fd))
         .unwrap_or_default();
     let mut labels = Vec::new();
     for (mut label, with_options) in report.known("flow labels", read).unwrap_or_default() {
@@ -104,14 +101,8 @@ fn word<T: std::str::FromStr>(table: &str, label: u32, at: usize) -> Option<T> {
 fn until_gone(fd: BorrowedFd<'_>, lease: &FlowLabel) -> io::Result<bool> {
     const INTERVAL: Duration = Duration::from_millis(50);
     let end = Instant::now() + Duration::from_secs(u64::from(lease.linger) + 2);
-    let lingers = || -> io::Result<bool> {
-        let table = crate::netns::within(fd, || {
-            std::fs::read_to_string("/proc/thread-self/net/ip6_flowlabel")
-        })?;
-        Ok(users(&table, lease.label) == Some(0))
-    };
     let mut waited = false;
-    while lingers()? {
+    while users(&table(fd)?, lease.label) == Some(0) {
         if Instant::now() > end {
             return Ok(false);
         }
@@ -121,9 +112,22 @@ fn until_gone(fd: BorrowedFd<'_>, lease: &FlowLabel) -> io::Result<bool> {
     Ok(waited)
 }
 
+fn table(fd: BorrowedFd<'_>) -> io::Result<String> {
+    crate::netns::within(fd, || {
+        std::fs::read_to_string("/proc/thread-self/net/ip6_flowlabel")
+    })
+}
+
 /// How many have a label: the fourth word of its line.
 fn users(table: &str, label: u32) -> Option<u32> {
     word(table, label, 3)
+}
+
+/// Whether a label is there, for another destination: its seventh word. Who asked for it would share
+/// that one (`ipv6_flowlabel_get`).
+fn is_for_another(table: &str, lease: &FlowLabel) -> bool {
+    let to: String = word(table, lease.label, 6).unwrap_or_default();
+    !to.is_empty() && to != crate::hex::encode(&lease.to.octets())
 }
 
 /// Takes one lease for a new socket.
@@ -137,6 +141,9 @@ pub(crate) fn restore(fd: BorrowedFd<'_>, lease: &FlowLabel) -> Result<(), Failu
     request.extend(lease.linger.to_ne_bytes());
     request.extend([0; 4]);
     let take = || sockcr_sys::sockopt::set(fd, IPPROTO_IPV6, IPV6_FLOWLABEL_MGR, &request);
+    if table(fd).is_ok_and(|table| is_for_another(&table, lease)) {
+        let _ = until_gone(fd, lease);
+    }
     let taken = take().or_else(|error| match Errno::from_io_error(&error) {
         Some(Errno::PERM) if until_gone(fd, lease)? => take(),
         _ => Err(error),

@@ -183,7 +183,9 @@ pub(crate) fn level(group: IpAddr) -> i32 {
     }
 }
 
-/// Reads one membership by MCAST_MSFILTER (`ip_mc_gsfget`, `ip6_mc_msfget`); `None` when this socket is no member.
+/// Reads one membership by MCAST_MSFILTER (`ip_mc_gsfget`, `ip6_mc_msfget`); `None` when this socket is no
+/// member, and when its kind cannot be: a raw socket of IPv6 has no options of IPPROTO_IP
+/// (`ipv6_getsockopt`).
 pub(crate) fn read(
     fd: BorrowedFd<'_>,
     interface: u32,
@@ -196,10 +198,12 @@ pub(crate) fn read(
         set_word(&mut filter, HEAD - 4, room as u32);
         match sockcr_sys::sockopt::get(fd, level(group), MCAST_MSFILTER, &mut filter) {
             Ok(_) => {}
-            Err(error) if Errno::from_io_error(&error) == Some(Errno::ADDRNOTAVAIL) => {
-                return Ok(None);
+            Err(error) => {
+                return match Errno::from_io_error(&error) {
+                    Some(Errno::ADDRNOTAVAIL | Errno::NOPROTOOPT) => Ok(None),
+                    _ => Err(error),
+                };
             }
-            Err(error) => return Err(error),
         }
         let count = word(&filter, HEAD - 4) as usize;
         if count > MOST_SOURCES {

@@ -126,18 +126,71 @@ pub(super) fn restore(
 }
 
 /// Why packets for this socket could be somebody else's.
-fn obstacle(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
+pub(super) fn obstacle(fd: BorrowedFd<'_>) -> io::Result<Option<&'static str>> {
     let shared = get(fd, SOL_SOCKET, SO_REUSEADDR)? != 0 || get(fd, SOL_SOCKET, SO_REUSEPORT)? != 0;
     let name = plain(rustix::net::getsockname(fd)?)?;
-    Ok(if name.port() == 0 {
-        Some("a queue can be put back only into a socket with a port")
-    } else if shared {
+    Ok(if shared {
         Some(
             "others could get it that share the port by SO_REUSEADDR or SO_REUSEPORT, which are on",
         )
+    } else if name.port() == 0 {
+        Some("a queue can be put back only into a socket with a port")
     } else {
         None
     })
+}
+
+/// Where a socket is, by which the kernel finds it.
+pub(super) struct Spot {
+    /// It is an AF_INET6 socket; its addresses are those of IPv4 where it speaks IPv4.
+    ipv6: bool,
+    local: SocketAddr,
+    peer: Option<SocketAddr>,
+    /// It hears nothing of IPv4.
+    only_ipv6: bool,
+    /// The device it is bound to; 0: none.
+    pub(super) bound: u32,
+}
+
+impl Spot {
+    pub(super) fn of(fd: BorrowedFd<'_>) -> io::Result<Self> {
+        let peer = rustix::net::getpeername(fd).ok().flatten();
+        let local = plain(rustix::net::getsockname(fd)?)?;
+        let ipv6 = local.is_ipv6();
+        Ok(Self {
+            ipv6,
+            local: canonical(local),
+            peer: peer.and_then(|peer| plain(peer).ok()).map(canonical),
+            only_ipv6: ipv6 && get(fd, IPPROTO_IPV6, IPV6_V6ONLY)? != 0,
+            bound: get(fd, SOL_SOCKET, SO_BINDTOIFINDEX)? as u32,
+        })
+    }
+
+    /// Why the kernel would not find it for a datagram.
+    pub(super) fn stray(&self, datagram: &Datagram) -> Option<&'static str> {
+        let (from, to) = (datagram.source, datagram.destination);
+        let stranger = |peer: SocketAddr| {
+            let other = peer.port() != 0 && peer.port() != from.port();
+            other || peer.ip() != from.ip()
+        };
+        if from.is_ipv6() != to.is_ipv6() || !self.hears(to) {
+            Some("what came to another address")
+        } else if self.peer.is_some_and(stranger) {
+            Some("what came from others before it was connected")
+        } else {
+            None
+        }
+    }
+
+    /// Whether it gets what goes to this place.
+    fn hears(&self, to: SocketAddr) -> bool {
+        let local = self.local.ip();
+        let everything = match local {
+            IpAddr::V4(local) => local.is_unspecified() && to.is_ipv4(),
+            IpAddr::V6(local) => local.is_unspecified() && (to.is_ipv6() || !self.only_ipv6),
+        };
+        to.port() == self.local.port() && (everything || local == to.ip())
+    }
 }
 
 /// A raw socket, and what it gives its packets.
@@ -226,14 +279,7 @@ struct Filling<'a> {
     fd: BorrowedFd<'a>,
     senders: Senders,
     meanwhile: Meanwhile<'a>,
-    /// It is an AF_INET6 socket; its addresses are those of IPv4 where it speaks IPv4.
-    ipv6: bool,
-    local: SocketAddr,
-    peer: Option<SocketAddr>,
-    /// It hears nothing of IPv4.
-    only_ipv6: bool,
-    /// The device it is bound to; 0: none.
-    bound: u32,
+    place: Spot,
     id: u16,
     /// What its filter lets in.
     comes: Vec<(usize, Width)>,
@@ -246,18 +292,11 @@ struct Filling<'a> {
 
 impl<'a> Filling<'a> {
     fn new(fd: BorrowedFd<'a>, senders: Senders) -> io::Result<Self> {
-        let peer = rustix::net::getpeername(fd).ok().flatten();
-        let local = plain(rustix::net::getsockname(fd)?)?;
-        let ipv6 = local.is_ipv6();
         let mut filling = Self {
             fd,
             senders,
             meanwhile: Meanwhile::new(fd),
-            ipv6,
-            local: canonical(local),
-            peer: peer.and_then(|peer| plain(peer).ok()).map(canonical),
-            only_ipv6: ipv6 && get(fd, IPPROTO_IPV6, IPV6_V6ONLY)? != 0,
-            bound: get(fd, SOL_SOCKET, SO_BINDTOIFINDEX)? as u32,
+            place: Spot::of(fd)?,
             id: secret(),
             comes: Vec::new(),
             peeks: false,
@@ -284,7 +323,7 @@ impl<'a> Filling<'a> {
         for name in [peek::IP_RECVTTL, peek::IP_RECVTOS, peek::IP_RECVORIGDSTADDR] {
             meanwhile.set(IPPROTO_IP, name, 1)?;
         }
-        if self.ipv6 {
+        if self.place.ipv6 {
             for name in TELL6 {
                 meanwhile.set(IPPROTO_IPV6, name, 1)?;
             }
@@ -344,14 +383,9 @@ impl<'a> Filling<'a> {
     /// place of the source 0.0.0.0, and `ip6_rcv_core` lets nothing in from a group.
     fn unsendable(&self, datagram: &Datagram) -> Option<&'static str> {
         let (from, to) = (datagram.source, datagram.destination);
-        let stranger = |peer: SocketAddr| {
-            let other = peer.port() != 0 && peer.port() != from.port();
-            other || peer.ip() != from.ip()
-        };
-        if from.is_ipv6() != to.is_ipv6() || !self.hears(to) {
-            Some("what came to another address")
-        } else if self.peer.is_some_and(stranger) {
-            Some("what came from others before it was connected")
+        let stray = self.place.stray(datagram);
+        if stray.is_some() {
+            stray
         } else if to.is_ipv6() {
             self.unsendable6(datagram)
         } else if from.ip().is_unspecified() {
@@ -368,7 +402,8 @@ impl<'a> Filling<'a> {
         let has_address =
             |device: &u32| addresses.is_some_and(|addresses| addresses.contains_key(device));
         let headers = datagram.options.len().saturating_sub(1);
-        if ![0, LOOPBACK].contains(&self.bound) && !has_address(&self.bound) {
+        let bound = self.place.bound;
+        if ![0, LOOPBACK].contains(&bound) && !has_address(&bound) {
             Some("what came by a device without an address")
         } else if datagram.source.ip().is_multicast() {
             Some("what came from a group")
@@ -379,19 +414,9 @@ impl<'a> Filling<'a> {
         }
     }
 
-    /// Whether it gets what goes to this place.
-    fn hears(&self, to: SocketAddr) -> bool {
-        let local = self.local.ip();
-        let everything = match local {
-            IpAddr::V4(local) => local.is_unspecified() && to.is_ipv4(),
-            IpAddr::V6(local) => local.is_unspecified() && (to.is_ipv6() || !self.only_ipv6),
-        };
-        to.port() == self.local.port() && (everything || local == to.ip())
-    }
-
     /// The device by which it is to come: the socket's own first, of another one it gets nothing.
     fn device(&self, datagram: &Datagram) -> u32 {
-        match self.bound {
+        match self.place.bound {
             0 => datagram.interface,
             bound => bound,
         }
@@ -400,7 +425,7 @@ impl<'a> Filling<'a> {
     fn send(&mut self, datagram: &Datagram) -> io::Result<()> {
         let tells = i32::from(datagram.interface != 0);
         set(self.fd, IPPROTO_IP, peek::IP_PKTINFO, tells)?;
-        if self.ipv6 {
+        if self.place.ipv6 {
             // With it IP_PKTINFO would be known (`ipv4_pktinfo_prepare`).
             set(self.fd, IPPROTO_IPV6, peek::IPV6_RECVPKTINFO, tells)?;
         }

@@ -4,8 +4,10 @@
 use super::endpoint::Failure;
 use super::interfaces::Interfaces;
 use super::meanwhile::{self, Meanwhile};
+use super::raw_queue::{self, Spot};
 use super::shutdown::poll_now;
-use super::{hearers, peek, raw_queue};
+use super::{hearers, peek};
+use crate::image::MOST_RECEIVED;
 use crate::kernel::inject::{self, Carries, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
@@ -20,10 +22,10 @@ use std::os::fd::BorrowedFd;
 
 /// More empty datagrams that somebody has peeked at are not worth the time of the looks.
 const MOST_PEEKS: usize = 1000;
-/// What an attribute of an image holds.
-const LONGEST: usize = 65_531;
 const SOL_SOCKET: i32 = 1;
 const SO_PEEK_OFF: i32 = 42;
+/// SO_TIMESTAMP and SO_TIMESTAMPNS, old and new: one of them is on, or none.
+const TIME_STAMPS: [i32; 4] = [29, 35, 63, 64];
 
 /// One datagram, as recvmsg(2) with every option would tell it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -146,7 +148,8 @@ pub(crate) fn told(
         .iter_mut()
         .for_each(|d| d.peeked &= protocol.has_ports());
     let waiting = queue.len();
-    queue.retain(|datagram| datagram.payload.len() <= LONGEST);
+    // Segments of TCP that a device has put together can be longer than any packet (`gro_max_size`).
+    queue.retain(|datagram| datagram.payload.len() <= MOST_RECEIVED);
     if queue.len() < waiting {
         let count = waiting - queue.len();
         report.lose(
@@ -190,8 +193,8 @@ impl From<Queued> for Datagram {
     }
 }
 
-/// Puts the queue into a new socket: an unbound one without a filter ([`inject`]), or one of ICMP in its
-/// place.
+/// Puts the queue into a new socket: an unbound one without a filter ([`inject`]), or a ping socket or one
+/// of UDP-Lite in its place. A sockmap takes none of UDP-Lite (`sk_is_udp`): the kernel finds it.
 pub(crate) fn restore(
     fd: BorrowedFd<'_>,
     protocol: &Protocol,
@@ -200,21 +203,29 @@ pub(crate) fn restore(
     injector: &mut Injector,
     report: &mut Report,
 ) -> Result<(), Failure> {
-    if protocol.has_ports() && !protocol.is_udp() {
-        let count = queue.len();
-        let why =
-            format!("{count} waiting: a socket of UDP-Lite can be in no BPF map (`sk_is_udp`)");
-        report.lose("receive queue", why);
+    let failed = |error| Failure::at("look who else would hear the receive queue", error);
+    if protocol.is_lite()
+        && let Some(why) = raw_queue::obstacle(fd).map_err(failed)?
+    {
+        report.lose("receive queue", format!("{} waiting: {why}", queue.len()));
         return Ok(());
     }
+    let place = Spot::of(fd).map_err(failed)?;
     let devices = devices(fd, queue, interfaces, report);
-    let mut queue = without_too_long(queue, report);
-    if !protocol.has_ports() {
-        let failed = |error| Failure::at("look who else would hear the receive queue", error);
+    let mut queue = without_too_long(protocol, queue, report);
+    if protocol.is_lite() {
+        without_stray(&place, &mut queue, report);
+    } else if !protocol.is_udp() {
         without_heard(fd, protocol, &mut queue, report).map_err(failed)?;
     }
+    let carries = match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
+        (true, ..) if protocol.is_lite() => Carries::Lite { bound: place.bound },
+        (true, ..) => Carries::Data,
+        (false, true, false) => Carries::Packet,
+        _ => Carries::Message(protocol.number as u8),
+    };
     let queue = &queue[..];
-    let datagrams = to_inject(protocol, queue, &devices);
+    let datagrams = to_inject(carries, queue, &devices);
     let injected = injector
         .inject(fd, &datagrams)
         .map_err(|error| Failure::at("put the receive queue back", error))?;
@@ -238,22 +249,17 @@ pub(crate) fn add(
     report: &mut Report,
 ) -> io::Result<()> {
     let devices = devices(fd, queue, interfaces, report);
-    let queue = without_too_long(queue, report);
-    let injected = injector.inject_live(fd, &to_inject(protocol, &queue, &devices))?;
+    let queue = without_too_long(protocol, queue, report);
+    let injected = injector.inject_live(fd, &to_inject(Carries::Data, &queue, &devices))?;
     tell(&injected, report);
     Ok(())
 }
 
 fn to_inject<'a>(
-    protocol: &Protocol,
+    carries: Carries,
     queue: &[&'a Datagram],
     devices: &BTreeMap<u32, u32>,
 ) -> Vec<inject::Datagram<'a>> {
-    let carries = match (protocol.has_ports(), protocol.is_raw(), protocol.is_ipv6()) {
-        (true, ..) => Carries::Data,
-        (false, true, false) => Carries::Packet,
-        _ => Carries::Message(protocol.number as u8),
-    };
     let datagrams = queue.iter().map(|datagram| inject::Datagram {
         carries,
         source: datagram.source,
@@ -274,10 +280,13 @@ fn to_inject<'a>(
 }
 
 /// What comes by IPv6 and does not pass the loopback device in one piece cannot be put back.
-fn without_too_long<'a>(queue: &'a [Datagram], report: &mut Report) -> Vec<&'a Datagram> {
-    let fits = |datagram: &&Datagram| {
-        inject::fits(&datagram.destination, &datagram.options, &datagram.payload)
-    };
+fn without_too_long<'a>(
+    protocol: &Protocol,
+    queue: &'a [Datagram],
+    report: &mut Report,
+) -> Vec<&'a Datagram> {
+    let ports = protocol.has_ports();
+    let fits = |one: &&Datagram| inject::fits(&one.destination, ports, &one.options, &one.payload);
     let whole: Vec<&Datagram> = queue.iter().filter(fits).collect();
     match queue.len() - whole.len() {
         0 => {}
@@ -287,6 +296,21 @@ fn without_too_long<'a>(queue: &'a [Datagram], report: &mut Report) -> Vec<&'a D
         ),
     }
     whole
+}
+
+/// Leaves out what the kernel would not find this socket for.
+fn without_stray(place: &Spot, queue: &mut Vec<&Datagram>, report: &mut Report) {
+    let mut lost: BTreeMap<&'static str, usize> = BTreeMap::new();
+    queue.retain(|datagram| {
+        place.stray(datagram).is_none_or(|what| {
+            *lost.entry(what).or_default() += 1;
+            false
+        })
+    });
+    for (what, count) in lost {
+        let why = format!("{count} of them: the kernel would not give them to it again");
+        report.lose(format!("receive queue: {what}"), why);
+    }
 }
 
 /// Leaves out what others would hear too, or the kernel itself.
@@ -322,6 +346,12 @@ fn peek_again(fd: BorrowedFd<'_>, queue: &[&Datagram]) -> io::Result<()> {
     }
     let mut meanwhile = Meanwhile::new(fd);
     meanwhile.keep(SOL_SOCKET, SO_PEEK_OFF)?;
+    // A look gives a datagram that has none the time of looking (`__sock_recv_timestamp`).
+    for name in TIME_STAMPS {
+        if meanwhile::get(fd, SOL_SOCKET, name)? != 0 {
+            meanwhile.set(SOL_SOCKET, name, 0)?;
+        }
+    }
     let peeked = peek_at_each(fd, queue);
     let back = meanwhile.put_back();
     peeked.and(back)
@@ -376,6 +406,21 @@ pub(crate) fn restore_in_place(
 ) -> Result<(), Failure> {
     let alone = raw_queue::take_alone(fd, take)?;
     raw_queue::restore(fd, queue, interfaces, report)?;
+    match alone {
+        true => raw_queue::share(fd),
+        false => Ok(()),
+    }
+}
+
+/// Has a new socket of UDP-Lite, whose filter lets nothing in, take its place, and `fill` it while nobody
+/// shares that.
+pub(crate) fn fill_alone(
+    fd: BorrowedFd<'_>,
+    take: impl Fn() -> Result<(), Failure>,
+    fill: impl FnOnce(),
+) -> Result<(), Failure> {
+    let alone = raw_queue::take_alone(fd, take)?;
+    fill();
     match alone {
         true => raw_queue::share(fd),
         false => Ok(()),

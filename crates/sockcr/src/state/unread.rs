@@ -1,14 +1,14 @@
 //! What a socket holds beyond its settings, and a checkpoint does not: each is reported by name.
 
-use super::endpoint::ESTABLISHED;
+use super::endpoint::{ESTABLISHED, own_number};
 use super::shutdown::poll_now;
-use crate::kernel::{Extent, Hidden};
+use crate::kernel::{self, Extent, Hidden};
 use crate::option::{self, Options, Value};
 use crate::protocol::Protocol;
 use crate::report::Report;
 use rustix::event::PollFlags;
 use std::io;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 const SOL_SOCKET: i32 = 1;
 const SO_MEMINFO: i32 = 55;
@@ -30,23 +30,44 @@ pub(crate) fn report(
     router_alert(fd, protocol, report)
 }
 
-/// Only a socket of IPPROTO_RAW is told of alerts of IPv6 (`ip6_ra_control`); which, nobody says.
+/// Only a socket of IPPROTO_RAW is told of alerts of IPv6. No option tells of which: IPV6_ROUTER_ALERT
+/// reads whether the last number that it was given was not 0, be it -1, which ends it (`ip6_ra_control`).
 fn router_alert(fd: BorrowedFd<'_>, protocol: &Protocol, report: &mut Report) -> io::Result<()> {
     if !(protocol.is_raw() && protocol.is_ipv6() && protocol.number == IPPROTO_RAW) {
         return Ok(());
     }
     let row = option::find("IPV6_ROUTER_ALERT").map(|row| row.read(fd));
-    match row.transpose()?.flatten() {
-        Some(Value::Int(0)) => report.assume(
+    let reads = row.transpose()?.flatten();
+    match (reads == Some(Value::Int(0)), is_alerted(fd, protocol)) {
+        (true, Some(false)) => {}
+        (true, Some(true)) => report.lose("IPV6_ROUTER_ALERT", "told of alert 0, of MLD"),
+        (true, None) => report.assume(
             "no IPV6_ROUTER_ALERT",
-            "a socket that is told of alert 0, of MLD, looks the same",
+            "only BPF sees whether it is told of alert 0, of MLD",
         ),
-        _ => report.lose(
+        (false, Some(false)) => report.lose(
+            "IPV6_ROUTER_ALERT",
+            "reads as on; it is told of no alerts any more",
+        ),
+        (false, _) => report.lose(
             "IPV6_ROUTER_ALERT",
             "on, and the kernel does not tell which",
         ),
     }
     Ok(())
+}
+
+/// Whether a socket is told of alerts: the kernel holds it for that (`ip6_ra_control`), and so once more
+/// than a new one in the same place. `None`: nobody tells.
+fn is_alerted(fd: BorrowedFd<'_>, protocol: &Protocol) -> Option<bool> {
+    let reader = kernel::reader().ok()?;
+    let twin = crate::restore::new_socket(protocol).ok()?;
+    if own_number(fd).ok()? == 0 {
+        // Out of the table of raw sockets, which holds those that are in it (`raw_unhash_sk`).
+        rustix::net::connect_unspec(&twin).ok()?;
+    }
+    let [held, fresh] = [fd, twin.as_fd()].map(|fd| reader.references(fd));
+    Some(held.ok()?? > fresh.ok()??)
 }
 
 fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {

@@ -15,6 +15,7 @@ use super::{Outcome, skip};
 pub const ANY: Ipv4Addr = Ipv4Addr::UNSPECIFIED;
 pub const LOCALHOST: Ipv4Addr = Ipv4Addr::LOCALHOST;
 pub const GROUP: Ipv4Addr = Ipv4Addr::new(239, 1, 1, 1);
+pub const GROUP6: Ipv6Addr = Ipv6Addr::new(0xff05, 0, 0, 0, 0, 0, 0, 0x77);
 pub const FOREIGN: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 7);
 pub const FOREIGN6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
 pub const PORT: u16 = 5000;
@@ -40,6 +41,7 @@ pub const IP_RECVTTL: i32 = 12;
 pub const IP_RECVTOS: i32 = 13;
 pub const IP_RECVORIGDSTADDR: i32 = 20;
 pub const IP_ADD_MEMBERSHIP: i32 = 35;
+pub const IPV6_ADD_MEMBERSHIP: i32 = 20;
 pub const UDP_GRO: i32 = 104;
 
 /// The families that a socket and those who send to it have.
@@ -112,6 +114,21 @@ impl Family {
             }
         }
         Ok(socket)
+    }
+
+    /// The group that members are in.
+    pub fn group(self) -> IpAddr {
+        match self {
+            Family::Ipv4 | Family::Dual => GROUP.into(),
+            Family::Ipv6 => GROUP6.into(),
+        }
+    }
+
+    pub fn join(self, socket: &impl AsFd, device: u32) -> io::Result<()> {
+        match self {
+            Family::Ipv4 | Family::Dual => join(socket, device),
+            Family::Ipv6 => join6(socket, GROUP6, device),
+        }
     }
 
     /// Sends from and to the loopback address.
@@ -196,6 +213,11 @@ pub fn join(socket: &impl AsFd, device: u32) -> io::Result<()> {
     set(socket, IP, IP_ADD_MEMBERSHIP, &request).map_err(io::Error::from_raw_os_error)
 }
 
+pub fn join6(socket: &impl AsFd, group: Ipv6Addr, device: u32) -> io::Result<()> {
+    let request = [&group.octets()[..], &device.to_ne_bytes()].concat();
+    set(socket, IPV6, IPV6_ADD_MEMBERSHIP, &request).map_err(io::Error::from_raw_os_error)
+}
+
 /// Strict rp_filter, and no route to anywhere else.
 pub fn strict() -> io::Result<[Device; 2]> {
     let devices = devices()?;
@@ -206,14 +228,14 @@ pub fn strict() -> io::Result<[Device; 2]> {
 }
 
 /// Sockets that must not hear of it.
-pub fn bystanders(device: &Device) -> io::Result<Vec<OwnedFd>> {
+pub fn bystanders(family: Family, device: &Device) -> io::Result<Vec<OwnedFd>> {
     let mut all = Vec::new();
     for (option, count, port) in [(SO_REUSEADDR, 2, PORT), (SO_REUSEPORT, 3, PORT + 1)] {
         for _ in 0..count {
-            let socket = socket::udp()?;
+            let socket = family.udp()?;
             set_int(&socket, SOCKET, option, 1)?;
-            socket::bind(&socket, (ANY, port))?;
-            join(&socket, device.index)?;
+            socket::bind(&socket, (family.any(), port))?;
+            family.join(&socket, device.index)?;
             all.push(socket);
         }
     }

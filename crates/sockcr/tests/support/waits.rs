@@ -186,6 +186,17 @@ pub fn strategy() -> impl Strategy<Value = Waits> {
 pub type Done = Vec<(&'static str, io::Result<()>)>;
 
 impl Waits {
+    /// Nothing at all.
+    pub fn nothing() -> Waits {
+        Waits {
+            heard: Vec::new(),
+            peeks: (-1, 0),
+            told: Vec::new(),
+            asked: None,
+            cork: None,
+        }
+    }
+
     /// Without errors and corked data.
     pub fn queue_only(self) -> Waits {
         Waits {

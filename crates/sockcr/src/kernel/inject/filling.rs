@@ -61,9 +61,9 @@ impl<'a> Filling<'a> {
     }
 
     fn open(&self) -> io::Result<()> {
-        let opened = match self.mode {
-            Mode::Unbound | Mode::Live(_) => self.injector.target.put_socket(self.target.socket),
-            Mode::Found => Ok(()),
+        let opened = match self.mode.is_assigned() {
+            true => self.injector.target.put_socket(self.target.socket),
+            false => Ok(()),
         };
         let opened = opened
             .map_err(step("put the new socket into a BPF map"))
@@ -150,7 +150,7 @@ impl<'a> Filling<'a> {
     /// Waits until all are in the queue, as long as more come. `sent`: how many of the records are
     /// on their way.
     pub fn arrived(&self, sent: usize) -> io::Result<()> {
-        if let Mode::Live(_) = self.mode {
+        if let Mode::Live { .. } = self.mode {
             return self.passed(sent);
         }
         let (mut before, mut end) = (0, Instant::now() + PATIENCE);
@@ -205,9 +205,9 @@ impl<'a> Filling<'a> {
     }
 
     fn remove(&self) -> io::Result<()> {
-        match self.mode {
-            Mode::Unbound | Mode::Live(_) => self.injector.target.remove(),
-            Mode::Found => Ok(()),
+        match self.mode.is_assigned() {
+            true => self.injector.target.remove(),
+            false => Ok(()),
         }
     }
 

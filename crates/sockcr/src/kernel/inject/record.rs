@@ -45,6 +45,7 @@ const VERSION6: u32 = 6 << 28;
 const ICMP: u8 = 1;
 const ICMPV6: u8 = 58;
 const UDP: u8 = 17;
+const UDP_LITE: u8 = 136;
 const DO_NOT_FRAGMENT: [u8; 2] = [0x40, 0];
 /// IPOPT_NOP, harmless wherever a packet passes on its way to the program.
 pub const NO_OPERATION: u8 = 1;
@@ -79,14 +80,18 @@ fn parts(datagram: &Datagram<'_>) -> Option<Parts> {
     let (protocol, size) = match datagram.carries {
         Carries::Data => {
             let size = UDP_HEADER_SIZE + datagram.payload.len();
-            let total = u16::try_from(size).ok()?;
-            head = udp_header(datagram.source, datagram.destination, total);
+            head = summed_header(datagram, UDP, u16::try_from(size).ok()?);
             (UDP, size)
+        }
+        Carries::Lite { .. } => {
+            // Covered as a whole, whatever was: that suits every receiver.
+            head = summed_header(datagram, UDP_LITE, 0);
+            (UDP_LITE, UDP_HEADER_SIZE + datagram.payload.len())
         }
         Carries::Message(protocol) => (protocol, datagram.payload.len()),
         Carries::Packet => (0, 0),
     };
-    if datagram.carries != Carries::Data {
+    if !datagram.has_ports() {
         head.iter_mut()
             .zip(datagram.body())
             .for_each(|(to, from)| *to = *from);
@@ -128,9 +133,12 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     (*kind, *code) = (notice.kind, notice.code);
     rest.copy_from_slice(&notice.rest);
     let size = UDP_HEADER_SIZE + body.len();
-    let mut whole = [&pseudo_header(notice, size)[..], &head, body].concat();
-    whole.resize(whole.len().next_multiple_of(2), 0);
-    let sum = checksum(&whole).to_be_bytes();
+    let before = match notice.local {
+        // That of ICMP covers the message alone.
+        IpAddr::V4(_) => Vec::new(),
+        IpAddr::V6(_) => pseudo_header([notice.source, notice.local], ICMPV6, size),
+    };
+    let sum = checksum_of(&[&before, &head, body]).to_be_bytes();
     let [_, _, high, low, ..] = &mut head;
     [*high, *low] = sum;
     let header = IpHeader {
@@ -158,14 +166,17 @@ pub fn encode_notice(notice: &Notice<'_>, body: &[u8]) -> io::Result<[u8; SIZE]>
     })
 }
 
-/// What the checksum of ICMPv6 covers besides.
-fn pseudo_header(notice: &Notice<'_>, size: usize) -> Vec<u8> {
-    let (IpAddr::V6(from), IpAddr::V6(to)) = (notice.source, notice.local) else {
-        return Vec::new();
-    };
-    let mut bytes = [from.octets(), to.octets()].concat();
+/// What a checksum covers besides; the sum is the same whatever the order of the words.
+fn pseudo_header(addresses: [IpAddr; 2], protocol: u8, size: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => bytes.extend(address.octets()),
+            IpAddr::V6(address) => bytes.extend(address.octets()),
+        }
+    }
     bytes.extend((size as u32).to_be_bytes());
-    bytes.extend(u32::from(ICMPV6).to_be_bytes());
+    bytes.extend(u32::from(protocol).to_be_bytes());
     bytes
 }
 
@@ -280,6 +291,31 @@ pub fn udp_header(from: SocketAddr, to: SocketAddr, total: u16) -> [u8; UDP_HEAD
     [a, b, c, d, e, f, 0, 0]
 }
 
+/// The header of a datagram, with the third of its fields. Without a checksum it would be thrown away by IPv6
+/// (`udp6_csum_init`) and by UDP-Lite (`udplite_checksum_init`).
+fn summed_header(datagram: &Datagram<'_>, protocol: u8, third: u16) -> [u8; UDP_HEADER_SIZE] {
+    let (from, to) = (datagram.source, datagram.destination);
+    let mut head = udp_header(from, to, third);
+    if protocol == UDP_LITE || to.is_ipv6() {
+        let size = UDP_HEADER_SIZE + datagram.payload.len();
+        let before = pseudo_header([from.ip(), to.ip()], protocol, size);
+        let sum = match checksum_of(&[&before, &head, datagram.payload]) {
+            0 => u16::MAX,
+            sum => sum,
+        };
+        let [.., high, low] = &mut head;
+        [*high, *low] = sum.to_be_bytes();
+    }
+    head
+}
+
+/// The checksum of these together; all but the last have an even number of bytes.
+fn checksum_of(parts: &[&[u8]]) -> u16 {
+    let mut whole = parts.concat();
+    whole.resize(whole.len().next_multiple_of(2), 0);
+    checksum(&whole)
+}
+
 /// The Internet checksum (RFC 1071) of an even number of bytes.
 fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes.chunks_exact(2).map(|pair| match pair {
@@ -368,6 +404,33 @@ mod tests {
         assert_eq!(record[0], 0x47);
         assert_eq!(checksum(&record[..HEADER + 8]), 0);
         assert_eq!(&record[OPTIONS_LENGTH..][..4], &8_u32.to_ne_bytes());
+    }
+
+    #[test]
+    fn a_checksum_covers_all() {
+        let lite = (Carries::Lite { bound: 0 }, UDP_LITE);
+        let data = (Carries::Data, UDP);
+        for ((carries, protocol), payload, from, to) in [
+            (lite, &b"hello"[..], "192.168.0.1:53", "192.168.0.199:5353"),
+            (lite, b"", "[2001:db8::1]:53", "[2001:db8::2]:5353"),
+            (data, b"hello", "[2001:db8::1]:53", "[2001:db8::2]:5353"),
+        ] {
+            let (source, destination) = (from.parse().unwrap(), to.parse().unwrap());
+            let one = Datagram {
+                carries,
+                source,
+                destination,
+                ..datagram(payload)
+            };
+            let record = encode(&one).unwrap();
+            let head = &record[UDP_HEADER..][..8];
+            let size = 8 + payload.len();
+            let third = if protocol == UDP { size as u8 } else { 0 };
+            assert_eq!(&head[..6], &[0, 53, 20, 233, 0, third]);
+            let ends = [source.ip(), destination.ip()];
+            let before = pseudo_header(ends, protocol, size);
+            assert_eq!(checksum_of(&[&before, head, payload]), 0);
+        }
     }
 
     #[test]

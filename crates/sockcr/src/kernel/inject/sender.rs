@@ -59,11 +59,16 @@ impl Way {
         let ipv6 = datagram.destination.is_ipv6();
         let group = !ipv6
             && match datagram.carries {
-                Carries::Data => is_for_many(datagram),
+                Carries::Data | Carries::Lite { .. } => is_for_many(datagram),
                 Carries::Packet => datagram.is_icmp_packet() || is_for_many(datagram),
                 Carries::Message(_) => false,
             };
-        let device = match (datagram.interface, group) {
+        // One that is bound to a device hears nothing that comes by another.
+        let interface = match (datagram.interface, datagram.carries) {
+            (0, Carries::Lite { bound }) => bound,
+            (interface, _) => interface,
+        };
+        let device = match (interface, group) {
             (0 | LOOPBACK, true) => LOOPBACK,
             (LOOPBACK, false) => 0,
             (device, _) => device,
@@ -73,7 +78,9 @@ impl Way {
             ipv6,
             device,
             group,
-            segments: (1..datagram.payload.len()).contains(&size) && datagram.ip_options.is_empty(),
+            segments: (1..datagram.payload.len()).contains(&size)
+                && datagram.ip_options.is_empty()
+                && datagram.carries == Carries::Data,
             tells: datagram.interface != 0,
         }
     }

@@ -16,7 +16,7 @@ use rustix::io::Errno;
 use sockcr_sys::guard::Step;
 use sockcr_sys::sockopt;
 
-use super::{Datagram, step};
+use super::{Carries, Datagram, step};
 
 const SOL_SOCKET: i32 = 1;
 const SO_REUSEADDR: i32 = 2;
@@ -31,7 +31,6 @@ const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
-const UDP_NO_CHECK6_RX: i32 = 102;
 const UDP_GRO: i32 = 104;
 const IPPROTO_IPV6: i32 = 41;
 const IPV6_RECVPKTINFO: i32 = 49;
@@ -40,14 +39,12 @@ const IPV6_RECVPKTINFO: i32 = 49;
 const ROOM: i32 = i32::MAX / 2;
 
 /// An option, and its value meanwhile. Sharing the port is off, or the kernel could choose one that
-/// somebody has, and `inet_steal_sock` could choose another member of the group. Our datagrams have no
-/// checksum.
-const SETTINGS: [(i32, i32, i32); 5] = [
+/// somebody has, and `inet_steal_sock` could choose another member of the group.
+const SETTINGS: [(i32, i32, i32); 4] = [
     (SOL_SOCKET, SO_REUSEADDR, 0),
     (SOL_SOCKET, SO_REUSEPORT, 0),
     (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
     (SOL_UDP, UDP_GRO, 1),
-    (SOL_UDP, UDP_NO_CHECK6_RX, 1),
 ];
 
 /// How a socket gets its datagrams.
@@ -57,9 +54,30 @@ pub enum Mode {
     Unbound,
     /// The program gives them to it where it is, among what comes from others. They came under its own
     /// options, so none of those is touched that decides how others come.
-    Live(Borrows),
-    /// The kernel finds it by itself.
+    Live {
+        /// The queue may be longer meanwhile than SO_RCVBUF allows.
+        room: bool,
+    },
+    /// The kernel finds it by its port, where it is.
+    Port,
+    /// The kernel finds it by its protocol or its identifier, where it is, but for its device.
     Found,
+}
+
+impl Mode {
+    /// That of a socket that nobody uses yet; all its datagrams are of one kind.
+    pub fn of(datagrams: &[Datagram<'_>]) -> Self {
+        match datagrams.first().map(|datagram| datagram.carries) {
+            None | Some(Carries::Data) => Self::Unbound,
+            Some(Carries::Lite { .. }) => Self::Port,
+            Some(Carries::Message(_) | Carries::Packet) => Self::Found,
+        }
+    }
+
+    /// Whether the program gives them to it.
+    pub fn is_assigned(self) -> bool {
+        matches!(self, Self::Unbound | Self::Live { .. })
+    }
 }
 
 /// The prepared socket; [`Target::finish`] makes it unbound again.
@@ -76,7 +94,7 @@ pub struct Target<'a> {
 
 impl<'a> Target<'a> {
     /// Binds the socket to a port of its own. A filter lets nothing in until [`Target::open`].
-    /// One that the kernel finds stays where it is, but for its device; a live one gets room only.
+    /// One that the kernel finds stays where it is; a live one gets room only.
     pub fn prepare(socket: BorrowedFd<'a>, secret: i32, mode: Mode) -> io::Result<Self> {
         if mode == Mode::Unbound && plain(rustix::net::getsockname(socket)?)?.port() != 0 {
             let why = "only an unbound socket can get a queue";
@@ -102,42 +120,45 @@ impl<'a> Target<'a> {
     fn take_place(&mut self) -> io::Result<()> {
         self.set_options()
             .map_err(step("prepare the new socket for its queue"))?;
-        if !matches!(self.mode, Mode::Live(Borrows { room: false, .. })) {
+        if self.mode != (Mode::Live { room: false }) {
             self.meanwhile
                 .room(Buffer::Receive, ROOM)
                 .map_err(step("make room for the queue (SO_RCVBUFFORCE)"))?;
         }
-        if let Mode::Live(_) = self.mode {
+        if let Mode::Live { .. } = self.mode {
             return Ok(());
         }
         filter::block(self.socket).map_err(step("filter while the queue is put back"))?;
-        if self.mode == Mode::Found {
+        if !self.mode.is_assigned() {
             return Ok(());
         }
         bind_to_any(self.socket).map_err(step("bind meanwhile to a port of its own"))
     }
 
     fn set_options(&mut self) -> io::Result<()> {
-        if let Mode::Live(borrows) = self.mode {
-            return match borrows.unsummed {
-                true => self.meanwhile.set(SOL_UDP, UDP_NO_CHECK6_RX, 1),
-                false => Ok(()),
-            };
+        if let Mode::Live { .. } = self.mode {
+            return Ok(());
         }
         // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
-        if self.mode == Mode::Found {
+        match self.mode {
+            Mode::Unbound | Mode::Live { .. } => {
+                self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
+                for (level, name, value) in SETTINGS {
+                    self.meanwhile.set(level, name, value)?;
+                }
+            }
+            // Elsewhere others may have its port.
+            Mode::Port => {}
             // What comes by the loopback device is not for one that is bound to another.
-            self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
-            let tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO);
-            self.tells = tells.ok().map(|tells| tells != 0);
-            return Ok(());
+            Mode::Found => {
+                self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
+                let tells = self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO);
+                self.tells = tells.ok().map(|tells| tells != 0);
+                return Ok(());
+            }
         }
-        self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
         self.tells = Some(self.meanwhile.keep(IPPROTO_IP, IP_PKTINFO)? != 0);
-        for (level, name, value) in SETTINGS {
-            self.meanwhile.set(level, name, value)?;
-        }
         // On an AF_INET6 socket it makes what comes by IPv4 tell of itself too.
         match self.meanwhile.set(IPPROTO_IPV6, IPV6_RECVPKTINFO, 0) {
             Err(error) if Errno::from_io_error(&error) == Some(Errno::OPNOTSUPP) => Ok(()),
@@ -148,7 +169,7 @@ impl<'a> Target<'a> {
     /// Lets datagrams in that the program has assigned to the socket.
     pub fn open(&self) -> io::Result<()> {
         match self.mode {
-            Mode::Live(_) => Ok(()),
+            Mode::Live { .. } => Ok(()),
             _ => filter::only_hash(self.socket, self.secret),
         }
     }
@@ -156,7 +177,7 @@ impl<'a> Target<'a> {
     /// Lets nothing in any more.
     pub fn close(&self) -> io::Result<()> {
         match self.mode {
-            Mode::Live(_) => Ok(()),
+            Mode::Live { .. } => Ok(()),
             _ => filter::block(self.socket),
         }
     }
@@ -182,53 +203,27 @@ impl<'a> Target<'a> {
     }
 }
 
-/// What has to be otherwise in a live socket meanwhile.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Borrows {
-    /// The queue would be longer than SO_RCVBUF allows.
-    room: bool,
-    /// Ours have no checksum, which IPv6 asks for.
-    unsummed: bool,
+/// Whether the queue of a live socket would be longer with these than SO_RCVBUF allows.
+pub fn lacks_room(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<bool> {
+    // What a buffer counts for is at most this much more than its data.
+    const OVERHEAD: usize = 2048;
+    let memory = |datagram: &Datagram<'_>| 2 * datagram.payload.len() + OVERHEAD;
+    let more: usize = datagrams.iter().map(memory).sum();
+    let mut counters = [0; 36];
+    sockopt::get(socket, SOL_SOCKET, SO_MEMINFO, &mut counters)?;
+    let [a, b, c, d, e, f, g, h, ..] = counters;
+    let used = u32::from_ne_bytes([a, b, c, d]) as usize;
+    let limit = u32::from_ne_bytes([e, f, g, h]) as usize;
+    Ok(used + more > limit)
 }
 
-impl Borrows {
-    /// What these need.
-    pub fn needed(socket: BorrowedFd<'_>, datagrams: &[Datagram<'_>]) -> io::Result<Self> {
-        // What a buffer counts for is at most this much more than its data.
-        const OVERHEAD: usize = 2048;
-        let memory = |datagram: &Datagram<'_>| 2 * datagram.payload.len() + OVERHEAD;
-        let more: usize = datagrams.iter().map(memory).sum();
-        let mut counters = [0; 36];
-        sockopt::get(socket, SOL_SOCKET, SO_MEMINFO, &mut counters)?;
-        let [a, b, c, d, e, f, g, h, ..] = counters;
-        let used = u32::from_ne_bytes([a, b, c, d]) as usize;
-        let limit = u32::from_ne_bytes([e, f, g, h]) as usize;
-        let ipv6 = |datagram: &Datagram<'_>| datagram.destination.is_ipv6();
-        Ok(Self {
-            room: used + more > limit,
-            unsummed: datagrams.iter().any(ipv6),
-        })
-    }
-
-    pub fn any(self) -> bool {
-        self.room || self.unsummed
-    }
-
-    /// What puts it back as it is now.
-    pub fn steps(self, socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
-        let mut steps = Vec::new();
-        if self.room {
-            let mut buffer = Step::now(socket, SOL_SOCKET, SO_RCVBUF)?;
-            // The kernel doubles what is set.
-            let bytes: [u8; 4] = buffer.value.as_slice().try_into().unwrap_or_default();
-            buffer.value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
-            buffer.name = SO_RCVBUFFORCE;
-            // Setting it sets its lock.
-            steps.extend([buffer, Step::now(socket, SOL_SOCKET, SO_BUF_LOCK)?]);
-        }
-        if self.unsummed {
-            steps.push(Step::now(socket, SOL_UDP, UDP_NO_CHECK6_RX)?);
-        }
-        Ok(steps)
-    }
+/// What gives a live socket the room back that it has now.
+pub fn room_now(socket: BorrowedFd<'_>) -> io::Result<Vec<Step>> {
+    let mut buffer = Step::now(socket, SOL_SOCKET, SO_RCVBUF)?;
+    // The kernel doubles what is set.
+    let bytes: [u8; 4] = buffer.value.as_slice().try_into().unwrap_or_default();
+    buffer.value = (i32::from_ne_bytes(bytes) / 2).to_ne_bytes().to_vec();
+    buffer.name = SO_RCVBUFFORCE;
+    // Setting it sets its lock.
+    Ok(vec![buffer, Step::now(socket, SOL_SOCKET, SO_BUF_LOCK)?])
 }
