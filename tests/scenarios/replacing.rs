@@ -225,7 +225,7 @@ fn is_replaced(words: &str, usual: u32) -> Outcome {
     tell().with_context(|| words.to_owned())
 }
 
-const CALLS: [&str; 24] = [
+const CALLS: [&str; 26] = [
     "recv",
     "recv_timed",
     "recv_short",
@@ -249,11 +249,13 @@ const CALLS: [&str; 24] = [
     "nested",
     "nested_edge",
     // One thread alone.
-    "recvmmsg_two",
     "disarmed",
+    "disarmed_edge",
+    "disarmed_once",
+    "recvmmsg_two",
 ];
 /// The last so many.
-const ALONE: usize = 2;
+const ALONE: usize = 4;
 
 fn in_every_call() -> Outcome {
     compiled(&[])?;

@@ -82,6 +82,9 @@ static void complain(const char *what, long value) {
 }
 
 static int is(const char *name) { return !strcmp(call, name); }
+// Its socket is armed by the other registration in its instance alone: level-triggered, edge-triggered or one-shot.
+static int disarmed(void) { return !strncmp(call, "disarmed", 8); }
+static uint32_t events_of_arm(void) { return EPOLLIN | (is("disarmed_edge") ? EPOLLET : is("disarmed_once") ? EPOLLONESHOT : 0); }
 
 static double now(void) {
     struct timespec time;
@@ -159,7 +162,7 @@ static uint64_t data_of(int fd) { return 0x7700000000000000 | (uint64_t)fd << 8 
 
 static uint32_t events_of(void) {
     if (is("edge") || is("nested_edge")) return EPOLLIN | EPOLLET;
-    if (is("oneshot") || is("disarmed")) return EPOLLIN | EPOLLONESHOT;
+    if (is("oneshot") || disarmed()) return EPOLLIN | EPOLLONESHOT;
     if (is("exclusive")) return EPOLLIN | EPOLLEXCLUSIVE;
     return EPOLLIN;
 }
@@ -188,7 +191,7 @@ static int told(struct place *place, struct epoll_event *events, int count) {
             for (int j = 0; j < shared->fd_count; j++) known |= events[i].data.u64 == data_of(shared->fds[j]);
             known |= events[i].data.u64 == data_of(place->fd);
             if (!known) complain("data", events[i].data.u64);
-            if (is("disarmed") && !atomic_exchange(&shared->inside, 0)) complain("fired while disarmed", 0);
+            if (disarmed() && !atomic_exchange(&shared->inside, 0)) complain("fired while disarmed", 0);
             if (is("oneshot") && shared->inside++) complain("fired twice", 0);
             ready = 1;
         }
@@ -196,10 +199,11 @@ static int told(struct place *place, struct epoll_event *events, int count) {
     if (armed) {
         // After the events before it, which it may have been armed for already. Read last: who finds the pipe
         // empty knows that it is armed.
-        char byte;
+        char bytes[4096];
         atomic_store(&shared->inside, 1);
         watch(place->epoll, EPOLL_CTL_MOD, place->fd, events_of());
-        if (read(arm[0], &byte, 1) != 1) complain("arm", 0);
+        if (read(arm[0], bytes, sizeof bytes) < 1) complain("arm", 0);
+        if (is("disarmed_once")) watch(place->epoll, EPOLL_CTL_MOD, arm[0], events_of_arm());
     }
     return ready;
 }
@@ -322,8 +326,8 @@ static void make_epoll(struct place *place) {
         return;
     }
     watch(place->epoll, EPOLL_CTL_ADD, place->fd, events_of());
-    if (!is("disarmed")) return;
-    watch(place->epoll, EPOLL_CTL_ADD, arm[0], EPOLLIN);
+    if (!disarmed()) return;
+    watch(place->epoll, EPOLL_CTL_ADD, arm[0], events_of_arm());
     shared->inside = 1;
 }
 
@@ -489,7 +493,7 @@ static int victim(void) {
         }
         shared->pids[i] = child;
     }
-    int in_epoll = is("epoll_wait") || is("epoll_timed") || is("epoll_short") || is("epoll_pwait") || is("edge") || is("oneshot") || is("disarmed");
+    int in_epoll = is("epoll_wait") || is("epoll_timed") || is("epoll_short") || is("epoll_pwait") || is("edge") || is("oneshot") || disarmed();
     int alone = is("exclusive") || is("several") || is("nested") || is("nested_edge");
     for (int i = 0; i < threads * members; i++) {
         struct place *place = &places[i];
@@ -589,7 +593,7 @@ static void verdict(unsigned long sent, const char *asleep) {
 }
 
 static void press(void) {
-    if (is("disarmed") && write(arm[1], "", 1) != 1) complain("arm", 0);
+    if (disarmed() && write(arm[1], "", 1) != 1) complain("arm", 0);
     if (is("recvmmsg_two") && !shared->rate && shared->got < shared->sent) send_next();
 }
 
@@ -636,7 +640,7 @@ static void check(void) {
     shared->parked = all;
     if (!running) set_rate(0);
     unsigned long sent = settle();
-    if (!running && is("disarmed")) disarm();
+    if (!running && disarmed()) disarm();
     verdict(sent, asleep);
 }
 
@@ -692,7 +696,7 @@ int main(int count, char **words) {
         else if (!strncmp(line, "stop", 4)) {
             set_rate(0);
             unsigned long sent = settle();
-            if (is("disarmed")) disarm();
+            if (disarmed()) disarm();
             verdict(sent, "");
         } else check();
     }

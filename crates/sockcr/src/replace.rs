@@ -25,12 +25,12 @@ use crate::report::Report;
 use crate::restore::Beside;
 use crate::state::meanwhile;
 use draft::{Before, Draft};
-use epoll::Instances;
+use epoll::{Instances, is_disarmed};
 use holders::Holders;
 use rustix::fd::AsFd;
 use sockcr_sys::foreign::{Failure, Wrong};
 use sockcr_sys::guard::Step;
-use sockcr_sys::swap::{REGISTRATIONS, Registration, Supervisor, Swap, Table};
+use sockcr_sys::swap::{REGISTRATIONS, Registration, Role, Supervisor, Swap, Table};
 use sockcr_sys::{barrier, descriptor};
 use std::io;
 use std::net::SocketAddr;
@@ -435,11 +435,11 @@ impl<'a> Attempt<'a> {
             Some(instances) => instances.registrations(self.tables, self.found.inode)?,
             None => Vec::new(),
         };
-        if all.len() != users.registrations {
+        if own(&all) != users.registrations {
             let instances = Instances::find(self.tables)?;
             all = instances.registrations(self.tables, self.found.inode)?;
         }
-        if all.len() != users.registrations {
+        if own(&all) != users.registrations {
             return Err(Trouble::Again(ELSEWHERE));
         }
         match all.len() <= REGISTRATIONS {
@@ -509,11 +509,18 @@ impl<'a> Attempt<'a> {
             let why = format!("{} could not be made again", swapped.failed_registrations);
             self.report.lose("epoll registrations", why);
         }
+        let disarmed = |one: &&Registration| one.role == Role::Armed && is_disarmed(one.events);
+        let given_up = ready.registrations.iter().filter(disarmed).count();
+        let armed = swapped.armed_registrations + given_up;
+        if armed > 0 {
+            let why = format!("{armed} of them tell of EPOLLERR until they are armed again");
+            self.report.lose("disarmed epoll registrations", why);
+        }
         Ok(Replaced {
             old: side(&self.draft.old, self.found.inode),
             new: side(wanted, inode(new)?),
             seats,
-            registrations: ready.registrations.len() - swapped.failed_registrations,
+            registrations: own(&ready.registrations) - swapped.failed_registrations,
             stopped: swapped.stopped,
             unbound: Duration::ZERO,
             carried: ready.loaded + count,
@@ -569,6 +576,12 @@ impl<'a> Attempt<'a> {
             self.report.lose("SO_REUSEPORT group", why);
         }
     }
+}
+
+/// How many are of the socket itself.
+fn own(registrations: &[Registration]) -> usize {
+    let own = |one: &&Registration| one.role != Role::Other;
+    registrations.iter().filter(own).count()
 }
 
 /// From now on it hears nobody; what it has heard stays (`udp_lib_rehash`, `sock_bindtoindex_locked`). It

@@ -18,6 +18,7 @@ mod pass;
 mod path;
 pub mod ptrace;
 mod registers;
+mod renewal;
 pub mod same;
 pub mod signal;
 pub mod sockopt;

@@ -13,23 +13,21 @@
 //! Holders that end meanwhile take their descriptors with them, and are no error for the others.
 //!
 //! In a process only four calls are made, and none needs memory: pidfd_open and pidfd_getfd give it the new
-//! socket, dup3 puts that in the place of the old one, atomically, and close_range takes both helpers away. A
-//! registration in an epoll instance is known by its open file and its *number* (`struct epoll_filefd`), not by
-//! the process: so the supervisor takes the epoll instance from the process, has the sockets at that number itself, and
-//! renews it there. That is fifty times cheaper than calls in a process that stands still, and does as well for a
-//! number that is closed in the process already.
+//! socket, dup3 puts that in the place of the old one, atomically, and close_range takes both helpers away.
+//! Registrations in epoll instances are renewed from here (`renewal`).
 
 use crate::child::Child;
-use crate::descriptor;
 use crate::foreign::{self, Failure, Held, Thread, Wrong};
 use crate::guard::Step;
 use crate::pass::{self, Offer, Received};
 use crate::path::{self, Path};
+pub use crate::renewal::{REGISTRATIONS, Registration, Role};
+use crate::renewal::{Remains, Renewal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
 /// How long it may take to hold all: some stand still already.
@@ -40,9 +38,6 @@ const PATIENCE: Duration = Duration::from_secs(5);
 const SILENCE: Duration = Duration::from_secs(10);
 /// How often an answer is asked for without a pause: some 50 µs.
 const AT_ONCE: u32 = 200;
-/// How many registrations can be renewed.
-pub const REGISTRATIONS: usize = 4096;
-
 /// One table of descriptors, and the seats of the old socket in it.
 #[derive(Debug)]
 pub struct Table {
@@ -65,21 +60,6 @@ pub struct Seat {
     pub fd: RawFd,
     /// Whether execve(2) closes it, where that cannot be seen any more.
     pub close_on_exec: bool,
-}
-
-/// One registration of the old socket in an epoll instance.
-#[derive(Clone, Copy, Debug)]
-pub struct Registration {
-    /// A table that has the epoll instance, by its place in the plan.
-    pub table: usize,
-    /// Where it has it.
-    pub epoll: RawFd,
-    /// The number that the socket was registered by; it may be closed since.
-    pub fd: RawFd,
-    /// The events, with all flags, as /proc/PID/fdinfo tells them.
-    pub events: u32,
-    /// What the program wants to be told with them.
-    pub data: u64,
 }
 
 /// What is to be done.
@@ -106,6 +86,8 @@ pub struct Swapped {
     pub stopped: Duration,
     /// How many registrations could not be renewed.
     pub failed_registrations: usize,
+    /// How many that were disarmed tell of EPOLLERR and EPOLLHUP, until they are armed again.
+    pub armed_registrations: usize,
 }
 
 /// The process that does it; dropped, it undoes before `commit`, and goes forward after.
@@ -188,9 +170,11 @@ impl Supervisor {
         }
         let micros = u64::try_from(self.word()?).unwrap_or(0);
         let failed = usize::try_from(self.word()?).unwrap_or(0);
+        let armed = usize::try_from(self.word()?).unwrap_or(0);
         Ok(Ok(Swapped {
             stopped: Duration::from_micros(micros),
             failed_registrations: failed,
+            armed_registrations: armed,
         }))
     }
 
@@ -246,32 +230,6 @@ impl Drop for Supervisor {
     }
 }
 
-impl Registration {
-    const WORDS: usize = 6;
-
-    fn to_words(self) -> [i32; Registration::WORDS] {
-        [
-            self.table as i32,
-            self.epoll,
-            self.fd,
-            self.events as i32,
-            self.data as i32,
-            (self.data >> 32) as i32,
-        ]
-    }
-
-    fn from_words(words: [i32; Registration::WORDS]) -> Registration {
-        let [table, epoll, fd, events, low, high] = words;
-        Registration {
-            table: table as usize,
-            epoll,
-            fd,
-            events: events as u32,
-            data: u64::from(low as u32) | u64::from(high as u32) << 32,
-        }
-    }
-}
-
 /// The descriptors that the supervisor keeps, in order.
 fn kept(plan: &Swap<'_>, far: &OwnedFd) -> Vec<RawFd> {
     let listeners = plan.tables.iter().flat_map(|table| &table.listener);
@@ -306,8 +264,7 @@ struct State<'a> {
     processes: Vec<Held<'a>>,
     tables: Vec<Given>,
     seats: Vec<Owned>,
-    epolls: Vec<Epoll>,
-    registrations: Vec<Registration>,
+    renewal: Renewal,
     since: Instant,
 }
 
@@ -327,13 +284,6 @@ struct Owned {
     table: usize,
     seat: Seat,
     is_old: bool,
-}
-
-/// An epoll instance, as it is known in a table, and here.
-struct Epoll {
-    table: usize,
-    fd: RawFd,
-    file: OwnedFd,
 }
 
 impl<'a> State<'a> {
@@ -358,8 +308,7 @@ impl<'a> State<'a> {
             processes: processes
                 .map(|(pid, room)| Held::none_of(*pid, room))
                 .collect(),
-            epolls: Vec::with_capacity(REGISTRATIONS),
-            registrations: Vec::with_capacity(REGISTRATIONS),
+            renewal: Renewal::new(),
             since: Instant::now(),
         }
     }
@@ -404,7 +353,7 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
         }
         report_hold(state, far);
         look_at_flags(state);
-        match until_committed(plan, state, far) {
+        match until_committed(state, far) {
             After::Released => tell(far, [DONE]),
             After::Undone => break,
             After::Committed => return go_forward(plan, state, far),
@@ -420,14 +369,14 @@ enum After {
     Committed,
 }
 
-fn until_committed(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) -> After {
+fn until_committed(state: &mut State<'_>, far: &OwnedFd) -> After {
     loop {
         match next(far, Silence::IsTheEnd) {
             Some(RELEASE) => {
                 release(state);
                 return After::Released;
             }
-            Some(COMMIT) => match prepare(plan, state, far) {
+            Some(COMMIT) => match prepare(state, far) {
                 Ok(()) => {
                     tell(far, [DONE]);
                     return After::Committed;
@@ -678,40 +627,25 @@ fn undo(plan: &Swap<'_>, state: &mut State<'_>) {
 }
 
 /// Reads the registrations, and takes the epoll instances: the last thing that can fail.
-fn prepare(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) -> Result<(), Failure> {
+fn prepare(state: &mut State<'_>, far: &OwnedFd) -> Result<(), Failure> {
     let lost = Failure::plain(Wrong::Other, 0);
     let [count] = words(far).ok_or(lost)?;
-    state.registrations.clear();
-    state.epolls.clear();
-    for _ in 0..usize::try_from(count).unwrap_or(0).min(REGISTRATIONS) {
-        let registration = Registration::from_words(words(far).ok_or(lost)?);
-        state.registrations.push(registration);
-    }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
-    for at in 0..state.registrations.len() {
-        let Registration {
-            table, epoll, fd, ..
-        } = state.registrations[at];
-        let tid = plan.tables.get(table).map_or(0, |table| table.tid);
-        if fd < 0 || limit.is_some_and(|limit| fd as u64 >= limit) {
-            return Err(number_failure(tid, libc::EINVAL));
-        }
-        take_epoll(state, table, epoll)
-            .map_err(|error| number_failure(tid, error.raw_os_error().unwrap_or(0)))?;
+    let State {
+        renewal, tables, ..
+    } = state;
+    renewal.clear();
+    let mut added = Ok(());
+    for _ in 0..count {
+        let registration = Registration::from_words(words(far).ok_or(lost)?);
+        let tid = tables.get(registration.table).map_or(0, |given| given.tid);
+        // All are read, whatever becomes of the first.
+        added = added.and_then(|()| {
+            let added = renewal.add(registration, tid, limit);
+            added.map_err(|error| number_failure(tid, error.raw_os_error().unwrap_or(0)))
+        });
     }
-    Ok(())
-}
-
-fn take_epoll(state: &mut State<'_>, table: usize, fd: RawFd) -> io::Result<()> {
-    let known = |epoll: &Epoll| epoll.table == table && epoll.fd == fd;
-    if state.epolls.iter().any(known) {
-        return Ok(());
-    }
-    let given = state.tables.get(table).ok_or(io::ErrorKind::InvalidInput)?;
-    let file = descriptor::of_thread(given.tid, fd)?;
-    // There is room for as many as there are registrations.
-    state.epolls.push(Epoll { table, fd, file });
-    Ok(())
+    added
 }
 
 /// The swap, when we are told to, or are not there any more.
@@ -723,7 +657,7 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
         }
     }
     be_patient(state);
-    let failed_registrations = renew_all(plan, state);
+    let Remains { failed, armed } = state.renewal.renew_all(plan.old, plan.new);
     let mut swapped = Ok(());
     for owned in 0..state.seats.len() {
         swapped = swapped.and(take_seat(state, owned));
@@ -733,7 +667,7 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
     match swapped {
         Ok(()) => {
             let micros = i32::try_from(micros).unwrap_or(i32::MAX);
-            tell(far, [DONE, micros, failed_registrations]);
+            tell(far, [DONE, micros, failed, armed]);
         }
         Err(failure) => tell_failure(far, failure),
     }
@@ -759,73 +693,6 @@ fn take_seat(state: &mut State<'_>, at: usize) -> Result<(), Failure> {
         Some(Err(error)) => Err(Failure::new(Wrong::Number, tid, &error)),
         Some(Ok(_)) | None => Ok(()),
     }
-}
-
-/// Renews every registration; says how many failed. No program runs meanwhile that could see one missing.
-fn renew_all(plan: &Swap<'_>, state: &State<'_>) -> i32 {
-    let mut failed = 0;
-    for registration in &state.registrations {
-        failed += i32::from(renew(plan, state, registration).is_err());
-    }
-    failed
-}
-
-fn renew(plan: &Swap<'_>, state: &State<'_>, registration: &Registration) -> io::Result<()> {
-    let Registration {
-        table, epoll, fd, ..
-    } = *registration;
-    let mut epolls = state.epolls.iter();
-    let known = epolls.find(|known| known.table == table && known.fd == epoll);
-    let epoll = known.ok_or(io::ErrorKind::InvalidInput)?.file.as_fd();
-    let control = |operation| move |epoll: BorrowedFd<'_>| control(epoll, operation, registration);
-    // The old one goes first: one more than allowed is never there (`max_user_watches`).
-    match at_number(fd, plan.old, epoll, control(libc::EPOLL_CTL_DEL)) {
-        // Somebody else who has the epoll instance has taken it out.
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(()),
-        deleted => deleted?,
-    }
-    at_number(fd, plan.new, epoll, control(libc::EPOLL_CTL_ADD))
-}
-
-fn control(epoll: BorrowedFd<'_>, operation: i32, registration: &Registration) -> io::Result<()> {
-    let mut event = libc::epoll_event {
-        events: registration.events,
-        u64: registration.data,
-    };
-    let (epoll, fd) = (epoll.as_raw_fd(), registration.fd);
-    // SAFETY: the kernel reads one epoll_event, which outlives the call.
-    crate::check(unsafe { libc::epoll_ctl(epoll, operation, fd, &raw mut event) }).map(drop)
-}
-
-/// Does something while a socket has this number here. What has it otherwise, even that epoll instance, has
-/// another one meanwhile: there is only this one thread.
-fn at_number(
-    fd: RawFd,
-    socket: BorrowedFd<'_>,
-    epoll: BorrowedFd<'_>,
-    done: impl FnOnce(BorrowedFd<'_>) -> io::Result<()>,
-) -> io::Result<()> {
-    if socket.as_raw_fd() == fd {
-        return done(epoll);
-    }
-    let displaced = match descriptor::duplicate(fd) {
-        Ok(displaced) => Some(displaced),
-        Err(error) if error.raw_os_error() == Some(libc::EBADF) => None,
-        Err(error) => return Err(error),
-    };
-    // SAFETY: two numbers; what is displaced is back before anybody uses it.
-    crate::check(unsafe { libc::dup2(socket.as_raw_fd(), fd) })?;
-    let result = match &displaced {
-        Some(displaced) if epoll.as_raw_fd() == fd => done(displaced.as_fd()),
-        _ => done(epoll),
-    };
-    match displaced {
-        // SAFETY: two numbers; what was there before is put back.
-        Some(displaced) => drop(unsafe { libc::dup2(displaced.as_raw_fd(), fd) }),
-        // SAFETY: the number was free, and is again.
-        None => drop(unsafe { libc::close(fd) }),
-    }
-    result
 }
 
 /// How long a process stands still for the least that could be done in it: one getpid(2).

@@ -7,7 +7,7 @@ use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::sockopt::set_socket_reuseaddr;
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 use sockcr_sys::guard::Step;
-use sockcr_sys::swap::{Registration, Seat, Supervisor, Swap, Swapped, Table};
+use sockcr_sys::swap::{Registration, Role, Seat, Supervisor, Swap, Swapped, Table};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
@@ -250,6 +250,11 @@ fn registration(line: &str, table: usize, epoll: i32, inode: u64) -> Option<Regi
         fd,
         events,
         data,
+        // All but the private bits: EPOLLEXCLUSIVE and above.
+        role: match events & 0x0fff_ffff {
+            0 => Role::Disarmed,
+            _ => Role::Armed,
+        },
     })
 }
 

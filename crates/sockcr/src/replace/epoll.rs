@@ -7,9 +7,17 @@ use super::Trouble;
 use super::holders::{descriptors, unless_gone};
 use crate::error::Error;
 use sockcr_sys::same::is_same_file;
-use sockcr_sys::swap::{Registration, Table};
+use sockcr_sys::swap::{REGISTRATIONS, Registration, Role, Table};
 use std::io;
 use std::os::fd::RawFd;
+
+const ONE_SHOT: u32 = 1 << 30;
+const EDGE_TRIGGERED: u32 = 1 << 31;
+const EXCLUSIVE: u32 = 1 << 28;
+/// Those that are no events: with `EPOLLWAKEUP`.
+const PRIVATE: u32 = ONE_SHOT | EDGE_TRIGGERED | EXCLUSIVE | 1 << 29;
+/// How many files are taken from their owners while these stand still: some 5 µs each.
+const MOST_OTHERS: usize = 256;
 
 /// An epoll instance, and where the holders have it.
 #[derive(Debug)]
@@ -70,7 +78,8 @@ impl Instances {
         Ok(())
     }
 
-    /// Every registration of the socket with this inode, also by a number that is closed by now.
+    /// Every registration of the socket with this inode, also by a number that is closed by now; and those of
+    /// others whose events may be taken, so that a disarmed one is disarmed again.
     pub(super) fn registrations(
         &self,
         tables: &[Table],
@@ -78,23 +87,49 @@ impl Instances {
     ) -> Result<Vec<Registration>, Trouble> {
         let mut all = Vec::new();
         for instance in &self.0 {
-            let Some((table, number, text)) = instance.read(tables)? else {
-                continue;
-            };
-            for watched in text.lines().filter_map(Watched::parse) {
-                if watched.inode == inode {
-                    all.push(Registration {
+            if let Some((table, epoll, text)) = instance.read(tables)? {
+                let watched: Vec<Watched> = text.lines().filter_map(Watched::parse).collect();
+                let keeps = keeps_disarmed(&watched, inode);
+                let roles = watched.iter().map(|one| one.role(inode, keeps));
+                let known = watched.iter().zip(roles);
+                all.extend(known.filter_map(|(one, role)| {
+                    Some(Registration {
                         table,
-                        epoll: number,
-                        fd: watched.fd,
-                        events: watched.events,
-                        data: watched.data,
-                    });
-                }
+                        epoll,
+                        fd: one.fd,
+                        events: one.events,
+                        data: one.data,
+                        role: role?,
+                    })
+                }));
             }
         }
         Ok(all)
     }
+}
+
+/// Whether a registration tells nothing, one-shot as it is (`EP_PRIVATE_BITS`).
+pub(super) fn is_disarmed(events: u32) -> bool {
+    events & !PRIVATE == 0
+}
+
+/// Whether something in this instance is disarmed, and can be so again: that takes the events of all others,
+/// which must be known.
+fn keeps_disarmed(watched: &[Watched], inode: u64) -> bool {
+    let own = |one: &&Watched| one.inode == inode;
+    let others = watched
+        .iter()
+        .filter(|one| one.is_told_once() && one.inode != inode);
+    // One that wakes a single waiter cannot be changed (`do_epoll_ctl`).
+    watched
+        .iter()
+        .filter(own)
+        .any(|one| is_disarmed(one.events))
+        && watched.len() <= REGISTRATIONS
+        && others.clone().count() <= MOST_OTHERS
+        && !watched
+            .iter()
+            .any(|one| one.is_told_once() && one.events & EXCLUSIVE != 0)
 }
 
 /// A line of the fdinfo of an epoll descriptor (`ep_show_fdinfo`).
@@ -106,6 +141,20 @@ struct Watched {
 }
 
 impl Watched {
+    /// Its event, once told, is not told again by itself.
+    fn is_told_once(&self) -> bool {
+        self.events & (EDGE_TRIGGERED | ONE_SHOT) != 0 && !is_disarmed(self.events)
+    }
+
+    /// What it is to be, if it counts; `keeps`: what is disarmed can be so again.
+    fn role(&self, inode: u64, keeps: bool) -> Option<Role> {
+        match self.inode == inode {
+            true if keeps && is_disarmed(self.events) => Some(Role::Disarmed),
+            true => Some(Role::Armed),
+            false => (keeps && self.is_told_once()).then_some(Role::Other),
+        }
+    }
+
     /// `tfd: 5 events: 19 data: 5  pos:0 ino:1234 sdev:8`, numbers but for the first in hexadecimal.
     fn parse(line: &str) -> Option<Watched> {
         let line = line.strip_prefix("tfd:")?;
