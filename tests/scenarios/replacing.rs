@@ -77,14 +77,19 @@ fn replace(target: &str) -> anyhow::Result<u64> {
 fn replace_with(target: &str, more: &[&str]) -> anyhow::Result<u64> {
     let words = ["replace", target, "--json"];
     let json = done(words.iter().chain(more))?.quiet()?.json()?;
-    reordered(&json).with_context(|| format!("no report: {json}"))
+    told_as_reordered(&json)
 }
 
-fn reordered(json: &Json) -> Option<u64> {
-    let sockets = json["sockets"].as_array()?.iter();
-    sockets
-        .map(|socket| socket["datagrams_reordered"].as_u64())
-        .sum()
+fn told_as_reordered(json: &Json) -> anyhow::Result<u64> {
+    let count = |socket: &Json| socket["datagrams_reordered"].as_u64();
+    let sockets = json["sockets"].as_array();
+    let counts = sockets.and_then(|sockets| sockets.iter().map(count).sum());
+    counts.with_context(|| format!("no report: {json}"))
+}
+
+/// How long a group had a member more, in µs.
+fn crowded(json: &Json) -> u64 {
+    json["sockets"][0]["crowded_us"].as_u64().unwrap_or(0)
 }
 
 /// Replaces each of its sockets.
@@ -175,7 +180,9 @@ fn one_of_several() -> Outcome {
     for round in 0..times(10) {
         let targets = receiver.targets()?;
         let target = targets.get(round as usize % 3).context("no member")?;
-        reordered += replace(target)?;
+        let json = done(["replace", target, "--json"])?.quiet()?.json()?;
+        ensure!(crowded(&json) > 0, "the kernel chose between more: {json}");
+        reordered += told_as_reordered(&json)?;
     }
     receiver.stop()?.is_fine(reordered)?;
     // Whatever came meanwhile.

@@ -111,7 +111,14 @@ fn print(replaced: &Replaced) -> anyhow::Result<()> {
         micros(replaced.stopped),
         micros(replaced.unbound),
         count(replaced.registrations, "epoll registration"),
-    ))
+    ))?;
+    if !replaced.crowded.is_zero() {
+        output::line(format_args!(
+            "  its SO_REUSEPORT group had a member more for {} µs: datagrams may have come to others of it",
+            micros(replaced.crowded)
+        ))?;
+    }
+    Ok(())
 }
 
 fn words(side: &Side) -> String {
@@ -143,6 +150,7 @@ fn to_json(replaced: &Replaced) -> serde_json::Value {
         "epoll_registrations": replaced.registrations,
         "stopped_us": micros(replaced.stopped),
         "unbound_us": micros(replaced.unbound),
+        "crowded_us": micros(replaced.crowded),
         "datagrams_carried": replaced.carried,
         "datagrams_reordered": replaced.reordered,
         "attempts": replaced.attempts,

@@ -35,7 +35,7 @@ use sockcr_sys::{barrier, descriptor};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use stragglers::Stragglers;
 
 const SOL_SOCKET: i32 = 1;
@@ -92,8 +92,11 @@ pub struct Replaced {
     pub registrations: usize,
     /// How long the processes stood still, at most.
     pub stopped: Duration,
-    /// How long nobody had the address, or the old one was deaf and the new one not there yet.
+    /// How long the old one was deaf and the new one not in its place yet.
     pub unbound: Duration,
+    /// How long both were in one SO_REUSEPORT group with others that is chosen from by hash: the kernel had one
+    /// more to choose from, so that some datagrams of some senders came to other members. Zero: no such group.
+    pub crowded: Duration,
     /// How many datagrams of the old socket are in the new one.
     pub carried: usize,
     /// How many of these stand behind others that came later.
@@ -353,6 +356,9 @@ struct Ready {
     stragglers: Stragglers,
     /// What comes to the new socket.
     own: Stragglers,
+    /// When it began to take its place, and when it had it.
+    taking: Instant,
+    placed: Instant,
     /// How many datagrams it had before it took its place.
     loaded: usize,
 }
@@ -384,12 +390,15 @@ impl<'a> Attempt<'a> {
         draft::exact(&wanted, &self.report, self.options)?;
         let own = self.reader.end_of_queue(self.draft.new.as_fd());
         let own = Stragglers::behind(own.map_err(unseen)?);
+        let taking = Instant::now();
         match self.take_place(&wanted) {
             Ok(()) => Ok(Ready {
                 registrations,
                 wanted,
                 stragglers: Stragglers::behind(mark),
                 own,
+                taking,
+                placed: Instant::now(),
                 loaded,
             }),
             Err(error) => Err(self.give_back(own, error).into()),
@@ -488,7 +497,9 @@ impl<'a> Attempt<'a> {
             });
         }
         let mut stragglers = ready.stragglers;
+        let before = Instant::now();
         self.tell(deafen(old));
+        let deaf = Instant::now();
         self.tell(stragglers.look(self.reader, old, new));
         let swapped = supervisor.swap();
         let mut count = self.put_in(&mut stragglers);
@@ -522,7 +533,12 @@ impl<'a> Attempt<'a> {
             seats,
             registrations: own(&ready.registrations) - swapped.failed_registrations,
             stopped: swapped.stopped,
-            unbound: Duration::ZERO,
+            unbound: ready.placed.saturating_duration_since(before),
+            crowded: if self.is_crowded(wanted) {
+                deaf - ready.taking
+            } else {
+                Duration::ZERO
+            },
             carried: ready.loaded + count,
             reordered: count,
             attempts,
@@ -558,6 +574,13 @@ impl<'a> Attempt<'a> {
             let why = "came to the old socket while it was replaced";
             self.report.lose("errors", why);
         }
+    }
+
+    /// Whether the kernel chooses by hash between it and others (`reuseport_select_sock_by_hash`).
+    fn is_crowded(&self, wanted: &Checkpoint) -> bool {
+        let by_hash = wanted.reuseport_index.is_some() && wanted.reuseport_program.is_none();
+        let (_, new) = self.both();
+        by_hash && self.draft.same_port && self.reader.group_size(new).unwrap_or(0) > 1
     }
 
     /// The place in a SO_REUSEPORT group decides which flows a socket gets.
