@@ -59,6 +59,9 @@ pub fn complain(error: &anyhow::Error) {
 
 /// Whether the reader of our output has gone, as `head` does.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    if error.chain().any(|cause| cause.is::<sockcr::Error>()) {
+        return false;
+    }
     let mut causes = error.chain().filter_map(|cause| cause.downcast_ref());
     causes.any(|error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe)
 }

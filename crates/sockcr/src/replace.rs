@@ -10,6 +10,7 @@ mod draft;
 mod epoll;
 mod group;
 mod holders;
+mod neighbours;
 mod stragglers;
 
 use crate::checkpoint::Checkpoint;
@@ -28,10 +29,11 @@ use draft::{Before, Draft};
 use epoll::{Instances, is_disarmed};
 use holders::Holders;
 use rustix::fd::AsFd;
+use rustix::process::{geteuid, getuid};
 use sockcr_sys::foreign::{Failure, Wrong};
 use sockcr_sys::guard::Step;
 use sockcr_sys::swap::{REGISTRATIONS, Registration, Role, Supervisor, Swap, Table};
-use sockcr_sys::{barrier, descriptor};
+use sockcr_sys::{barrier, credentials, descriptor};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -52,8 +54,11 @@ const UNSEEN: &str = "somebody has it whom nobody sees: a message on its way (SC
                       io_uring, or a process that was just started";
 /// An epoll instance that is no descriptor of an owner.
 const ELSEWHERE: &str = "it is registered in an epoll instance that none of its owners has";
-/// The references to the open file of the old socket that are ours: [`Found`], and that of the child.
-const OURS: u64 = 2;
+/// A thread that does not stop.
+const ASLEEP: &str = "a thread of an owner waits in the kernel for something that nothing interrupts, such as a disk or \
+                      a vfork(2)";
+/// How often is looked who has it before anybody is held: references come and go.
+const LOOKS: u32 = 20;
 
 /// How to replace.
 #[derive(Debug, Default)]
@@ -142,6 +147,7 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     let mut old = Vec::with_capacity(found.len());
     for socket in &found {
         refuse_kind(socket)?;
+        refuse_unseen(socket)?;
         old.push(Before::of(socket)?);
     }
     check_maps(&old, options)?;
@@ -211,6 +217,55 @@ fn refuse_kind(found: &Found) -> Result<(), Error> {
     }
 }
 
+/// What would be refused once its owners stand still, looked at before, as far as that can be seen.
+fn refuse_unseen(found: &Found) -> Result<(), Error> {
+    let name = format!(
+        "process {}, descriptor {}",
+        found.holder.pid, found.holder.fd
+    );
+    let refused = |why: &str| Error::new(ErrorKind::Refused, &name, why);
+    let reader = reader(&name)?;
+    for _ in 0..LOOKS {
+        let Holders {
+            tables,
+            seats,
+            ours,
+            ..
+        } = match holders::find(found) {
+            Ok(holders) => holders,
+            Err(Trouble::Again(_)) => continue,
+            Err(Trouble::Refused(why)) => return Err(refused(&why)),
+            Err(Trouble::Failed(error)) => return Err(error),
+        };
+        if let Some(table) = tables.iter().find(|table| group::is_frozen(table.pid)) {
+            let why = format!(
+                "process {} is frozen (cgroup.freeze): thaw it first",
+                table.pid
+            );
+            return Err(refused(&why));
+        }
+        let users = reader.users(found.socket.as_fd());
+        let users =
+            users.map_err(|error| Error::system(format!("{name}: see who uses it"), error))?;
+        let seen = seats.len() + ours;
+        if users.references <= (seen + holders::calls(&tables)) as u64 {
+            return Ok(());
+        }
+        std::thread::yield_now();
+    }
+    Err(refused(&unseen_by_name(found, UNSEEN)))
+}
+
+/// Says who it may be that nobody sees.
+fn unseen_by_name(found: &Found, why: &str) -> String {
+    match holders::ring(found) {
+        Some(pid) if why == UNSEEN => {
+            format!("process {pid} has a ring of io_uring, and somebody has it whom nobody sees")
+        }
+        _ => why.into(),
+    }
+}
+
 fn reader(name: &str) -> Result<&'static Reader, Error> {
     kernel::reader().map_err(|why| {
         let kind = match why.is_privilege() {
@@ -228,8 +283,9 @@ impl Replacement<'_> {
     /// descriptors, and go on.
     pub fn carry_out(mut self) -> Result<Replaced, Error> {
         let mut attempts = 1;
+        let mut stopped = Duration::ZERO;
         loop {
-            let trouble = match self.attempt(attempts) {
+            let trouble = match self.attempt(attempts, &mut stopped) {
                 Ok(replaced) => return Ok(replaced),
                 Err(trouble) => trouble,
             };
@@ -240,8 +296,11 @@ impl Replacement<'_> {
             };
             if attempts == ATTEMPTS {
                 return Err(self
-                    .refused(&self.unseen_by_name(why))
+                    .refused(&unseen_by_name(&self.found, why))
                     .help(format!("tried {ATTEMPTS} times; nothing was changed")));
+            }
+            if why == ASLEEP {
+                std::thread::sleep(attempts * Duration::from_millis(2));
             }
             attempts += 1;
             let old = Before::of(&self.found)?;
@@ -253,21 +312,14 @@ impl Replacement<'_> {
         Error::new(ErrorKind::Refused, self.draft.old.name(), why)
     }
 
-    /// Says who it may be that nobody sees.
-    fn unseen_by_name(&self, why: &str) -> String {
-        match holders::ring(&self.found) {
-            Some(pid) if why == UNSEEN => {
-                format!(
-                    "process {pid} has a ring of io_uring, and somebody has it whom nobody sees"
-                )
-            }
-            _ => why.into(),
-        }
-    }
-
-    fn attempt(&mut self, attempts: u32) -> Result<Replaced, Trouble> {
+    /// `stopped`: how long its owners have stood still before, in vain.
+    fn attempt(&mut self, attempts: u32, stopped: &mut Duration) -> Result<Replaced, Trouble> {
         let reader = reader(&self.draft.old.name())?;
-        let Holders { tables, mut seats } = holders::find(&self.found)?;
+        let Holders {
+            tables,
+            mut seats,
+            ours,
+        } = holders::find(&self.found)?;
         let old = self.found.socket.as_fd();
         let users = reader.users(old).map_err(unseen)?;
         let instances = match users.registrations {
@@ -278,6 +330,7 @@ impl Replacement<'_> {
             old,
             new: self.draft.new.as_fd(),
             inode: self.found.inode,
+            asynchronous: self.draft.asynchronous(&seats),
             undo: self.undo()?,
             // The new one is complete before it is committed.
             finish: Vec::new(),
@@ -295,12 +348,33 @@ impl Replacement<'_> {
             injector: &mut self.injector,
             report: self.draft.report.clone(),
         };
-        let there = told(supervisor.hold(), &plan.tables)?;
+        let since = Instant::now();
+        let there = told(supervisor.hold(), &plan.tables);
+        let there = there.inspect_err(|_| *stopped += since.elapsed())?;
         for (table, _) in plan.tables.iter().zip(there).filter(|(_, there)| !there) {
             seats.retain(|seat| (seat.pid, seat.tid) != (table.pid, table.tid));
         }
-        let ready = attempt.get_ready(seats.len())?;
-        attempt.finish(supervisor, ready, seats, attempts)
+        let ready = match attempt.get_ready(seats.len() + ours) {
+            Ok(ready) => ready,
+            Err(trouble) => {
+                drop(supervisor);
+                *stopped += since.elapsed();
+                undo(&plan);
+                return Err(trouble);
+            }
+        };
+        let done = attempt.finish(supervisor, ready, seats, attempts);
+        match done {
+            Ok(mut replaced) => {
+                replaced.stopped += *stopped;
+                Ok(replaced)
+            }
+            Err(trouble) => {
+                *stopped += since.elapsed();
+                undo(&plan);
+                Err(trouble)
+            }
+        }
     }
 
     /// What puts the old socket back as it was, without us.
@@ -313,6 +387,14 @@ impl Replacement<'_> {
     }
 }
 
+/// The same as the child process does, which may have given us up before the last that we did.
+fn undo(plan: &Swap<'_>) {
+    for step in &plan.undo {
+        // The error that led here is the one to tell.
+        let _ = step.take(plan.old);
+    }
+}
+
 /// What a failure of the child process means.
 fn told<T>(answer: io::Result<Result<T, Failure>>, tables: &[Table]) -> Result<T, Trouble> {
     match answer {
@@ -321,6 +403,9 @@ fn told<T>(answer: io::Result<Result<T, Failure>>, tables: &[Table]) -> Result<T
             wrong: Wrong::Taken | Wrong::Ended,
             ..
         })) => Err(Trouble::Again(GONE)),
+        Ok(Err(Failure {
+            wrong: Wrong::Stop, ..
+        })) => Err(Trouble::Again(ASLEEP)),
         Ok(Err(failure)) => {
             let pid = match failure.tid {
                 0 => tables.first().map_or(0, |table| table.pid),
@@ -370,8 +455,8 @@ impl<'a> Attempt<'a> {
     }
 
     /// Sees that nobody else uses it, and has the new socket take its place.
-    fn get_ready(&mut self, seats: usize) -> Result<Ready, Trouble> {
-        let registrations = self.registrations(seats)?;
+    fn get_ready(&mut self, seen: usize) -> Result<Ready, Trouble> {
+        let registrations = self.registrations(seen)?;
         let now = self.draft.now(self.found)?;
         let mut mark = Mark::default();
         let queue = self.reader.queue_behind(self.both().0, &mut mark);
@@ -427,14 +512,14 @@ impl<'a> Attempt<'a> {
     }
 
     /// Where it is registered, if nobody has it whom nobody sees.
-    fn registrations(&mut self, seats: usize) -> Result<Vec<Registration>, Trouble> {
+    /// `seen`: the descriptors of all of them, and ours; the child has one more.
+    fn registrations(&mut self, seen: usize) -> Result<Vec<Registration>, Trouble> {
         let users = self.reader.users(self.both().0).map_err(unseen)?;
         if users.kernel {
             let why = "is used by the kernel itself: a tunnel, or a BPF map (sockmap)";
             return Err(Trouble::Refused(why.into()));
         }
-        let seen = seats as u64 + OURS;
-        if users.references != seen {
+        if users.references != seen as u64 + 1 {
             return Err(Trouble::Again(UNSEEN));
         }
         if users.registrations == 0 {
@@ -475,7 +560,7 @@ impl<'a> Attempt<'a> {
         }
         wanted.compare_placed(new, &mut self.report)?;
         draft::exact(wanted, &self.report, self.options)?;
-        give_signals(old, new).map_err(|error| Error::system("F_SETOWN", error))
+        give_signals(old, new).map_err(|error| Error::system("whom SIGIO is for (F_SETOWN)", error))
     }
 
     /// Has the descriptors changed. From the first step on it goes on to the end, with us or without.
@@ -620,11 +705,17 @@ fn wait_for_all() {
     }
 }
 
-/// Whom SIGIO and SIGURG are for, and the signal instead.
+/// Whom SIGIO and SIGURG are for, in the name of whoever said so: his rights count when one is sent
+/// (`sigio_perm`).
 fn give_signals(old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
-    match descriptor::owner(old)? {
-        (_, 0) => Ok(()),
-        (kind, id) => descriptor::set_owner(new, kind, id),
+    let (kind, id) = match descriptor::owner(old)? {
+        (_, 0) => return Ok(()),
+        owner => owner,
+    };
+    let users = descriptor::owner_set_by(old)?;
+    match users == (getuid().as_raw(), geteuid().as_raw()) {
+        true => descriptor::set_owner(new, kind, id),
+        false => credentials::as_user(users, || descriptor::set_owner(new, kind, id)),
     }
 }
 

@@ -52,6 +52,19 @@ fn settle_in(line: &OwnedFd, kept: &[RawFd]) {
     // here, it would hide the end of that side.
     unsafe { libc::close(line.as_raw_fd()) };
     close_others(kept);
+    stay();
+}
+
+/// It is the last to be killed for want of memory, and not killed by the name of its parent (killall(1)). Neither is
+/// needed, and the first may be forbidden.
+fn stay() {
+    // SAFETY: reads a string that ends with 0.
+    unsafe { libc::prctl(libc::PR_SET_NAME, c"sockcr-keeper".as_ptr()) };
+    let path = c"/proc/self/oom_score_adj";
+    let opened = rustix::fs::open(path, rustix::fs::OFlags::WRONLY, rustix::fs::Mode::empty());
+    if let Ok(file) = opened {
+        let _ = rustix::io::write(&file, b"-1000");
+    }
 }
 
 /// Like fork(2), but without a signal at its end: a process that we are a guest in would be

@@ -65,6 +65,24 @@ pub fn set_owner(fd: BorrowedFd<'_>, kind: i32, id: i32) -> io::Result<()> {
     check(unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &raw const owner) }).map(drop)
 }
 
+/// Who said that, as (real user, effective user), whose rights count when the signal is sent
+/// (`F_GETOWNER_UIDS`, a kernel with CONFIG_CHECKPOINT_RESTORE; else `EINVAL`).
+pub fn owner_set_by(fd: BorrowedFd<'_>) -> io::Result<(u32, u32)> {
+    const F_GETOWNER_UIDS: i32 = 17;
+    let mut users = [0_u32; 2];
+    // SAFETY: F_GETOWNER_UIDS writes two uid_t.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWNER_UIDS, &raw mut users) })?;
+    Ok((users[0], users[1]))
+}
+
+/// Turns O_ASYNC on for the descriptor with this number, which SIGIO tells from then on.
+pub(crate) fn set_asynchronous(fd: RawFd) -> io::Result<()> {
+    // SAFETY: F_GETFL takes no argument.
+    let flags = check(unsafe { libc::fcntl(fd, libc::F_GETFL) })?;
+    // SAFETY: F_SETFL takes an int.
+    check(unsafe { libc::fcntl(fd, libc::F_SETFL, flags | libc::O_ASYNC) }).map(drop)
+}
+
 /// The signal sent instead of SIGIO, 0 for SIGIO itself.
 pub fn signal(fd: BorrowedFd<'_>) -> io::Result<i32> {
     // SAFETY: F_GETSIG takes no argument.

@@ -10,7 +10,7 @@
 //! Everything here is done by the child process of `handover`, after fork: nothing allocates.
 
 use crate::path::{self, Path};
-use crate::ptrace;
+use crate::ptrace::{self, Sleep};
 use crate::registers::{CALL, Registers, Waiting};
 use rustix::fs::{Mode, OFlags, RawDir, open};
 use std::io;
@@ -147,7 +147,7 @@ impl<'a> Held<'a> {
     pub fn new(tid: i32, threads: &'a mut Vec<Thread>, end: Instant) -> Result<Held<'a>, Failure> {
         let mut held = Held::none_of(tid, threads);
         held.begin(end)?;
-        held.complete()?;
+        held.complete(Sleep::Lasts)?;
         // A first thread that has ended leaves its table to the others.
         if !held.speak_by(tid) && !held.speak_by_any(|_| true) {
             return Err(Failure::plain(Wrong::Ended, tid));
@@ -189,10 +189,10 @@ impl<'a> Held<'a> {
 
     /// Waits until all its threads stand still. Only a running thread makes new ones: when all that are
     /// there stand still, none comes.
-    pub fn complete(&mut self) -> Result<(), Failure> {
+    pub(crate) fn complete(&mut self, sleep: Sleep) -> Result<(), Failure> {
         loop {
             self.interrupt()?;
-            self.await_stops()?;
+            self.await_stops(sleep)?;
             if !self.seize_new()? {
                 return Ok(());
             }
@@ -289,10 +289,10 @@ impl<'a> Held<'a> {
     }
 
     /// Waits for every thread to stand still, and forgets those that have ended.
-    fn await_stops(&mut self) -> Result<(), Failure> {
+    fn await_stops(&mut self, sleep: Sleep) -> Result<(), Failure> {
         let mut at = 0;
         while let Some(thread) = self.threads.get_mut(at) {
-            thread.stands = thread.stands || stopped(thread, self.end)?;
+            thread.stands = thread.stands || stopped(thread, self.end, sleep)?;
             if thread.stands {
                 at += 1;
             } else {
@@ -432,10 +432,10 @@ impl Answer {
 }
 
 /// Waits for a thread to stand still, with no interruption to be told by its call; `false`: it ended.
-fn stopped(thread: &Thread, end: Instant) -> Result<bool, Failure> {
+fn stopped(thread: &Thread, end: Instant, sleep: Sleep) -> Result<bool, Failure> {
     let tid = thread.tid;
     let settled = || -> io::Result<()> {
-        ptrace::settle(tid, end)?;
+        ptrace::settle_or_else(tid, end, sleep)?;
         ptrace::take_back_disturbance(tid, &thread.before, thread.unfiltered)
     };
     match settled() {

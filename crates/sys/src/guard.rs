@@ -25,7 +25,8 @@ pub struct Step {
 }
 
 impl Step {
-    pub(crate) fn take(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+    /// Sets the option; the error of setsockopt(2), but for the one that says that it is so already.
+    pub fn take(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
         match crate::sockopt::set(fd, self.level, self.name, &self.value) {
             Err(error) if self.already.is_some() && error.raw_os_error() == self.already => Ok(()),
             taken => taken,

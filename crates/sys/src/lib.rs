@@ -7,6 +7,7 @@ pub mod barrier;
 pub mod bpf;
 pub mod capture;
 mod child;
+pub mod credentials;
 pub mod descriptor;
 pub mod foreign;
 pub mod guard;

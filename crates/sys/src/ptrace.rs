@@ -87,8 +87,13 @@ pub(crate) fn seize_unfiltered(tid: i32) -> io::Result<()> {
 /// or ends the process, as if nobody looked, and then comes to the stop that was asked for. So a signal
 /// is never held back, and never delivered with registers that are not the thread's own.
 pub(crate) fn settle(tid: i32, end: Instant) -> io::Result<()> {
+    settle_or_else(tid, end, Sleep::Lasts)
+}
+
+/// The same; whether it is waited for one that sleeps where nothing interrupts it.
+pub(crate) fn settle_or_else(tid: i32, end: Instant, sleep: Sleep) -> io::Result<()> {
     loop {
-        let status = wait(tid, end)?;
+        let status = wait(tid, end, sleep)?;
         if status >> 16 == PTRACE_EVENT_STOP {
             return Ok(());
         }
@@ -114,7 +119,7 @@ pub(crate) fn to_next_boundary(tid: i32, end: Instant) -> io::Result<()> {
     let mut signal = 0;
     loop {
         request(libc::PTRACE_SYSCALL, tid, signal)?;
-        let status = wait(tid, end)?;
+        let status = wait(tid, end, Sleep::Lasts)?;
         signal = signal_of(status);
         match libc::WSTOPSIG(status) {
             at if at == libc::SIGTRAP | AT_A_CALL => return Ok(()),
@@ -145,7 +150,7 @@ pub(crate) fn let_go(tid: i32) -> io::Result<()> {
 ///
 /// It asks again and again: when another thread executes a program, who sleeps in wait(2) for the first one is
 /// not woken (`child_wait_callback` sees the exchanged number).
-fn wait(tid: i32, end: Instant) -> io::Result<libc::c_int> {
+fn wait(tid: i32, end: Instant, sleep: Sleep) -> io::Result<libc::c_int> {
     let mut status = 0;
     let (mut at_once, mut moment) = (AT_ONCE, SHORTEST_MOMENT);
     loop {
@@ -163,6 +168,9 @@ fn wait(tid: i32, end: Instant) -> io::Result<libc::c_int> {
             Ok(0) if !await_news(moment) && moment == LONGEST_MOMENT && has_ended(tid) => {
                 return Err(io::Error::from_raw_os_error(libc::ESRCH));
             }
+            Ok(0) if moment == LONGEST_MOMENT && sleep == Sleep::IsTheEnd && is_asleep(tid) => {
+                return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+            }
             Ok(0) => moment = LONGEST_MOMENT.min(2 * moment),
             Ok(_) if libc::WIFSTOPPED(status) => return Ok(status),
             Ok(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
@@ -176,6 +184,15 @@ fn wait(tid: i32, end: Instant) -> io::Result<libc::c_int> {
     }
 }
 
+/// How long is waited for a thread that waits in the kernel for something that nothing interrupts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sleep {
+    /// As long as for any other.
+    Lasts,
+    /// A few milliseconds: what it waits for may be another process that we hold (vfork(2)).
+    IsTheEnd,
+}
+
 /// How often it is asked without a pause: some 30 µs.
 const AT_ONCE: u32 = 100;
 /// The first pause: who does not block SIGCHLD is not told of news.
@@ -185,14 +202,22 @@ const LONGEST_MOMENT: Duration = Duration::from_millis(2);
 
 /// Whether a thread has ended, and is only waited for.
 pub fn has_ended(tid: i32) -> bool {
+    state(tid).is_none_or(|state| matches!(state, b'Z' | b'X'))
+}
+
+/// Whether it sleeps where only SIGKILL reaches it, or not even that.
+fn is_asleep(tid: i32) -> bool {
+    state(tid) == Some(b'D')
+}
+
+/// The letter for what a thread does; `None`: it is gone.
+fn state(tid: i32) -> Option<u8> {
     let mut buffer = [0; 1024];
     let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
-    let Ok(text) = crate::path::read(path.as_c_str(), &mut buffer) else {
-        return true;
-    };
+    let text = crate::path::read(path.as_c_str(), &mut buffer).ok()?;
     // Its name, in brackets, can hold anything.
-    let state = text.iter().rposition(|byte| *byte == b')').map(|at| at + 2);
-    matches!(state.and_then(|at| text.get(at)), Some(b'Z' | b'X'))
+    let at = text.iter().rposition(|byte| *byte == b')')? + 2;
+    text.get(at).copied()
 }
 
 /// Waits a moment, or until a thread that we trace has stopped: then SIGCHLD is pending, where it is

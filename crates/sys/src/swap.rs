@@ -17,12 +17,14 @@
 //! Registrations in epoll instances are renewed from here (`renewal`).
 
 use crate::child::Child;
+use crate::descriptor;
 use crate::foreign::{self, Failure, Held, Thread, Wrong};
 use crate::guard::Step;
 use crate::pass::{self, Offer, Received};
 use crate::path::{self, Path};
+use crate::ptrace::Sleep;
+use crate::renewal::{self, Remains, Renewal};
 pub use crate::renewal::{REGISTRATIONS, Registration, Role};
-use crate::renewal::{Remains, Renewal};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags};
@@ -30,7 +32,8 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::time::{Duration, Instant};
 
-/// How long it may take to hold all: some stand still already.
+/// How long it may take to hold all: some stand still already. Who sleeps where nothing interrupts it is not waited
+/// for that long.
 const STOPPING: Duration = Duration::from_secs(1);
 /// Nothing else that works takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -73,6 +76,8 @@ pub struct Swap<'a> {
     pub inode: u64,
     /// Everybody who has it.
     pub tables: Vec<Table>,
+    /// SIGIO is for the new socket (O_ASYNC), and tells this number (`fasync_struct.fa_fd`).
+    pub asynchronous: Option<RawFd>,
     /// Taken on the old socket when it stays.
     pub undo: Vec<Step>,
     /// Taken on the new socket when we end, or are silent, between `commit` and `swap`.
@@ -103,6 +108,8 @@ const HOLD: i32 = 1;
 const RELEASE: i32 = 2;
 const COMMIT: i32 = 3;
 const SWAP: i32 = 4;
+/// Why it does not answer.
+const ENDED: &str = "it has ended: it was killed, or had to wait for us for more than 10 s";
 /// The answer that begins a report of success.
 const DONE: i32 = 0;
 
@@ -186,6 +193,7 @@ impl Supervisor {
             match rustix::net::send(line, rest, SendFlags::NOSIGNAL) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(io::Error::other(ENDED)),
                 Err(error) => return Err(error.into()),
             }
         }
@@ -197,7 +205,7 @@ impl Supervisor {
         let mut bytes = [0; 4];
         match read(line, &mut bytes, 0) {
             Ok(()) => Ok(i32::from_ne_bytes(bytes)),
-            Err(_) => Err(io::Error::other("the process that would do it ended")),
+            Err(_) => Err(io::Error::other(ENDED)),
         }
     }
 
@@ -453,8 +461,9 @@ fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
         process.interrupt()?;
     }
     for process in &mut state.processes {
-        unless_ended(process.complete())?;
+        unless_ended(process.complete(Sleep::IsTheEnd))?;
     }
+    be_patient(state);
     for at in 0..plan.tables.len() {
         let received = give(plan, state, at);
         if let Some(given) = state.tables.get_mut(at) {
@@ -657,6 +666,10 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
         }
     }
     be_patient(state);
+    if let Some(fd) = plan.asynchronous {
+        // There is no way back; it could only fail for want of memory.
+        let _ = renewal::at_number(fd, plan.new, plan.new, |_| descriptor::set_asynchronous(fd));
+    }
     let Remains { failed, armed } = state.renewal.renew_all(plan.old, plan.new);
     let mut swapped = Ok(());
     for owned in 0..state.seats.len() {

@@ -185,6 +185,7 @@ fn plan<'a>(victim: &Victim, old: &'a UdpSocket, new: &'a UdpSocket) -> io::Resu
         already: None,
     };
     Ok(Swap {
+        asynchronous: None,
         old: old.as_fd(),
         new: new.as_fd(),
         inode: inode(old)?,

@@ -3,6 +3,7 @@
 use std::io;
 use std::os::fd::BorrowedFd;
 
+use super::btf::Field;
 use super::copier::Copier;
 use super::layout::File;
 use super::reader::{Reader, damaged};
@@ -25,6 +26,8 @@ pub struct Users {
     pub kernel: bool,
     /// The number of the control group that it was made in; 0: the kernel has none.
     pub group: u64,
+    /// The user and the group of whoever made it, for whom firewalls ask (`file->f_cred`).
+    pub maker: (u32, u32),
 }
 
 impl Reader {
@@ -37,7 +40,7 @@ impl Reader {
             io::Error::new(io::ErrorKind::Unsupported, why)
         })?;
         let sock = self.sock(socket)?;
-        let member = |field: super::btf::Field| field.value(&sock.raw).ok_or_else(damaged);
+        let member = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
         let file = member(self.layout.sock.socket)?;
         let file = self.pointer(file, self.layout.path.socket_file)?;
         let raw = self.bytes(file, layout.extent())?;
@@ -50,8 +53,22 @@ impl Reader {
             },
             registrations: self.registrations(list)?,
             group: self.group(&sock.raw, layout)?,
+            maker: self.maker(file, layout)?,
             kernel: member(self.layout.sock.user_data)? != 0,
         })
+    }
+
+    fn maker(&self, file: u64, layout: &File) -> io::Result<(u32, u32)> {
+        let credentials = self.pointer(file, layout.credentials)?;
+        let number = |field: Field| -> io::Result<u32> {
+            let raw = self.bytes(credentials.wrapping_add(field.offset as u64), field.size)?;
+            let field = Field { offset: 0, ..field };
+            field
+                .value(&raw)
+                .map(|value| value as u32)
+                .ok_or_else(damaged)
+        };
+        Ok((number(layout.user)?, number(layout.user_group)?))
     }
 
     fn group(&self, raw: &[u8], layout: &File) -> io::Result<u64> {

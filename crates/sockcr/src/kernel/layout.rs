@@ -18,6 +18,7 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "files_struct"),
     (Kind::Structure, "fdtable"),
     (Kind::Structure, "file"),
+    (Kind::Structure, "cred"),
     (Kind::Structure, "cgroup"),
     (Kind::Structure, "kernfs_node"),
     (Kind::Structure, "socket"),
@@ -117,6 +118,10 @@ pub struct File {
     pub watchers: Field,
     /// From a `struct sock` to the number of its control group, where the kernel has those (since 5.15).
     pub group: Option<[usize; 3]>,
+    /// Who made it: from a `struct file`, and in a `struct cred`.
+    pub credentials: usize,
+    pub user: Field,
+    pub user_group: Field,
 }
 
 /// `struct sock`.
@@ -155,6 +160,7 @@ pub struct Sock {
     pub reuseport: Field,
     pub timestamp_key: Option<Field>,
     pub zerocopy_key: Option<Field>,
+    pub storage: Option<Field>,
     pub busy_poll_budget: Option<Field>,
     pub policies: Option<Field>,
     pub inode: Option<Field>,
@@ -332,6 +338,9 @@ impl File {
             references: since_6_13.or_else(|_| field("f_count"))?,
             watchers: field("f_ep")?,
             group: group(btf).ok(),
+            credentials: offset(btf, "file", "f_cred")?,
+            user: btf.field("cred", "fsuid.val")?,
+            user_group: btf.field("cred", "fsgid.val")?,
         })
     }
 }
@@ -380,6 +389,7 @@ impl Sock {
             reuseport: field("sk_reuseport_cb")?,
             timestamp_key: field("sk_tskey").ok(),
             zerocopy_key: field("sk_zckey").ok(),
+            storage: field("sk_bpf_storage").ok(),
             busy_poll_budget: field("sk_busy_poll_budget").ok(),
             policies: field("sk_policy").ok(),
             inode: field("sk_ino").ok(),

@@ -134,6 +134,8 @@ pub struct Hidden {
     pub timestamp_key: u32,
     /// The number the next MSG_ZEROCOPY send gets (`sk_zckey`).
     pub zerocopy_key: u32,
+    /// BPF programs keep something with it (`sk_bpf_storage`).
+    pub storage: bool,
     /// UDP_ENCAP, 0 for none (`encap_type`).
     pub encapsulated: u8,
     /// The memory of datagrams on their way out: corked, or still with a device
@@ -537,6 +539,7 @@ impl Decoder<'_> {
             reuseport_program: false,
             timestamp_key: self.optional(sock.timestamp_key)? as u32,
             zerocopy_key: self.optional(sock.zerocopy_key)? as u32,
+            storage: self.optional(sock.storage)? != 0,
             encapsulated: 0,
             sent: (self.sock(sock.sent)? as u32).saturating_sub(1),
             drops: self.sock(sock.drops)? & u64::from(u32::MAX),

@@ -1,10 +1,11 @@
 //! The new socket before it has its place, and how it follows what happens to the old one.
 
-use super::group;
+use super::neighbours::overlap as meet;
 use super::{ReplaceOptions, Trouble, learn_devices};
+use super::{group, neighbours};
 use crate::checkpoint::Checkpoint;
-use crate::error::Error;
-use crate::find::Found;
+use crate::error::{Error, ErrorKind};
+use crate::find::{Found, Holder};
 use crate::kernel::inject::Lazy;
 use crate::kernel::{self, Queued};
 use crate::map;
@@ -15,10 +16,12 @@ use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Failure;
 use crate::state::receive_queue::{self, Datagram};
 use rustix::fd::AsFd;
-use rustix::fs::{Gid, Uid, fchown, fstat};
+use rustix::fs::{Gid, Mode, Uid, fchmod, fchown, fstat};
 use rustix::net::RecvFlags;
+use rustix::process::{getegid, geteuid};
+use sockcr_sys::credentials;
 use std::io;
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 
 /// The old socket as it was dumped while its owner ran.
 #[derive(Debug)]
@@ -116,7 +119,11 @@ impl Draft {
         let here = |fd| netns::cookie(fd).map_err(failed);
         let same_netns = here(socket)? == here(fd)?;
         let (before, after) = (old.endpoint.local, wanted.endpoint.local);
-        let same_port = same_netns && before.port() == after.port() && before.port() != 0;
+        let same_port = same_netns && before.port() != 0 && meet(before, after);
+        if same_port {
+            look_at_neighbours(found, &wanted, before == after, &mut report)?;
+            exact(&wanted, &report, options)?;
+        }
         let beside = match same_port && before == after {
             true => Beside::Replaced,
             false => Beside::Nobody,
@@ -131,6 +138,12 @@ impl Draft {
             same_port,
             beside,
         })
+    }
+
+    /// The number that SIGIO tells, if it is on (O_ASYNC); of several, which it was nobody tells.
+    pub fn asynchronous(&self, seats: &[Holder]) -> Option<RawFd> {
+        let on = self.old.descriptor.is_some_and(|flags| flags.asynchronous);
+        seats.first().filter(|_| on).map(|seat| seat.fd)
     }
 
     /// The old socket as it is now, without its queue: as it was, where not one byte of it has changed.
@@ -225,14 +238,50 @@ fn make(
 ) -> Result<OwnedFd, Failure> {
     let failed = |error| Failure::at("control group", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
-    let make = || wanted.make(Some(netns));
     let (socket, pid) = (found.socket.as_fd(), found.holder.pid);
+    let users = reader.users(socket).map_err(failed)?;
+    let make = || match users.maker == (geteuid().as_raw(), getegid().as_raw()) {
+        true => wanted.make(Some(netns)),
+        false => credentials::as_maker(users.maker, || wanted.make(Some(netns)))
+            .map_err(|error| Failure::at("become its user", error))?,
+    };
     match group::inside(reader, socket, pid, make) {
         Ok(made) => made,
         Err(error) => {
             report.lose("control group", crate::error::reason(&error));
             make()
         }
+    }
+}
+
+/// Where others have its address too, the last bound gets what is for one: that will be the new socket.
+fn look_at_neighbours(
+    found: &Found,
+    wanted: &Checkpoint,
+    same_address: bool,
+    report: &mut Report,
+) -> Result<(), Error> {
+    let local = wanted.endpoint.local;
+    // Those of a SO_REUSEPORT group are chosen from; a connected one is found by its peer.
+    let alone = wanted.endpoint.peer.is_some() || local.ip().is_multicast();
+    if alone || (same_address && wanted.options.has("SO_REUSEPORT")) {
+        return Ok(());
+    }
+    let failed = |error| Error::system(format!("{}: who shares its address", wanted.name()), error);
+    let shares = neighbours::shares(found.socket.as_fd(), local, &[found.inode]).map_err(failed)?;
+    match shares {
+        Some((inode, _)) if !same_address && !wanted.options.has("SO_REUSEADDR") => {
+            let why = format!("inode {inode} has this address already");
+            Err(Error::new(ErrorKind::Refused, wanted.name(), why))
+        }
+        Some((inode, true)) if same_address => {
+            let why = format!(
+                "inode {inode}, bound after it, gets what is for one of them, and then this one would"
+            );
+            report.lose("place among those with its address", why);
+            Ok(())
+        }
+        _ => Ok(()),
     }
 }
 
@@ -244,8 +293,9 @@ fn wanted(mut wanted: Checkpoint, options: &ReplaceOptions) -> Result<Checkpoint
     let mut used = vec![false; options.map.len()];
     map::apply_to(&mut wanted, &options.map, &mut used);
     if let Some(descriptor) = &mut wanted.descriptor {
-        // Ours is close-on-exec whatever theirs is, and whom SIGIO is for is told at the end.
+        // Ours is close-on-exec whatever theirs is, and SIGIO is a matter of the end.
         (descriptor.close_on_exec, descriptor.owner) = (true, Owner::Nobody);
+        descriptor.asynchronous = false;
     }
     Ok(wanted)
 }
@@ -266,11 +316,14 @@ pub(super) fn exact(
 /// (`udp_lib_lport_inuse`, `reuseport_add_sock`), and rules of routing ask for it.
 fn give_owner(old: BorrowedFd<'_>, new: BorrowedFd<'_>) -> io::Result<()> {
     let (old, now) = (fstat(old)?, fstat(new)?);
-    if (old.st_uid, old.st_gid) == (now.st_uid, now.st_gid) {
-        return Ok(());
+    if (old.st_uid, old.st_gid) != (now.st_uid, now.st_gid) {
+        let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
+        fchown(new, Some(uid), Some(gid))?;
     }
-    let (uid, gid) = (Uid::from_raw(old.st_uid), Gid::from_raw(old.st_gid));
-    Ok(fchown(new, Some(uid), Some(gid))?)
+    match old.st_mode == now.st_mode {
+        true => Ok(()),
+        false => Ok(fchmod(new, Mode::from_raw_mode(old.st_mode))?),
+    }
 }
 
 /// Whether a socket is as it was, but for what waits in it and for what every datagram changes.

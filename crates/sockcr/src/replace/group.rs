@@ -31,7 +31,22 @@ pub(super) fn inside<T>(
     Ok(made)
 }
 
+/// Whether a process stands still because its control group does (`cgroup.freeze`).
+pub(super) fn is_frozen(pid: i32) -> bool {
+    let group = mount().and_then(|root| Ok(root.join(path_of(&pid.to_string())?)));
+    group.is_ok_and(|group| stands_still(&group))
+}
+
+fn stands_still(group: &Path) -> bool {
+    let events = std::fs::read_to_string(group.join("cgroup.events"));
+    events.is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+}
+
 fn enter(group: &Path) -> io::Result<()> {
+    if stands_still(group) {
+        let why = format!("{} is frozen: so would we be in it", group.display());
+        return Err(io::Error::new(io::ErrorKind::WouldBlock, why));
+    }
     let name = group.join("cgroup.procs");
     std::fs::write(&name, std::process::id().to_string())
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", name.display())))

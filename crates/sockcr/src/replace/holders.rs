@@ -17,6 +17,8 @@ pub(super) struct Holders {
     pub tables: Vec<Table>,
     /// Each descriptor.
     pub seats: Vec<Holder>,
+    /// How many descriptors of it this process has: one, and those it was started with.
+    pub ours: usize,
 }
 
 /// Finds every table that holds this socket, of whatever process.
@@ -25,6 +27,7 @@ pub(super) fn find(found: &Found) -> Result<Holders, Trouble> {
     let listed = listing.sockets.iter().find(|s| s.inode == found.inode);
     let own = std::process::id() as i32;
     let all = listed.into_iter().flat_map(|listed| &listed.holders);
+    let ours = all.clone().filter(|holder| holder.pid == own).count();
     let mut by_table: BTreeMap<(i32, bool, i32), Vec<i32>> = BTreeMap::new();
     for holder in all.filter(|holder| holder.pid != own) {
         // The table of a process comes before those of single threads.
@@ -34,6 +37,7 @@ pub(super) fn find(found: &Found) -> Result<Holders, Trouble> {
     let mut holders = Holders {
         tables: Vec::new(),
         seats: Vec::new(),
+        ours,
     };
     for ((pid, _, tid), fds) in by_table {
         if !holders.has_table(pid, tid)? {
@@ -54,6 +58,19 @@ pub(super) fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
         Err(error) if is_gone(&error) => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// How many calls may be waiting in a socket: each of a process with several threads has the open file too
+/// (`fdget`).
+pub(super) fn calls(tables: &[Table]) -> usize {
+    let mut pids: Vec<i32> = tables.iter().map(|table| table.pid).collect();
+    pids.dedup();
+    let threads =
+        |pid: i32| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    pids.into_iter()
+        .map(threads)
+        .filter(|count| *count > 1)
+        .sum()
 }
 
 /// An owner that has a ring of io_uring, which may have the socket registered.

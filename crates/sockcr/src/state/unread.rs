@@ -80,6 +80,9 @@ fn from_kernel(hidden: &Hidden, options: &Options, report: &mut Report) {
     if hidden.policies.contains(&true) {
         report.lose("IPsec policy", "IP_XFRM_POLICY gives none back");
     }
+    if hidden.storage {
+        report.lose("BPF storage", "what BPF programs keep with this socket");
+    }
     for (key, what) in [
         (hidden.timestamp_key, "time stamp counter"),
         (hidden.zerocopy_key, "zero-copy counter"),
