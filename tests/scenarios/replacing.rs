@@ -3,6 +3,7 @@
 //! SOCKCR_REPLACES and SOCKCR_KILLS ask for more than the suite has time for.
 
 use anyhow::{Context, ensure};
+use rustix::fd::AsRawFd;
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use sockcr_scenarios::command::{self, Sockcr, done, refused, sockcr};
@@ -18,6 +19,7 @@ use sockcr_scenarios::{Outcome, Scenario, dns, wait};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::time::Duration;
 
+const ROOT: &[Need] = &[Need::Root];
 const CC: &[Need] = &[Need::Root, Need::Program("cc")];
 const CC_IP: &[Need] = &[Need::Root, Need::Program("cc"), Need::Program("ip")];
 const PYTHON: &[Need] = &[Need::Root, Need::Program("python3")];
@@ -58,6 +60,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::dnsmasq_moves", NEIGHBOUR, dnsmasq_moves),
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
+    Scenario::new("replacing::beside_others", ROOT, beside_others),
+    Scenario::new(
+        "replacing::in_the_name_of_a_user",
+        PYTHON,
+        in_the_name_of_a_user,
+    ),
 ];
 
 /// How often, unless somebody asks for more.
@@ -348,11 +356,17 @@ fn threads_come_and_go() -> Outcome {
     is_replaced("recv leaderless threads=3", 8)?;
     is_replaced("epoll_wait leaderless threads=3", 8)?;
     // Its threads are never the same twice.
-    for words in ["recv churn threads=2", "edge churn threads=2"] {
+    for words in [
+        "recv churn threads=2",
+        "edge churn threads=2",
+        "recv forks threads=2",
+        "recv spawns threads=2",
+    ] {
         let mut receiver = Receiver::start(words)?;
         for _ in 0..times(20) {
-            let reordered = replace_all(&receiver)?;
-            receiver.check()?.is_fine(reordered)?;
+            let reordered = replace_all(&receiver).with_context(|| words.to_owned())?;
+            let told = receiver.check()?;
+            told.is_fine(reordered).with_context(|| words.to_owned())?;
         }
     }
     Ok(())
@@ -803,4 +817,91 @@ fn is_refused(how: &str, why: &str) -> Outcome {
         echoes(local(serde_json::from_value(facts["port"].clone())?))?;
     }
     none_in_the_kernel()
+}
+
+/// It takes no address, and no datagram, from sockets that have nothing to do with it.
+fn beside_others() -> Outcome {
+    let ours = |socket: &UdpSocket| format!("{}:{}", std::process::id(), socket.as_raw_fd());
+    let one = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let port = one.local_addr()?.port();
+    let other = shared(SocketAddr::from(([127, 0, 0, 2], port)))?;
+    for taken in [
+        format!("local=127.0.0.2:{port}"),
+        format!("local=0.0.0.0:{port}"),
+    ] {
+        refused(["replace", &ours(&one), &taken])?.says(&["address"])?;
+    }
+    hears(&other)?;
+    hears(&one)?;
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5008));
+    let (first, last) = (shared(address)?, shared(address)?);
+    refused(["replace", &ours(&first)])?.says(&["place among those with its address"])?;
+    hears(&last)?;
+    replace(&ours(&last))?;
+    hears(&last)
+}
+
+/// What is sent to its address comes to it.
+fn hears(socket: &UdpSocket) -> Outcome {
+    socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let sender = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    sender.send_to(b"?", socket.local_addr()?)?;
+    Ok(socket.recv(&mut [0; 8]).map(drop)?)
+}
+
+/// A socket that shares its address.
+fn shared(address: SocketAddr) -> anyhow::Result<UdpSocket> {
+    use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
+    let made = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
+    sockopt::set_socket_reuseaddr(&made, true)?;
+    bind(&made, &address)?;
+    Ok(made.into())
+}
+
+/// A user has SIGTERM sent to a process that is not his, which does not work, before and after; and the file
+/// belongs to him.
+fn in_the_name_of_a_user() -> Outcome {
+    const SCRIPT: &str = "
+import fcntl, json, os, socket, sys
+os.setgid(65534)
+os.setuid(65534)
+made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+made.bind(('127.0.0.1', 5006))
+fcntl.fcntl(made, fcntl.F_SETOWN, int(sys.argv[1]))
+fcntl.fcntl(made, 10, 15)
+fcntl.fcntl(made, fcntl.F_SETFL, fcntl.fcntl(made, fcntl.F_GETFL) | os.O_ASYNC)
+print(json.dumps({'fd': made.fileno()}), flush=True)
+while True:
+    data, peer = made.recvfrom(100)
+    made.sendto(data, peer)
+";
+    let bystander = Process::start(program("sleep").arg("600"))?;
+    let mut command = program("python3");
+    command
+        .args(["-c", SCRIPT])
+        .arg(bystander.pid().to_string());
+    let mut victim = Process::start(&mut command)?;
+    let fd = victim.facts()?["fd"].as_u64().context("no descriptor")?;
+    let target = format!("{}:{fd}", victim.pid());
+    let asked = || -> Outcome {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+        socket.set_read_timeout(Some(Duration::from_secs(5)))?;
+        socket.send_to(b"?", (Ipv4Addr::LOCALHOST, 5006))?;
+        socket.recv(&mut [0; 8]).map(drop)?;
+        let name = format!("/proc/{}/status", bystander.pid());
+        let status = std::fs::read_to_string(name)?;
+        ensure!(status.contains("State:\tS"), "it got the signal: {status}");
+        Ok(())
+    };
+    asked()?;
+    for _ in 0..3 {
+        replace(&target)?;
+        asked()?;
+    }
+    done(["show", &target])?
+        .prints(&[
+            "O_ASYNC",
+            &format!("signal 15 goes to process {}", bystander.pid()),
+        ])
+        .map(drop)
 }

@@ -9,7 +9,7 @@
 //     small                                   no larger receive buffer than everybody has
 //     two tables                              two descriptors of the socket; each thread with a table of its own
 //     signals filtered leaderless             a signal each 100 µs; a seccomp filter; without its first thread
-//     churn forks                             a thread, a process starts and ends all the time
+//     churn forks spawns                      a thread, a process, a program starts and ends all the time
 //
 // This process has no socket under test: it sends, and counts in shared memory what its child receives. It
 // is told by lines: "start RATE", "stop", "check", and answers the last two with a line of JSON.
@@ -22,6 +22,7 @@
 #include <net/if.h>
 #include <poll.h>
 #include <pthread.h>
+#include <spawn.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -65,7 +66,7 @@ static struct {
 static const char *call;
 static int threads = 1, workers = 1, members = 1, flows = 1;
 static int ipv6, mapped, any, connected, group, device, by_program, small, two, tables;
-static int with_signals, filtered, leaderless, churn, forks;
+static int with_signals, filtered, leaderless, churn, forks, spawns;
 static int out[FLOWS], arm[2], socks[MEMBERS];
 static struct sockaddr_storage target;
 static socklen_t target_size;
@@ -357,10 +358,13 @@ static void *short_lived(void *unused) { return NULL; }
 static void *churning(void *unused) {
     for (;;) {
         pthread_t new;
-        int child = forks ? fork() : -1;
-        if (child == 0) _exit(0);
-        if (forks && (child < 0 || waitpid(child, NULL, 0) != child)) complain("fork", child);
-        if (forks) continue;
+        pid_t child = -1;
+        char *words[] = {"true", NULL};
+        if (forks && (child = fork()) == 0) _exit(0);
+        // Its parent sleeps where nothing interrupts it until the program is there (vfork(2)).
+        if (spawns && posix_spawnp(&child, words[0], NULL, NULL, words, environ)) complain("posix_spawn", 0);
+        if ((forks || spawns) && (child < 0 || waitpid(child, NULL, 0) != child)) complain("child", child);
+        if (forks || spawns) continue;
         if (pthread_create(&new, NULL, short_lived, NULL)) complain("pthread_create", 0);
         else pthread_join(new, NULL);
     }
@@ -514,7 +518,7 @@ static int victim(void) {
     pthread_t new;
     for (int i = leaderless ? 0 : 1; i < threads * members; i++)
         if (pthread_create(&new, NULL, thread, &places[i])) fail("pthread_create");
-    if ((churn || forks) && pthread_create(&new, NULL, churning, NULL)) fail("pthread_create");
+    if ((churn || forks || spawns) && pthread_create(&new, NULL, churning, NULL)) fail("pthread_create");
     if (leaderless) pthread_exit(NULL);
     pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     thread(&places[0]);
@@ -650,7 +654,7 @@ int main(int count, char **words) {
         int *value;
     } flags[] = {{"ipv6", &ipv6}, {"mapped", &mapped}, {"any", &any}, {"connected", &connected}, {"group", &group},
                  {"device", &device}, {"by_program", &by_program}, {"small", &small}, {"two", &two}, {"tables", &tables},
-                 {"signals", &with_signals}, {"filtered", &filtered}, {"leaderless", &leaderless}, {"churn", &churn}, {"forks", &forks}};
+                 {"signals", &with_signals}, {"filtered", &filtered}, {"leaderless", &leaderless}, {"churn", &churn}, {"forks", &forks}, {"spawns", &spawns}};
     for (int i = 2; i < count; i++) {
         int known = 0;
         for (unsigned j = 0; j < sizeof flags / sizeof *flags; j++)

@@ -14,7 +14,7 @@ use std::time::Duration;
 /// and while the address stays the same none is lost. With NAME=VALUE, local=ADDR:PORT or peer=ADDR:PORT
 /// the new socket is otherwise than the old one, also in what no socket can change: its address, its
 /// network namespace (--netns), a locked filter (SO_LOCK_FILTER=off). UDP sockets only; needs CAP_BPF,
-/// and the rights of ptrace(2). If anything is refused, nothing is changed.
+/// and the rights of ptrace(2). Sockets are replaced one after the other: one that is refused is as it was.
 #[derive(clap::Args)]
 pub struct Arguments {
     /// PID:FD, PID, inode:N, cookie:N or udp:ADDR:PORT
