@@ -207,6 +207,7 @@ fn is_replaced(words: &str, usual: u32) -> Outcome {
         let mut receiver = Receiver::start(words)?;
         receiver.check()?.is_fine(0)?;
         let before = receiver.still()?;
+        let targets = receiver.targets()?.len() as u64;
         let (times, mut reordered) = (times(usual), 0);
         for round in 0..times {
             if round == times / 2 {
@@ -219,7 +220,10 @@ fn is_replaced(words: &str, usual: u32) -> Outcome {
             receiver.check()?.is_fine(reordered)?;
         }
         receiver.stop()?.is_fine(reordered)?;
-        receiver.check()?.is_fine(reordered)?;
+        let told = receiver.check()?;
+        told.is_fine(reordered)?;
+        let stops = u64::from(times) * targets;
+        ensure!(told.cut() <= stops, "{stops} stops: {}", told.all());
         before.is(&receiver.still()?)
     };
     tell().with_context(|| words.to_owned())
