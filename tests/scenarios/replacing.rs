@@ -21,6 +21,7 @@ use std::time::Duration;
 const CC: &[Need] = &[Need::Root, Need::Program("cc")];
 const CC_IP: &[Need] = &[Need::Root, Need::Program("cc"), Need::Program("ip")];
 const PYTHON: &[Need] = &[Need::Root, Need::Program("python3")];
+const GO: &[Need] = &[Need::Root, Need::Program("go")];
 const DNSMASQ: &[Need] = &[Need::Root, Need::Program("dnsmasq")];
 const UNBOUND: &[Need] = &[Need::Root, Need::Program("unbound")];
 const SOCAT: &[Need] = &[Need::Root, Need::Program("socat")];
@@ -44,6 +45,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::static_programs", CC, static_programs),
     Scenario::new("replacing::threads_come_and_go", CC, threads_come_and_go),
     Scenario::new("replacing::python", PYTHON, python),
+    Scenario::new("replacing::go", GO, go),
     Scenario::new(
         "replacing::a_stopped_process_stays_stopped",
         CC,
@@ -372,13 +374,87 @@ fn python() -> Outcome {
     for load in loads {
         load.stop()?.are_all(100)?;
     }
+    has_no_complaint(&mut victim)
+}
+
+fn has_no_complaint(victim: &mut Process) -> Outcome {
     victim.tell("state")?;
     let state = victim.facts()?;
+    let wrong = state["wrong"].as_array();
+    ensure!(wrong.is_some_and(Vec::is_empty), "{state}");
+    Ok(())
+}
+
+/// Its runtime waits for all sockets at once, and threads of it come and go.
+fn go() -> Outcome {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/replace.go");
+    let folder = std::env::current_dir()?;
+    let mut build = program("go");
+    build.args(["build", "-o", "receiver", source]);
+    for name in ["HOME", "GOPATH", "GOCACHE"] {
+        build.env(name, folder.join("go"));
+    }
+    for (name, value) in [
+        ("CGO_ENABLED", "0"),
+        ("GO111MODULE", "off"),
+        ("GOENV", "off"),
+        ("GOFLAGS", ""),
+        ("GOPROXY", "off"),
+        ("GOTOOLCHAIN", "local"),
+    ] {
+        build.env(name, value);
+    }
+    let built = build.output()?;
+    ensure!(built.status.success(), "{built:?}");
+    let mut victim = Process::start(&mut program("./receiver"))?;
+    let facts = victim.facts()?;
+    let mut targets = Vec::new();
+    let mut places: Vec<SocketAddr> = Vec::new();
+    for socket in facts["sockets"].as_array().context("no sockets")? {
+        targets.push(format!("{}:{}", victim.pid(), socket["fd"]));
+        let at: Vec<SocketAddr> = serde_json::from_value(socket["places"].clone())?;
+        places.extend(at);
+    }
+    let numbers = |known: &[Socket]| -> Vec<(String, String)> {
+        let of = |one: &Socket| (one.target.clone(), one.local.clone());
+        known.iter().map(of).collect()
+    };
+    let before = sockets(&victim)?;
+    let times = times(12);
+    for _ in 0..times / 2 {
+        replace_each(&targets)?;
+        for place in places.iter().filter(|place| place.is_ipv4()) {
+            echoes(*place)?;
+        }
+    }
+    let loads = places
+        .iter()
+        .map(|place| Load::start(*place, Kind::Echo, RATE));
+    let loads: Vec<Load> = loads.collect();
+    for _ in times / 2..times {
+        replace_each(&targets)?;
+    }
+    for (load, place) in loads.into_iter().zip(&places) {
+        let answers = load.stop()?;
+        eprintln!("{place}: {answers:?}");
+        answers.are_all(100).with_context(|| place.to_string())?;
+    }
+    has_no_complaint(&mut victim)?;
+    let after = sockets(&victim)?;
     ensure!(
-        state["wrong"].as_array().is_some_and(Vec::is_empty),
-        "{state}"
+        numbers(&before) == numbers(&after),
+        "{before:?} became {after:?}"
+    );
+    let same = |(old, new): (&Socket, &Socket)| old.inode == new.inode;
+    ensure!(
+        !before.iter().zip(&after).any(same),
+        "{before:?} are still there: {after:?}"
     );
     Ok(())
+}
+
+fn replace_each(targets: &[String]) -> Outcome {
+    targets.iter().try_for_each(|one| replace(one).map(drop))
 }
 
 fn a_stopped_process_stays_stopped() -> Outcome {
