@@ -3,11 +3,12 @@
 //! SOCKCR_REPLACES and SOCKCR_KILLS ask for more than the suite has time for.
 
 use anyhow::{Context, ensure};
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use sockcr_scenarios::command::{self, Sockcr, done, refused, sockcr};
 use sockcr_scenarios::link::Neighbour;
-use sockcr_scenarios::load::{Kind, Lines, Load};
+use sockcr_scenarios::load::{Echo, Kind, Lines, Load};
 use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, children, program, reaped, run};
 use sockcr_scenarios::receiver::{Receiver, compiled};
@@ -16,6 +17,8 @@ use sockcr_scenarios::socket::{echoes, local};
 use sockcr_scenarios::takeover::{Socket, socket_at, sockets};
 use sockcr_scenarios::{Outcome, Scenario, dns, wait};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 const CC: &[Need] = &[Need::Root, Need::Program("cc")];
@@ -28,6 +31,13 @@ const SOCAT: &[Need] = &[Need::Root, Need::Program("socat")];
 const NEIGHBOUR: &[Need] = &[
     Need::Root,
     Need::Program("dnsmasq"),
+    Need::Program("ip"),
+    Need::Program("nsenter"),
+];
+const OPENVPN: &[Need] = &[
+    Need::Root,
+    Need::Program("openvpn"),
+    Need::Program("openssl"),
     Need::Program("ip"),
     Need::Program("nsenter"),
 ];
@@ -57,6 +67,11 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::dnsmasq_answers", DNSMASQ, dnsmasq_answers),
     Scenario::new("replacing::unbound_answers", UNBOUND, unbound_answers),
     Scenario::new("replacing::socat_hears_all", SOCAT, socat_hears_all),
+    Scenario::new(
+        "replacing::openvpn_keeps_going",
+        OPENVPN,
+        openvpn_keeps_going,
+    ),
     Scenario::new("replacing::dnsmasq_moves", NEIGHBOUR, dnsmasq_moves),
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
@@ -791,6 +806,95 @@ fn socat_hears_all() -> Outcome {
     );
     eprintln!("heard {sent}, {reordered} reordered");
     Ok(())
+}
+
+/// A tunnel between two network namespaces, through which questions go and their answers come back.
+fn openvpn_keeps_going() -> Outcome {
+    const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+    const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
+    let mut neighbour = Neighbour::start(1)?;
+    neighbour.link("v0", HERE, &[Ipv4Addr::new(10, 1, 0, 2)])?;
+    let (ours, theirs) = (certificate("server")?, certificate("client")?);
+    let here = HERE.to_string();
+    let mut server = openvpn(program("openvpn"), "server", &theirs)?;
+    server.args(["--local", &here, "--port", "1194", "--dh", "none"]);
+    server.args(["--server", "10.8.0.0", "255.255.255.0"]);
+    server.args(["--topology", "subnet", "--keepalive", "1", "10"]);
+    let server = Process::start(&mut server)?;
+    says("server.log", "Initialization Sequence Completed")?;
+    let mut client = openvpn(neighbour.program("openvpn"), "client", &ours)?;
+    client.args(["--client", "--remote", &here, "1194", "--nobind"]);
+    let client = Process::start(&mut client)?;
+    // The last line of each that is due to the session.
+    says("client.log", "Protocol options: ")?;
+    says("server.log", "Protocol options: ")?;
+    let inside = SocketAddr::new(INSIDE.into(), 7);
+    let echo = Echo::start(neighbour.socket(inside)?);
+    echoes(inside)?;
+    let logs = || -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string("server.log")? + &std::fs::read_to_string("client.log")?)
+    };
+    let before = logs()?;
+    let targets = [&server, &client].map(|end| -> anyhow::Result<String> {
+        let [socket] = &sockets(end)?[..] else {
+            anyhow::bail!("not one socket: {:?}", sockets(end)?)
+        };
+        Ok(socket.target.clone())
+    });
+    let targets = targets.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let load = Load::start(inside, Kind::Echo, RATE);
+    for _ in 0..times(20) {
+        replace_each(&targets)?;
+    }
+    let answers = load.stop()?;
+    eprintln!("{answers:?}");
+    answers.are_all(100)?;
+    echo.stop()?;
+    // They tell of each error, and of each session that begins or ends.
+    let after = logs()?;
+    ensure!(before == after, "{after}");
+    Ok(())
+}
+
+/// One end of a tunnel, that knows the other one by its fingerprint.
+fn openvpn(mut command: Command, name: &str, peer: &str) -> anyhow::Result<Command> {
+    command.args(["--dev", "tun0", "--proto", "udp4", "--disable-dco"]);
+    command.args(["--cert", &format!("{name}.crt")]);
+    command.args(["--key", &format!("{name}.key")]);
+    command.args(["--peer-fingerprint", peer, "--verb", "3"]);
+    command.args(["--log", &format!("{name}.log")]);
+    if !Path::new("/dev/net/tun").exists() {
+        let node = std::env::current_dir()?.join("tun");
+        if !node.exists() {
+            let kind = FileType::CharacterDevice;
+            mknodat(CWD, &node, kind, Mode::RUSR | Mode::WUSR, makedev(10, 200))?;
+        }
+        command.arg("--dev-node").arg(node);
+    }
+    Ok(command)
+}
+
+/// Makes a key and a certificate; says its fingerprint.
+fn certificate(name: &str) -> anyhow::Result<String> {
+    let (key, file) = (format!("{name}.key"), format!("{name}.crt"));
+    let subject = format!("/CN={name}");
+    let curve = "ec_paramgen_curve:prime256v1";
+    let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes"];
+    let to = ["-subj", &subject, "-keyout", &key, "-out", &file];
+    run("openssl", &[&new[..], &to].concat())?;
+    let mut asked = program("openssl");
+    asked.args(["x509", "-in", &file, "-noout", "-fingerprint", "-sha256"]);
+    let told = String::from_utf8(asked.output()?.stdout)?;
+    let print = told.trim().rsplit_once('=').context("no fingerprint")?.1;
+    Ok(print.to_owned())
+}
+
+fn says(log: &str, words: &str) -> Outcome {
+    let said = wait::until(words, || {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        Ok(text.contains(words).then_some(()))
+    });
+    said.with_context(|| std::fs::read_to_string(log).unwrap_or_default())
 }
 
 /// From loopback to an address of another network namespace.
