@@ -10,7 +10,7 @@ use sockcr_scenarios::command::{self, Sockcr, done, refused, sockcr};
 use sockcr_scenarios::link::Neighbour;
 use sockcr_scenarios::load::{Echo, Kind, Lines, Load};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, children, program, reaped, run};
+use sockcr_scenarios::process::{Orphan, Process, children, program, reaped, run};
 use sockcr_scenarios::receiver::{Receiver, compiled};
 use sockcr_scenarios::remains::{Still, none_in_the_kernel};
 use sockcr_scenarios::socket::{echoes, local};
@@ -40,6 +40,13 @@ const OPENVPN: &[Need] = &[
     Need::Program("openssl"),
     Need::Program("ip"),
     Need::Program("nsenter"),
+];
+const MOSH: &[Need] = &[
+    Need::Root,
+    Need::Program("mosh-server"),
+    Need::Program("mosh-client"),
+    Need::Program("script"),
+    Need::Program("setpriv"),
 ];
 
 pub const ALL: &[Scenario] = &[
@@ -72,6 +79,7 @@ pub const ALL: &[Scenario] = &[
         OPENVPN,
         openvpn_keeps_going,
     ),
+    Scenario::new("replacing::mosh_keeps_going", MOSH, mosh_keeps_going),
     Scenario::new("replacing::dnsmasq_moves", NEIGHBOUR, dnsmasq_moves),
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
@@ -895,6 +903,93 @@ fn says(log: &str, words: &str) -> Outcome {
         Ok(text.contains(words).then_some(()))
     });
     said.with_context(|| std::fs::read_to_string(log).unwrap_or_default())
+}
+
+/// A session of mosh, where somebody types lines and sees them come back.
+fn mosh_keeps_going() -> Outcome {
+    // It writes down each line, and shows it alone.
+    const SESSION: &str = r"
+        stty -echo
+        printf '\033[2J\033[Hready'
+        while read -r line; do
+            printf '%s\n' $line >>heard
+            printf '\033[2J\033[H%s' $line
+            [ $line = end ] && break
+        done";
+    let session = format!("cd {:?}; {SESSION}", std::env::current_dir()?);
+    let mut server = program("mosh-server");
+    server.args(["new", "-i", "127.0.0.1", "-p", "60001", "--"]);
+    server.args(["sh", "-c", &session]).env("LC_ALL", "C.UTF-8");
+    // Should nobody be left to end it.
+    server.env("MOSH_SERVER_NETWORK_TMOUT", "60");
+    let (server, told) = Orphan::left_by(&mut server)?;
+    let key = told.split("MOSH CONNECT 60001 ").nth(1);
+    let key = key.and_then(|key| key.lines().next());
+    let mut client = program("script");
+    client.args(["--quiet", "--return", "--flush", "--command"]);
+    // With `script`, should that end first: it would wait for the server for a while.
+    let ending = "exec setpriv --pdeathsig KILL";
+    client.arg(format!(
+        "stty rows 24 cols 80; {ending} mosh-client 127.0.0.1 60001"
+    ));
+    client.arg("/dev/null");
+    client.envs([("LC_ALL", "C.UTF-8"), ("TERM", "xterm")]);
+    client.env("MOSH_KEY", key.with_context(|| told.clone())?);
+    // What it shows has come back.
+    client.env("MOSH_PREDICTION_DISPLAY", "never");
+    let mut client = Process::start(&mut client)?;
+    client.shows("ready")?;
+    let mut lines = 0;
+    std::thread::scope(|scope| {
+        let replace = || replace("udp:127.0.0.1:60001").map(drop);
+        let replacing = scope.spawn(move || (0..times(20)).try_for_each(|_| replace()));
+        while !replacing.is_finished() {
+            client.tell(&shown(lines))?;
+            client.shows(&shown(lines))?;
+            lines += 1;
+        }
+        let ended = replacing.join();
+        ended.unwrap_or_else(|_| anyhow::bail!("who replaces ended"))
+    })?;
+    // What is lost would be sent again, and nobody would notice.
+    for name in ["NoPorts", "InErrors", "RcvbufErrors"] {
+        ensure!(counted(name)? == 0, "{name}: {}", counted(name)?);
+    }
+    client.tell("end")?;
+    let ended = client.end()?;
+    ensure!(ended.success(), "the client: {ended}");
+    server.end()?;
+    let due: String = (0..lines).map(|line| shown(line) + "\n").collect();
+    ensure!(
+        std::fs::read_to_string("heard")? == due + "end\n",
+        "heard something else"
+    );
+    eprintln!("{lines} lines");
+    ensure!(lines >= 10, "only {lines} lines");
+    Ok(())
+}
+
+/// No two of these in a row have a letter in common: what is on the screen alike is not sent.
+fn shown(line: u32) -> String {
+    let digits = format!("{line:09}");
+    let letter = |digit: u8| {
+        char::from(if line.is_multiple_of(2) {
+            digit
+        } else {
+            digit - b'0' + b'a'
+        })
+    };
+    digits.bytes().map(letter).collect()
+}
+
+/// What the kernel has counted of UDP here under this name.
+fn counted(name: &str) -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = rows.next().zip(rows.next()).context("no UDP")?;
+    let mut both = names.split(' ').zip(values.split(' '));
+    let found = both.find(|(have, _)| *have == name);
+    Ok(found.with_context(|| name.to_owned())?.1.parse()?)
 }
 
 /// From loopback to an address of another network namespace.
