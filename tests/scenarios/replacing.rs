@@ -4,25 +4,29 @@
 
 use anyhow::{Context, ensure};
 use rustix::fd::AsRawFd;
+use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::process::Signal;
 use serde_json::Value as Json;
 use sockcr_scenarios::command::{self, Sockcr, done, refused, sockcr};
 use sockcr_scenarios::link::Neighbour;
-use sockcr_scenarios::load::{Kind, Lines, Load};
+use sockcr_scenarios::load::{Echo, Kind, Lines, Load};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, children, program, reaped, run};
+use sockcr_scenarios::process::{Orphan, Process, children, program, reaped, run};
 use sockcr_scenarios::receiver::{Receiver, compiled};
 use sockcr_scenarios::remains::{Still, none_in_the_kernel};
 use sockcr_scenarios::socket::{echoes, local};
 use sockcr_scenarios::takeover::{Socket, socket_at, sockets};
 use sockcr_scenarios::{Outcome, Scenario, dns, wait};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 const ROOT: &[Need] = &[Need::Root];
 const CC: &[Need] = &[Need::Root, Need::Program("cc")];
 const CC_IP: &[Need] = &[Need::Root, Need::Program("cc"), Need::Program("ip")];
 const PYTHON: &[Need] = &[Need::Root, Need::Program("python3")];
+const GO: &[Need] = &[Need::Root, Need::Program("go")];
 const DNSMASQ: &[Need] = &[Need::Root, Need::Program("dnsmasq")];
 const UNBOUND: &[Need] = &[Need::Root, Need::Program("unbound")];
 const SOCAT: &[Need] = &[Need::Root, Need::Program("socat")];
@@ -31,6 +35,20 @@ const NEIGHBOUR: &[Need] = &[
     Need::Program("dnsmasq"),
     Need::Program("ip"),
     Need::Program("nsenter"),
+];
+const OPENVPN: &[Need] = &[
+    Need::Root,
+    Need::Program("openvpn"),
+    Need::Program("openssl"),
+    Need::Program("ip"),
+    Need::Program("nsenter"),
+];
+const MOSH: &[Need] = &[
+    Need::Root,
+    Need::Program("mosh-server"),
+    Need::Program("mosh-client"),
+    Need::Program("script"),
+    Need::Program("setpriv"),
 ];
 
 pub const ALL: &[Scenario] = &[
@@ -46,6 +64,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::static_programs", CC, static_programs),
     Scenario::new("replacing::threads_come_and_go", CC, threads_come_and_go),
     Scenario::new("replacing::python", PYTHON, python),
+    Scenario::new("replacing::go", GO, go),
     Scenario::new(
         "replacing::a_stopped_process_stays_stopped",
         CC,
@@ -57,6 +76,12 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::dnsmasq_answers", DNSMASQ, dnsmasq_answers),
     Scenario::new("replacing::unbound_answers", UNBOUND, unbound_answers),
     Scenario::new("replacing::socat_hears_all", SOCAT, socat_hears_all),
+    Scenario::new(
+        "replacing::openvpn_keeps_going",
+        OPENVPN,
+        openvpn_keeps_going,
+    ),
+    Scenario::new("replacing::mosh_keeps_going", MOSH, mosh_keeps_going),
     Scenario::new("replacing::dnsmasq_moves", NEIGHBOUR, dnsmasq_moves),
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
@@ -222,6 +247,7 @@ fn is_replaced(words: &str, usual: u32) -> Outcome {
         let mut receiver = Receiver::start(words)?;
         receiver.check()?.is_fine(0)?;
         let before = receiver.still()?;
+        let targets = receiver.targets()?.len() as u64;
         let (times, mut reordered) = (times(usual), 0);
         for round in 0..times {
             if round == times / 2 {
@@ -234,7 +260,10 @@ fn is_replaced(words: &str, usual: u32) -> Outcome {
             receiver.check()?.is_fine(reordered)?;
         }
         receiver.stop()?.is_fine(reordered)?;
-        receiver.check()?.is_fine(reordered)?;
+        let told = receiver.check()?;
+        told.is_fine(reordered)?;
+        let stops = u64::from(times) * targets;
+        ensure!(told.cut() <= stops, "{stops} stops: {}", told.all());
         before.is(&receiver.still()?)
     };
     tell().with_context(|| words.to_owned())
@@ -391,13 +420,87 @@ fn python() -> Outcome {
     for load in loads {
         load.stop()?.are_all(100)?;
     }
+    has_no_complaint(&mut victim)
+}
+
+fn has_no_complaint(victim: &mut Process) -> Outcome {
     victim.tell("state")?;
     let state = victim.facts()?;
+    let wrong = state["wrong"].as_array();
+    ensure!(wrong.is_some_and(Vec::is_empty), "{state}");
+    Ok(())
+}
+
+/// Its runtime waits for all sockets at once, and threads of it come and go.
+fn go() -> Outcome {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/replace.go");
+    let folder = std::env::current_dir()?;
+    let mut build = program("go");
+    build.args(["build", "-o", "receiver", source]);
+    for name in ["HOME", "GOPATH", "GOCACHE"] {
+        build.env(name, folder.join("go"));
+    }
+    for (name, value) in [
+        ("CGO_ENABLED", "0"),
+        ("GO111MODULE", "off"),
+        ("GOENV", "off"),
+        ("GOFLAGS", ""),
+        ("GOPROXY", "off"),
+        ("GOTOOLCHAIN", "local"),
+    ] {
+        build.env(name, value);
+    }
+    let built = build.output()?;
+    ensure!(built.status.success(), "{built:?}");
+    let mut victim = Process::start(&mut program("./receiver"))?;
+    let facts = victim.facts()?;
+    let mut targets = Vec::new();
+    let mut places: Vec<SocketAddr> = Vec::new();
+    for socket in facts["sockets"].as_array().context("no sockets")? {
+        targets.push(format!("{}:{}", victim.pid(), socket["fd"]));
+        let at: Vec<SocketAddr> = serde_json::from_value(socket["places"].clone())?;
+        places.extend(at);
+    }
+    let numbers = |known: &[Socket]| -> Vec<(String, String)> {
+        let of = |one: &Socket| (one.target.clone(), one.local.clone());
+        known.iter().map(of).collect()
+    };
+    let before = sockets(&victim)?;
+    let times = times(12);
+    for _ in 0..times / 2 {
+        replace_each(&targets)?;
+        for place in places.iter().filter(|place| place.is_ipv4()) {
+            echoes(*place)?;
+        }
+    }
+    let loads = places
+        .iter()
+        .map(|place| Load::start(*place, Kind::Echo, RATE));
+    let loads: Vec<Load> = loads.collect();
+    for _ in times / 2..times {
+        replace_each(&targets)?;
+    }
+    for (load, place) in loads.into_iter().zip(&places) {
+        let answers = load.stop()?;
+        eprintln!("{place}: {answers:?}");
+        answers.are_all(100).with_context(|| place.to_string())?;
+    }
+    has_no_complaint(&mut victim)?;
+    let after = sockets(&victim)?;
     ensure!(
-        state["wrong"].as_array().is_some_and(Vec::is_empty),
-        "{state}"
+        numbers(&before) == numbers(&after),
+        "{before:?} became {after:?}"
+    );
+    let same = |(old, new): (&Socket, &Socket)| old.inode == new.inode;
+    ensure!(
+        !before.iter().zip(&after).any(same),
+        "{before:?} are still there: {after:?}"
     );
     Ok(())
+}
+
+fn replace_each(targets: &[String]) -> Outcome {
+    targets.iter().try_for_each(|one| replace(one).map(drop))
 }
 
 fn a_stopped_process_stays_stopped() -> Outcome {
@@ -734,6 +837,181 @@ fn socat_hears_all() -> Outcome {
     );
     eprintln!("heard {sent}, {reordered} reordered");
     Ok(())
+}
+
+/// A tunnel between two network namespaces, through which questions go and their answers come back.
+fn openvpn_keeps_going() -> Outcome {
+    const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
+    const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
+    let mut neighbour = Neighbour::start(1)?;
+    neighbour.link("v0", HERE, &[Ipv4Addr::new(10, 1, 0, 2)])?;
+    let (ours, theirs) = (certificate("server")?, certificate("client")?);
+    let here = HERE.to_string();
+    let mut server = openvpn(program("openvpn"), "server", &theirs)?;
+    server.args(["--local", &here, "--port", "1194", "--dh", "none"]);
+    server.args(["--server", "10.8.0.0", "255.255.255.0"]);
+    server.args(["--topology", "subnet", "--keepalive", "1", "10"]);
+    let server = Process::start(&mut server)?;
+    says("server.log", "Initialization Sequence Completed")?;
+    let mut client = openvpn(neighbour.program("openvpn"), "client", &ours)?;
+    client.args(["--client", "--remote", &here, "1194", "--nobind"]);
+    let client = Process::start(&mut client)?;
+    // The last line of each that is due to the session.
+    says("client.log", "Protocol options: ")?;
+    says("server.log", "Protocol options: ")?;
+    let inside = SocketAddr::new(INSIDE.into(), 7);
+    let echo = Echo::start(neighbour.socket(inside)?);
+    echoes(inside)?;
+    let logs = || -> anyhow::Result<String> {
+        Ok(std::fs::read_to_string("server.log")? + &std::fs::read_to_string("client.log")?)
+    };
+    let before = logs()?;
+    let targets = [&server, &client].map(|end| -> anyhow::Result<String> {
+        let [socket] = &sockets(end)?[..] else {
+            anyhow::bail!("not one socket: {:?}", sockets(end)?)
+        };
+        Ok(socket.target.clone())
+    });
+    let targets = targets.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
+    let load = Load::start(inside, Kind::Echo, RATE);
+    for _ in 0..times(20) {
+        replace_each(&targets)?;
+    }
+    let answers = load.stop()?;
+    eprintln!("{answers:?}");
+    answers.are_all(100)?;
+    echo.stop()?;
+    // They tell of each error, and of each session that begins or ends.
+    let after = logs()?;
+    ensure!(before == after, "{after}");
+    Ok(())
+}
+
+/// One end of a tunnel, that knows the other one by its fingerprint.
+fn openvpn(mut command: Command, name: &str, peer: &str) -> anyhow::Result<Command> {
+    command.args(["--dev", "tun0", "--proto", "udp4", "--disable-dco"]);
+    command.args(["--cert", &format!("{name}.crt")]);
+    command.args(["--key", &format!("{name}.key")]);
+    command.args(["--peer-fingerprint", peer, "--verb", "3"]);
+    command.args(["--log", &format!("{name}.log")]);
+    if !Path::new("/dev/net/tun").exists() {
+        let node = std::env::current_dir()?.join("tun");
+        if !node.exists() {
+            let kind = FileType::CharacterDevice;
+            mknodat(CWD, &node, kind, Mode::RUSR | Mode::WUSR, makedev(10, 200))?;
+        }
+        command.arg("--dev-node").arg(node);
+    }
+    Ok(command)
+}
+
+/// Makes a key and a certificate; says its fingerprint.
+fn certificate(name: &str) -> anyhow::Result<String> {
+    let (key, file) = (format!("{name}.key"), format!("{name}.crt"));
+    let subject = format!("/CN={name}");
+    let curve = "ec_paramgen_curve:prime256v1";
+    let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes"];
+    let to = ["-subj", &subject, "-keyout", &key, "-out", &file];
+    run("openssl", &[&new[..], &to].concat())?;
+    let mut asked = program("openssl");
+    asked.args(["x509", "-in", &file, "-noout", "-fingerprint", "-sha256"]);
+    let told = String::from_utf8(asked.output()?.stdout)?;
+    let print = told.trim().rsplit_once('=').context("no fingerprint")?.1;
+    Ok(print.to_owned())
+}
+
+fn says(log: &str, words: &str) -> Outcome {
+    let said = wait::until(words, || {
+        let text = std::fs::read_to_string(log).unwrap_or_default();
+        Ok(text.contains(words).then_some(()))
+    });
+    said.with_context(|| std::fs::read_to_string(log).unwrap_or_default())
+}
+
+/// A session of mosh, where somebody types lines and sees them come back.
+fn mosh_keeps_going() -> Outcome {
+    // It writes down each line, and shows it alone.
+    const SESSION: &str = r"
+        stty -echo
+        printf '\033[2J\033[Hready'
+        while read -r line; do
+            printf '%s\n' $line >>heard
+            printf '\033[2J\033[H%s' $line
+            [ $line = end ] && break
+        done";
+    let session = format!("cd {:?}; {SESSION}", std::env::current_dir()?);
+    let mut server = program("mosh-server");
+    server.args(["new", "-i", "127.0.0.1", "-p", "60001", "--"]);
+    server.args(["sh", "-c", &session]).env("LC_ALL", "C.UTF-8");
+    // Should nobody be left to end it.
+    server.env("MOSH_SERVER_NETWORK_TMOUT", "60");
+    let (server, told) = Orphan::left_by(&mut server)?;
+    let key = told.split("MOSH CONNECT 60001 ").nth(1);
+    let key = key.and_then(|key| key.lines().next());
+    let mut client = program("script");
+    client.args(["--quiet", "--return", "--flush", "--command"]);
+    // With `script`, should that end first: it would wait for the server for a while.
+    let ending = "exec setpriv --pdeathsig KILL";
+    client.arg(format!(
+        "stty rows 24 cols 80; {ending} mosh-client 127.0.0.1 60001"
+    ));
+    client.arg("/dev/null");
+    client.envs([("LC_ALL", "C.UTF-8"), ("TERM", "xterm")]);
+    client.env("MOSH_KEY", key.with_context(|| told.clone())?);
+    // What it shows has come back.
+    client.env("MOSH_PREDICTION_DISPLAY", "never");
+    let mut client = Process::start(&mut client)?;
+    client.shows("ready")?;
+    let mut lines = 0;
+    std::thread::scope(|scope| {
+        let replace = || replace("udp:127.0.0.1:60001").map(drop);
+        let replacing = scope.spawn(move || (0..times(20)).try_for_each(|_| replace()));
+        while !replacing.is_finished() || lines < 10 {
+            client.tell(&shown(lines))?;
+            client.shows(&shown(lines))?;
+            lines += 1;
+        }
+        let ended = replacing.join();
+        ended.unwrap_or_else(|_| anyhow::bail!("who replaces ended"))
+    })?;
+    // What is lost would be sent again, and nobody would notice.
+    for name in ["NoPorts", "InErrors", "RcvbufErrors"] {
+        ensure!(counted(name)? == 0, "{name}: {}", counted(name)?);
+    }
+    client.tell("end")?;
+    let ended = client.end()?;
+    ensure!(ended.success(), "the client: {ended}");
+    server.end()?;
+    let due: String = (0..lines).map(|line| shown(line) + "\n").collect();
+    ensure!(
+        std::fs::read_to_string("heard")? == due + "end\n",
+        "heard something else"
+    );
+    eprintln!("{lines} lines");
+    Ok(())
+}
+
+/// No two of these in a row have a letter in common: what is on the screen alike is not sent.
+fn shown(line: u32) -> String {
+    let digits = format!("{line:09}");
+    let letter = |digit: u8| {
+        char::from(if line.is_multiple_of(2) {
+            digit
+        } else {
+            digit - b'0' + b'a'
+        })
+    };
+    digits.bytes().map(letter).collect()
+}
+
+/// What the kernel has counted of UDP here under this name.
+fn counted(name: &str) -> anyhow::Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let (names, values) = rows.next().zip(rows.next()).context("no UDP")?;
+    let mut both = names.split(' ').zip(values.split(' '));
+    let found = both.find(|(have, _)| *have == name);
+    Ok(found.with_context(|| name.to_owned())?.1.parse()?)
 }
 
 /// From loopback to an address of another network namespace.

@@ -1,10 +1,11 @@
 //! A network namespace next door, and cables to it.
 
-use crate::process::{Process, run};
+use crate::process::{Process, program, run};
 use crate::{Outcome, actor};
 use anyhow::Context;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
+use std::process::Command;
 
 /// Who lives there: what it sends arrives here by a device, and not by loopback.
 #[derive(Debug)]
@@ -64,8 +65,21 @@ impl Neighbour {
 
     /// Runs a program of the system there.
     fn run(&self, name: &str, arguments: &[&str]) -> Outcome {
-        let namespace = format!("--net=/proc/{}/ns/net", self.process.pid());
-        run("nsenter", &[&[&namespace, name], arguments].concat())
+        run(
+            "nsenter",
+            &[&[&self.namespace()[..], name], arguments].concat(),
+        )
+    }
+
+    /// A program of the system that lives there.
+    pub fn program(&self, name: &str) -> Command {
+        let mut command = program("nsenter");
+        command.args([&self.namespace(), name]);
+        command
+    }
+
+    fn namespace(&self) -> String {
+        format!("--net=/proc/{}/ns/net", self.process.pid())
     }
 
     /// The index of a device there.

@@ -218,3 +218,37 @@ impl Lines {
         ended.unwrap_or_else(|_| anyhow::bail!("the sender ended"))
     }
 }
+
+/// Somebody who sends back what comes to a socket.
+#[derive(Debug)]
+pub struct Echo {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<anyhow::Result<()>>,
+}
+
+impl Echo {
+    /// Begins to.
+    pub fn start(socket: UdpSocket) -> Echo {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = Arc::clone(&stop);
+        let echo = move || {
+            let mut datagram = [0; 2000];
+            while !told.load(Ordering::Relaxed) {
+                if wait::readable(&socket, Duration::from_millis(10))? {
+                    let (length, from) = socket.recv_from(&mut datagram)?;
+                    socket.send_to(&datagram[..length], from)?;
+                }
+            }
+            Ok(())
+        };
+        let thread = std::thread::spawn(echo);
+        Echo { stop, thread }
+    }
+
+    /// Does so no more; every call must have been a good one.
+    pub fn stop(self) -> anyhow::Result<()> {
+        self.stop.store(true, Ordering::Relaxed);
+        let ended = self.thread.join();
+        ended.unwrap_or_else(|_| anyhow::bail!("who sends back ended"))
+    }
+}

@@ -3,8 +3,8 @@
 use crate::wait;
 use anyhow::{Context, bail, ensure};
 use rustix::process::{
-    PTracer, Pid, PidfdFlags, Signal, WaitOptions, getppid, pidfd_open, pidfd_send_signal,
-    set_parent_process_death_signal, set_ptracer, waitpid,
+    PTracer, Pid, PidfdFlags, Signal, WaitOptions, getppid, kill_process, pidfd_open,
+    pidfd_send_signal, set_parent_process_death_signal, set_ptracer, waitpid,
 };
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -55,6 +55,29 @@ impl Process {
             line.extend(byte);
         }
         Ok(String::from_utf8(line)?.trim_end().to_owned())
+    }
+
+    /// Waits until it has printed this.
+    pub fn shows(&mut self, what: &str) -> anyhow::Result<()> {
+        let name = &self.name;
+        let output = self.child.stdout.as_mut().context("its output is closed")?;
+        let end = Instant::now() + wait::PATIENCE;
+        let (mut shown, mut bytes) = (Vec::new(), [0; 4096]);
+        while !String::from_utf8_lossy(&shown).contains(what) {
+            let left = end.saturating_duration_since(Instant::now());
+            let text = String::from_utf8_lossy(&shown);
+            ensure!(
+                wait::readable(&*output, left)?,
+                "{name}: did not print {what:?} in time: {text:?}"
+            );
+            let length = output.read(&mut bytes)?;
+            ensure!(
+                length > 0,
+                "{name}: ended without printing {what:?}: {text:?}"
+            );
+            shown.extend(&bytes[..length]);
+        }
+        Ok(())
     }
 
     /// A line of what it prints, as JSON.
@@ -114,6 +137,45 @@ impl Drop for Process {
         // Both fail only when it has been waited for already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A process that was started by one that has ended, and has come to this one; it ends with this.
+#[derive(Debug)]
+pub struct Orphan(Pid);
+
+impl Orphan {
+    /// The only one that a command leaves behind, with what it has printed.
+    pub fn left_by(command: &mut Command) -> anyhow::Result<(Orphan, String)> {
+        let all = || children(std::process::id().cast_signed());
+        let known = all()?;
+        let output = command.output()?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let new: Vec<i32> = all()?
+            .into_iter()
+            .filter(|pid| !known.contains(pid))
+            .collect();
+        let [pid] = new[..] else {
+            bail!("{command:?} left {new:?}: {output:?}");
+        };
+        Ok((Orphan(Pid::from_raw(pid).context("no process")?), text))
+    }
+
+    /// Waits for its end.
+    pub fn end(self) -> anyhow::Result<()> {
+        wait::until("the end of an orphan", || {
+            Ok(waitpid(Some(self.0), WaitOptions::NOHANG)?.map(drop))
+        })?;
+        std::mem::forget(self);
+        Ok(())
+    }
+}
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        // Nobody else waits for it, so that its number is still its own.
+        let _ = kill_process(self.0, Signal::KILL);
+        let _ = waitpid(Some(self.0), WaitOptions::empty());
     }
 }
 

@@ -1,7 +1,7 @@
 //! Programs that receive numbered datagrams, and check themselves: `victims/replace.c`.
 
 use crate::process::{Process, program, run};
-use crate::{Outcome, remains::Still};
+use crate::{Outcome, remains::Still, wait};
 use anyhow::{Context, ensure};
 use serde_json::Value as Json;
 
@@ -15,6 +15,8 @@ pub struct Receiver {
     pub fds: Vec<i32>,
     /// Where they receive.
     pub port: u16,
+    /// What the first thread of the first handles all the time; 0 where there is none.
+    signal: u32,
 }
 
 /// What it has noticed.
@@ -42,6 +44,7 @@ impl Receiver {
             pids: numbers("pids")?,
             fds: numbers("fds")?,
             port: serde_json::from_value(facts["port"].clone())?,
+            signal: serde_json::from_value(facts["signal"].clone())?,
             process,
         })
     }
@@ -80,7 +83,12 @@ impl Receiver {
 
     /// The processes as they are.
     pub fn still(&self) -> anyhow::Result<Still> {
-        Still::now(&self.pids, &self.fds)
+        // The signal is blocked in its handler, and nowhere else.
+        wait::until("a thread that is not in its handler", || {
+            let still = Still::now(&self.pids, &self.fds)?;
+            let handles = self.signal != 0 && still.blocks(self.pid()?, self.signal)?;
+            Ok((!handles).then_some(still))
+        })
     }
 
     /// The first process.
@@ -117,6 +125,11 @@ impl Told {
     /// How many times a datagram came to another member than the one before of its sender.
     pub fn strayed(&self) -> u64 {
         self.0["strayed"].as_u64().unwrap_or_default()
+    }
+
+    /// How many calls that wait for a second datagram answered with the first alone.
+    pub fn cut(&self) -> u64 {
+        self.0["cut"].as_u64().unwrap_or_default()
     }
 
     /// Which member the last datagram of each sender came to.

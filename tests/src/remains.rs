@@ -60,6 +60,16 @@ impl Still {
         Ok(still)
     }
 
+    /// Whether the first thread of a process blocks a signal.
+    pub fn blocks(&self, pid: i32, signal: u32) -> anyhow::Result<bool> {
+        let state = self.states.get(&format!("/proc/{pid}/task/{pid}"));
+        let state = state.context("no first thread")?;
+        let mut parts = state.split(", ");
+        let mask = parts.find_map(|part| part.strip_prefix("SigBlk:\t"));
+        let mask = u64::from_str_radix(mask.context("no mask")?, 16)?;
+        Ok(mask >> (signal - 1) & 1 == 1)
+    }
+
     /// They are again as they were.
     pub fn is(&self, now: &Still) -> Outcome {
         same("descriptor", &self.descriptors, &now.descriptors)?;
