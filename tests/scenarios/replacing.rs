@@ -595,6 +595,10 @@ fn moment(whole: Duration, round: u32) -> Duration {
 
 /// Whatever moment `kill -9` comes at, the program has the old socket or the new one, and nothing
 /// besides. `rate` is that of the datagrams that come meanwhile.
+/// Who is killed between having taken the place and having made up for what came to the old socket meanwhile
+/// takes that with it: what comes in so long a time.
+const MOMENT: Duration = Duration::from_millis(20);
+
 fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
     let mut receiver = Receiver::start(words)?;
     receiver.check()?.is_fine(0)?;
@@ -611,9 +615,9 @@ fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
     dump("before.skc")?;
     let before = receiver.still()?;
     let rounds = asked_for("SOCKCR_KILLS").unwrap_or(usual);
-    let (mut cut, mut new) = (0, 0);
+    let (mut cut, mut new, mut lost) = (0, 0, 0);
     for round in 0..rounds {
-        let tell = |receiver: &mut Receiver| -> anyhow::Result<(bool, bool)> {
+        let mut tell = |receiver: &mut Receiver| -> anyhow::Result<(bool, bool)> {
             let old = inode(receiver)?;
             receiver.run_at(rate)?;
             let known = children(std::process::id().cast_signed())?;
@@ -622,8 +626,14 @@ fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
             process.kill()?;
             wait::until("the end of what outlives the command", || reaped(&known))?;
             // Nobody is left to report what came to be out of order.
-            receiver.stop()?.is_fine(u64::MAX)?;
-            receiver.check()?.is_fine(u64::MAX)?;
+            receiver.stop()?.is_fine_but_for_lost(u64::MAX)?;
+            let told = receiver.check()?;
+            told.is_fine_but_for_lost(u64::MAX)?;
+            let more = told.lost().and_then(|all| all.checked_sub(lost));
+            let more = more.with_context(|| told.all().to_string())?;
+            let few = u64::from(rate) * MOMENT.as_millis() as u64 / 1000;
+            ensure!(more <= few, "lost {more}: {}", told.all());
+            lost += more;
             before.is(&receiver.still()?)?;
             dump("after.skc")?;
             no_difference()?;
@@ -634,7 +644,7 @@ fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
         cut += u32::from(was_cut);
         new += u32::from(is_new);
     }
-    eprintln!("{words}: killed {cut} times of {rounds}, {new} times the new socket");
+    eprintln!("{words}: killed {cut} times of {rounds}, {new} times the new socket, {lost} lost");
     ensure!(cut > rounds / 10, "was killed only {cut} times of {rounds}");
     none_in_the_kernel()
 }

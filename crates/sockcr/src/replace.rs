@@ -57,8 +57,6 @@ const ELSEWHERE: &str = "it is registered in an epoll instance that none of its 
 /// A thread that does not stop.
 const ASLEEP: &str = "a thread of an owner waits in the kernel for something that nothing interrupts, such as a disk or \
                       a vfork(2)";
-/// How often is looked who has it before anybody is held: references come and go.
-const LOOKS: u32 = 20;
 
 /// How to replace.
 #[derive(Debug, Default)]
@@ -147,7 +145,7 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     let mut old = Vec::with_capacity(found.len());
     for socket in &found {
         refuse_kind(socket)?;
-        refuse_unseen(socket)?;
+        refuse_frozen(socket)?;
         old.push(Before::of(socket)?);
     }
     check_maps(&old, options)?;
@@ -217,43 +215,17 @@ fn refuse_kind(found: &Found) -> Result<(), Error> {
     }
 }
 
-/// What would be refused once its owners stand still, looked at before, as far as that can be seen.
-fn refuse_unseen(found: &Found) -> Result<(), Error> {
-    let name = format!(
-        "process {}, descriptor {}",
-        found.holder.pid, found.holder.fd
-    );
-    let refused = |why: &str| Error::new(ErrorKind::Refused, &name, why);
-    let reader = reader(&name)?;
-    for _ in 0..LOOKS {
-        let Holders {
-            tables,
-            seats,
-            ours,
-            ..
-        } = match holders::find(found) {
-            Ok(holders) => holders,
-            Err(Trouble::Again(_)) => continue,
-            Err(Trouble::Refused(why)) => return Err(refused(&why)),
-            Err(Trouble::Failed(error)) => return Err(error),
-        };
-        if let Some(table) = tables.iter().find(|table| group::is_frozen(table.pid)) {
-            let why = format!(
-                "process {} is frozen (cgroup.freeze): thaw it first",
-                table.pid
-            );
-            return Err(refused(&why));
+/// Who has it must be able to stand still, and to go on.
+fn refuse_frozen(found: &Found) -> Result<(), Error> {
+    let pid = found.holder.pid;
+    match group::is_frozen(pid) {
+        true => {
+            let name = format!("process {pid}, descriptor {}", found.holder.fd);
+            let why = "its process is frozen (cgroup.freeze)";
+            Err(Error::new(ErrorKind::Refused, name, why).help("thaw it first"))
         }
-        let users = reader.users(found.socket.as_fd());
-        let users =
-            users.map_err(|error| Error::system(format!("{name}: see who uses it"), error))?;
-        let seen = seats.len() + ours;
-        if users.references <= (seen + holders::calls(&tables)) as u64 {
-            return Ok(());
-        }
-        std::thread::yield_now();
+        false => Ok(()),
     }
-    Err(refused(&unseen_by_name(found, UNSEEN)))
 }
 
 /// Says who it may be that nobody sees.

@@ -60,19 +60,6 @@ pub(super) fn unless_gone<T>(read: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// How many calls may be waiting in a socket: each of a process with several threads has the open file too
-/// (`fdget`).
-pub(super) fn calls(tables: &[Table]) -> usize {
-    let mut pids: Vec<i32> = tables.iter().map(|table| table.pid).collect();
-    pids.dedup();
-    let threads =
-        |pid: i32| std::fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
-    pids.into_iter()
-        .map(threads)
-        .filter(|count| *count > 1)
-        .sum()
-}
-
 /// An owner that has a ring of io_uring, which may have the socket registered.
 pub(super) fn ring(found: &Found) -> Option<i32> {
     let holders = find(found).ok()?;
