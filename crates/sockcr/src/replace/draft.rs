@@ -42,6 +42,8 @@ impl Before {
         // Behind these there is more than is in the structure itself.
         let plain = socket.memberships.is_empty()
             && socket.flow_labels.is_empty()
+            && socket.errors.queue.is_empty()
+            && socket.cork.is_none()
             && socket.reuseport_index.is_none();
         let bytes = (plain && looks(fd)? == before).then_some(before);
         match super::reader(&socket.name())?.receive_queue(fd) {
