@@ -20,6 +20,7 @@ use sockcr_scenarios::{Outcome, Scenario, dns, wait};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 const ROOT: &[Need] = &[Need::Root];
@@ -86,6 +87,7 @@ pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
     Scenario::new("replacing::beside_others", ROOT, beside_others),
+    Scenario::new("replacing::driven_by_signals", PYTHON, driven_by_signals),
     Scenario::new(
         "replacing::in_the_name_of_a_user",
         PYTHON,
@@ -1112,7 +1114,7 @@ fn beside_others() -> Outcome {
     let ours = |socket: &UdpSocket| format!("{}:{}", std::process::id(), socket.as_raw_fd());
     let one = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     let port = one.local_addr()?.port();
-    let other = shared(SocketAddr::from(([127, 0, 0, 2], port)))?;
+    let other = shared(SocketAddr::from(([127, 0, 0, 2], port)), false)?;
     for taken in [
         format!("local=127.0.0.2:{port}"),
         format!("local=0.0.0.0:{port}"),
@@ -1122,11 +1124,14 @@ fn beside_others() -> Outcome {
     hears(&other)?;
     hears(&one)?;
     let address = SocketAddr::from((Ipv4Addr::LOCALHOST, 5008));
-    let (first, last) = (shared(address)?, shared(address)?);
-    refused(["replace", &ours(&first)])?.says(&["place among those with its address"])?;
-    hears(&last)?;
-    replace(&ours(&last))?;
-    hears(&last)
+    for group in [false, true] {
+        let (first, last) = (shared(address, group)?, shared(address, false)?);
+        refused(["replace", &ours(&first)])?.says(&["place among those with its address"])?;
+        hears(&last)?;
+        replace(&ours(&last))?;
+        hears(&last)?;
+    }
+    Ok(())
 }
 
 /// What is sent to its address comes to it.
@@ -1137,11 +1142,12 @@ fn hears(socket: &UdpSocket) -> Outcome {
     Ok(socket.recv(&mut [0; 8]).map(drop)?)
 }
 
-/// A socket that shares its address.
-fn shared(address: SocketAddr) -> anyhow::Result<UdpSocket> {
+/// A socket that shares its address, perhaps as a member of a group.
+fn shared(address: SocketAddr, group: bool) -> anyhow::Result<UdpSocket> {
     use rustix::net::{AddressFamily, SocketType, bind, socket, sockopt};
     let made = socket(AddressFamily::INET, SocketType::DGRAM, None)?;
     sockopt::set_socket_reuseaddr(&made, true)?;
+    sockopt::set_socket_reuseport(&made, group)?;
     bind(&made, &address)?;
     Ok(made.into())
 }
@@ -1192,4 +1198,49 @@ while True:
             &format!("signal 15 goes to process {}", bystander.pid()),
         ])
         .map(drop)
+}
+
+/// A program that reads when SIGIO comes, and at no other time: what comes at whatever moment is told.
+fn driven_by_signals() -> Outcome {
+    const SCRIPT: &str = "
+import fcntl, json, os, signal, socket, time
+made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+made.bind(('127.0.0.1', 5006))
+made.setblocking(False)
+
+def answer(*_):
+    while True:
+        try:
+            data, peer = made.recvfrom(100)
+        except BlockingIOError:
+            return
+        made.sendto(data, peer)
+
+signal.signal(signal.SIGIO, answer)
+fcntl.fcntl(made, fcntl.F_SETOWN, os.getpid())
+fcntl.fcntl(made, fcntl.F_SETFL, fcntl.fcntl(made, fcntl.F_GETFL) | os.O_ASYNC)
+print(json.dumps({'fd': made.fileno()}), flush=True)
+while True:
+    time.sleep(60)
+";
+    let mut victim = Process::start(program("python3").args(["-c", SCRIPT]))?;
+    let fd = victim.facts()?["fd"].as_u64().context("no descriptor")?;
+    let target = format!("{}:{fd}", victim.pid());
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        // One question at a time: nothing that comes later has it read.
+        let asking = scope.spawn(|| -> anyhow::Result<u32> {
+            let mut asked = 0;
+            while !done.load(Ordering::Relaxed) {
+                echoes(local(5006))?;
+                asked += 1;
+            }
+            Ok(asked)
+        });
+        let replaced = (0..times(20)).try_for_each(|_| replace(&target).map(drop));
+        done.store(true, Ordering::Relaxed);
+        let asked = asking.join().map_err(|_| anyhow::anyhow!("panicked"))??;
+        eprintln!("{asked} questions answered");
+        replaced
+    })
 }

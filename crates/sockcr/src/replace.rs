@@ -95,7 +95,7 @@ pub struct Replaced {
     pub registrations: usize,
     /// How long the processes stood still, at most.
     pub stopped: Duration,
-    /// How long the old one was deaf and the new one not in its place yet.
+    /// How long the old one was deaf and the new one not in its place yet: nothing, in the order that this is done.
     pub unbound: Duration,
     /// How long both were in one SO_REUSEPORT group with others that is chosen from by hash: the kernel had one
     /// more to choose from, so that some datagrams of some senders came to other members. Zero: no such group.
@@ -145,7 +145,6 @@ pub fn prepare(found: Vec<Found>, options: &ReplaceOptions) -> Result<Vec<Replac
     let mut old = Vec::with_capacity(found.len());
     for socket in &found {
         refuse_kind(socket)?;
-        refuse_frozen(socket)?;
         old.push(Before::of(socket)?);
     }
     check_maps(&old, options)?;
@@ -211,19 +210,6 @@ fn refuse_kind(found: &Found) -> Result<(), Error> {
     reader.get_ready().map_err(failed)?;
     match reader.users(fd).map_err(failed)?.kernel {
         true => refused("is used by the kernel itself: a tunnel, or a BPF map (sockmap)"),
-        false => Ok(()),
-    }
-}
-
-/// Who has it must be able to stand still, and to go on.
-fn refuse_frozen(found: &Found) -> Result<(), Error> {
-    let pid = found.holder.pid;
-    match group::is_frozen(pid) {
-        true => {
-            let name = format!("process {pid}, descriptor {}", found.holder.fd);
-            let why = "its process is frozen (cgroup.freeze)";
-            Err(Error::new(ErrorKind::Refused, name, why).help("thaw it first"))
-        }
         false => Ok(()),
     }
 }
@@ -298,6 +284,14 @@ impl Replacement<'_> {
             0 => None,
             _ => Some(Instances::find(&tables)?),
         };
+        // It would stand still in the middle of a call of ours.
+        if let Some(table) = tables.iter().find(|table| group::is_frozen(table.pid)) {
+            let why = format!(
+                "process {} is frozen (cgroup.freeze): thaw it first",
+                table.pid
+            );
+            return Err(Trouble::Refused(why));
+        }
         let plan = Swap {
             old,
             new: self.draft.new.as_fd(),
@@ -521,6 +515,8 @@ impl<'a> Attempt<'a> {
         let (old, new) = self.both();
         let failed = |error| Error::system(format!("{}: SO_REUSEADDR", wanted.name()), error);
         let share = |fd, on: bool| meanwhile::set(fd, SOL_SOCKET, SO_REUSEADDR, on.into());
+        give_signals(old, new)
+            .map_err(|error| Error::system("whom SIGIO is for (F_SETOWN)", error))?;
         if self.draft.same_port {
             share(old, true).and(share(new, true)).map_err(failed)?;
         }
@@ -531,8 +527,7 @@ impl<'a> Attempt<'a> {
             share(new, wanted.options.has("SO_REUSEADDR")).map_err(failed)?;
         }
         wanted.compare_placed(new, &mut self.report)?;
-        draft::exact(wanted, &self.report, self.options)?;
-        give_signals(old, new).map_err(|error| Error::system("whom SIGIO is for (F_SETOWN)", error))
+        draft::exact(wanted, &self.report, self.options)
     }
 
     /// Has the descriptors changed. From the first step on it goes on to the end, with us or without.

@@ -129,16 +129,24 @@ pub(crate) fn to_next_boundary(tid: i32, end: Instant) -> io::Result<()> {
     }
 }
 
-/// How long is waited for a thread that has to be put back: longer than any call of ours takes.
+/// How long is waited for a thread that has to be put back before it is asked again.
 const PUTTING_BACK: Duration = Duration::from_secs(20);
 
 /// Lets a thread that stands anywhere come to the stop that [`settle`] knows, from which the kernel
 /// restarts the call that its registers tell of.
+///
+/// One that does not come, because its control group is frozen, is waited for: let go, it would go on with
+/// our registers.
 pub(crate) fn back_to_stop(tid: i32) -> io::Result<()> {
-    interrupt(tid)?;
-    // One that does not stand still is on its way already.
-    let _ = request(libc::PTRACE_CONT, tid, 0);
-    settle(tid, Instant::now() + PUTTING_BACK)
+    loop {
+        interrupt(tid)?;
+        // One that does not stand still is on its way already.
+        let _ = request(libc::PTRACE_CONT, tid, 0);
+        match settle(tid, Instant::now() + PUTTING_BACK) {
+            Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) => {}
+            settled => return settled,
+        }
+    }
 }
 
 /// Lets a stopped thread run on.

@@ -6,7 +6,8 @@
 //!
 //! A one-shot registration is disarmed by its event alone (`ep_send_events`): whatever is written to it has EPOLLERR
 //! and EPOLLHUP. So a disarmed one is made to fire once more, for us. Whatever else fires with it is armed again,
-//! which reports it again if it is still so (`ep_modify`); what is level-triggered stays in the list by itself.
+//! which reports it again if it is still so (`ep_modify`), also what has the same data; what is level-triggered stays
+//! in the list by itself.
 
 use crate::descriptor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -23,8 +24,8 @@ pub enum Role {
     Armed = 0,
     /// The same; it is disarmed, and is to be so again. No more than [`REGISTRATIONS`] are in its instance.
     Disarmed = 1,
-    /// One of another file that is edge-triggered or one-shot, armed, and beside a disarmed one: its event may be
-    /// taken, and is then given back.
+    /// One of another file, beside a disarmed one: its event may be taken, and is given back where it would not be told
+    /// again by itself. The file must tell anybody the same, however often he asks.
     Other = 2,
 }
 
@@ -83,7 +84,9 @@ impl Registration {
     /// Its event, once told, is not told again by itself.
     fn is_told_once(&self) -> bool {
         const ONCE: u32 = (libc::EPOLLET | libc::EPOLLONESHOT) as u32;
-        self.events & ONCE != 0 && self.role != Role::Disarmed
+        const OTHERS: u32 = (libc::EPOLLEXCLUSIVE | libc::EPOLLWAKEUP) as u32;
+        let disarmed = self.events & !(ONCE | OTHERS) == 0;
+        self.events & ONCE != 0 && self.role != Role::Disarmed && !disarmed
     }
 }
 

@@ -470,6 +470,12 @@ fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
             given.received = unless_ended(received)?.flatten();
         }
     }
+    // Before it gets a place: SIGIO tells only of what comes later.
+    if let Some(fd) = plan.asynchronous {
+        let on = renewal::at_number(fd, plan.new, plan.new, |_| descriptor::set_asynchronous(fd));
+        let tid = plan.tables.first().map_or(0, |table| table.tid);
+        on.map_err(|error| number_failure(tid, error.raw_os_error().unwrap_or(0)))?;
+    }
     match state.tables.iter().any(|given| given.received.is_some()) {
         true => Ok(()),
         false => Err(Failure::plain(
@@ -666,10 +672,6 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
         }
     }
     be_patient(state);
-    if let Some(fd) = plan.asynchronous {
-        // There is no way back; it could only fail for want of memory.
-        let _ = renewal::at_number(fd, plan.new, plan.new, |_| descriptor::set_asynchronous(fd));
-    }
     let Remains { failed, armed } = state.renewal.renew_all(plan.old, plan.new);
     let mut swapped = Ok(());
     for owned in 0..state.seats.len() {

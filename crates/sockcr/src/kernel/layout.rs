@@ -161,6 +161,8 @@ pub struct Sock {
     pub timestamp_key: Option<Field>,
     pub zerocopy_key: Option<Field>,
     pub storage: Option<Field>,
+    /// Where it is in the list of those with its address and port.
+    pub address_node: usize,
     pub busy_poll_budget: Option<Field>,
     pub policies: Option<Field>,
     pub inode: Option<Field>,
@@ -390,6 +392,7 @@ impl Sock {
             timestamp_key: field("sk_tskey").ok(),
             zerocopy_key: field("sk_zckey").ok(),
             storage: field("sk_bpf_storage").ok(),
+            address_node: offset(btf, "sock", "__sk_common.skc_portaddr_node")?,
             busy_poll_budget: field("sk_busy_poll_budget").ok(),
             policies: field("sk_policy").ok(),
             inode: field("sk_ino").ok(),

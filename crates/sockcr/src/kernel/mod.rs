@@ -18,6 +18,7 @@ mod inet6;
 pub mod inject;
 mod iterator;
 mod layout;
+mod order;
 mod pages;
 mod program;
 mod programs;

@@ -256,35 +256,42 @@ fn make(
     }
 }
 
-/// Where others have its address too, the last bound gets what is for one: that will be the new socket.
+/// The new socket must take no address, and no datagram, of others.
 fn look_at_neighbours(
     found: &Found,
     wanted: &Checkpoint,
     same_address: bool,
     report: &mut Report,
 ) -> Result<(), Error> {
-    let local = wanted.endpoint.local;
-    // Those of a SO_REUSEPORT group are chosen from; a connected one is found by its peer.
-    let alone = wanted.endpoint.peer.is_some() || local.ip().is_multicast();
-    if alone || (same_address && wanted.options.has("SO_REUSEPORT")) {
+    let (fd, local) = (found.socket.as_fd(), wanted.endpoint.local);
+    let failed = |error| Error::system(format!("{}: who shares its address", wanted.name()), error);
+    if !same_address {
+        return match neighbours::has(fd, local, found.inode).map_err(failed)? {
+            Some(inode) if !wanted.options.has("SO_REUSEADDR") => {
+                let why = format!("inode {inode} has this address already");
+                Err(Error::new(ErrorKind::Refused, wanted.name(), why))
+            }
+            _ => Ok(()),
+        };
+    }
+    // A connected one is found by its peer; what is for many comes to all.
+    if wanted.endpoint.peer.is_some() || local.ip().is_multicast() {
         return Ok(());
     }
-    let failed = |error| Error::system(format!("{}: who shares its address", wanted.name()), error);
-    let shares = neighbours::shares(found.socket.as_fd(), local, &[found.inode]).map_err(failed)?;
-    match shares {
-        Some((inode, _)) if !same_address && !wanted.options.has("SO_REUSEADDR") => {
-            let why = format!("inode {inode} has this address already");
-            Err(Error::new(ErrorKind::Refused, wanted.name(), why))
-        }
-        Some((inode, true)) if same_address => {
-            let why = format!(
-                "inode {inode}, bound after it, gets what is for one of them, and then this one would"
-            );
-            report.lose("place among those with its address", why);
-            Ok(())
-        }
-        _ => Ok(()),
+    let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
+    let rivals = reader.rivals(fd).map_err(failed)?;
+    // One of IPv6 that shares its port is put behind all others (`udp_lib_get_port`).
+    let last = wanted.protocol.is_ipv6() && wanted.options.has("SO_REUSEPORT");
+    if rivals.before && !last {
+        let why =
+            "another socket with its address gets what is for one of them, and then this one would";
+        report.lose("place among those with its address", why);
     }
+    if rivals.after && last {
+        let why = "it gets what is for one of those with its address, and then another one would";
+        report.lose("place among those with its address", why);
+    }
+    Ok(())
 }
 
 /// What the new socket is to be: edited, and called as it is to be called.

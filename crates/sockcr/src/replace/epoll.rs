@@ -89,7 +89,8 @@ impl Instances {
         for instance in &self.0 {
             if let Some((table, epoll, text)) = instance.read(tables)? {
                 let watched: Vec<Watched> = text.lines().filter_map(Watched::parse).collect();
-                let keeps = keeps_disarmed(&watched, inode);
+                let holder = tables.get(table);
+                let keeps = holder.is_some_and(|table| keeps_disarmed(&watched, inode, table));
                 let roles = watched.iter().map(|one| one.role(inode, keeps));
                 let known = watched.iter().zip(roles);
                 all.extend(known.filter_map(|(one, role)| {
@@ -114,22 +115,45 @@ pub(super) fn is_disarmed(events: u32) -> bool {
 }
 
 /// Whether something in this instance is disarmed, and can be so again: that takes the events of all others,
-/// which must be known.
-fn keeps_disarmed(watched: &[Watched], inode: u64) -> bool {
+/// which must be known, and must be told again.
+fn keeps_disarmed(watched: &[Watched], inode: u64, table: &Table) -> bool {
     let own = |one: &&Watched| one.inode == inode;
-    let others = watched
-        .iter()
-        .filter(|one| one.is_told_once() && one.inode != inode);
+    let others = || watched.iter().filter(|one| one.inode != inode);
     // One that wakes a single waiter cannot be changed (`do_epoll_ctl`).
+    let single = |one: &Watched| one.is_told_once() && one.events & EXCLUSIVE != 0;
     watched
         .iter()
         .filter(own)
         .any(|one| is_disarmed(one.events))
         && watched.len() <= REGISTRATIONS
-        && others.clone().count() <= MOST_OTHERS
-        && !watched
-            .iter()
-            .any(|one| one.is_told_once() && one.events & EXCLUSIVE != 0)
+        && others().count() <= MOST_OTHERS
+        && !watched.iter().any(single)
+        && others().all(|one| is_told_to_anybody(table.tid, one.fd))
+        && (others().count() == 0 || !has_class(table.pid))
+}
+
+/// Whether a file tells its events to whoever asks, as often as he asks: not a signalfd, which tells each process its
+/// own signals, nor what is told of changes once (`signalfd_poll`, `mounts_poll`).
+fn is_told_to_anybody(tid: i32, fd: RawFd) -> bool {
+    let link = std::fs::read_link(format!("/proc/{tid}/fd/{fd}"));
+    let link = link.unwrap_or_default();
+    let link = link.to_string_lossy();
+    [
+        "socket:[",
+        "pipe:[",
+        "anon_inode:[eventfd]",
+        "anon_inode:[timerfd]",
+    ]
+    .iter()
+    .any(|kind| link.starts_with(kind))
+}
+
+/// Whether control groups of the first version give a class to the sockets of a process: whoever receives one gives
+/// it his own (`__receive_sock`).
+fn has_class(pid: i32) -> bool {
+    let groups = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+    let classed = |line: &str| line.contains("net_") && !line.ends_with(":/");
+    groups.lines().any(classed)
 }
 
 /// A line of the fdinfo of an epoll descriptor (`ep_show_fdinfo`).
@@ -151,7 +175,7 @@ impl Watched {
         match self.inode == inode {
             true if keeps && is_disarmed(self.events) => Some(Role::Disarmed),
             true => Some(Role::Armed),
-            false => (keeps && self.is_told_once()).then_some(Role::Other),
+            false => keeps.then_some(Role::Other),
         }
     }
 

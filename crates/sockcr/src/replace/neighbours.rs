@@ -1,4 +1,4 @@
-//! Others that have the address of a socket too, by SO_REUSEADDR: who was bound last gets what is for one.
+//! Others that have an address that a socket is to get.
 
 use crate::netns;
 use std::io;
@@ -12,16 +12,10 @@ struct Entry {
     inode: u64,
 }
 
-/// The socket that has this address too and is not connected, if there is one, but for those with these
-/// inodes; and whether it is found before the first of those. In the network namespace of `socket`.
-///
-/// Within a port /proc/net/udp has the order in which the kernel looks: the last bound is the first
-/// (`udp_lib_get_port`, `udp_get_first`). Sockets of the other family are not compared.
-pub(super) fn shares(
-    socket: BorrowedFd<'_>,
-    local: SocketAddr,
-    own: &[u64],
-) -> io::Result<Option<(u64, bool)>> {
+/// The socket, but for the one with this inode, that has this address and is not connected, if there is one, in
+/// the network namespace of `socket`. Sockets of the other family are not compared, and devices are not
+/// known.
+pub(super) fn has(socket: BorrowedFd<'_>, local: SocketAddr, own: u64) -> io::Result<Option<u64>> {
     let name = match local.is_ipv6() {
         true => "udp6",
         false => "udp",
@@ -30,15 +24,10 @@ pub(super) fn shares(
     let table = netns::within(socket, || {
         std::fs::read_to_string(format!("/proc/thread-self/net/{name}"))
     })?;
-    let mut before = true;
-    for entry in table.lines().skip(1).filter_map(Entry::parse) {
-        if own.contains(&entry.inode) {
-            before = false;
-        } else if !entry.connected && overlap(entry.local, local) {
-            return Ok(Some((entry.inode, before)));
-        }
-    }
-    Ok(None)
+    let mut entries = table.lines().skip(1).filter_map(Entry::parse);
+    let others = |entry: &Entry| entry.inode != own && !entry.connected;
+    let found = entries.find(|entry| others(entry) && overlap(entry.local, local));
+    Ok(found.map(|entry| entry.inode))
 }
 
 /// Whether a datagram can be for both.
