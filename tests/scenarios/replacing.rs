@@ -1203,25 +1203,23 @@ while True:
 /// A program that reads when SIGIO comes, and at no other time: what comes at whatever moment is told.
 fn driven_by_signals() -> Outcome {
     const SCRIPT: &str = "
-import fcntl, json, os, signal, socket, time
+import fcntl, json, os, signal, socket
 made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 made.bind(('127.0.0.1', 5006))
 made.setblocking(False)
 
-def answer(*_):
-    while True:
-        try:
-            data, peer = made.recvfrom(100)
-        except BlockingIOError:
-            return
-        made.sendto(data, peer)
-
-signal.signal(signal.SIGIO, answer)
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGIO})
 fcntl.fcntl(made, fcntl.F_SETOWN, os.getpid())
 fcntl.fcntl(made, fcntl.F_SETFL, fcntl.fcntl(made, fcntl.F_GETFL) | os.O_ASYNC)
 print(json.dumps({'fd': made.fileno()}), flush=True)
 while True:
-    time.sleep(60)
+    signal.sigwait({signal.SIGIO})
+    try:
+        while True:
+            data, peer = made.recvfrom(100)
+            made.sendto(data, peer)
+    except BlockingIOError:
+        pass
 ";
     let mut victim = Process::start(program("python3").args(["-c", SCRIPT]))?;
     let fd = victim.facts()?["fd"].as_u64().context("no descriptor")?;
