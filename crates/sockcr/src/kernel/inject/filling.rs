@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use rustix::io::Errno;
 
-use super::record::{self, RECORDS};
+use super::record::{self, RECORDS, Sum};
 use super::sender::Way;
 use super::target::{Mode, Target};
 use super::{Carries, Datagram, Inexact, Injected, Injector, LOOPBACK, step};
@@ -122,8 +122,13 @@ impl<'a> Filling<'a> {
 
     fn write(&self, run: &[Datagram<'_>]) -> io::Result<()> {
         let mut records = Vec::with_capacity(record::SIZE * RECORDS);
+        // A live one asks for what it asks for, and so does whoever the kernel chooses in its group.
+        let sum = match self.mode {
+            Mode::Live { .. } => Sum::Made,
+            _ => Sum::None,
+        };
         for datagram in run {
-            records.extend(record::encode(datagram)?);
+            records.extend(record::encode(datagram, sum)?);
         }
         self.injector.write(records)
     }

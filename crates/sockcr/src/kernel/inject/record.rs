@@ -68,19 +68,31 @@ struct Parts {
     goes_to: u32,
 }
 
+/// Whether a datagram of IPv6 has a checksum. One that was verified is told by IP_CHECKSUM
+/// (`__skb_checksum_complete`, `ip_cmsg_recv_checksum`), and without one it is for those who ask for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sum {
+    Made,
+    None,
+}
+
 /// The record of a datagram, as the program reads it.
-pub fn encode(datagram: &Datagram<'_>) -> io::Result<[u8; SIZE]> {
-    let parts = parts(datagram).ok_or(io::ErrorKind::InvalidInput)?;
+pub fn encode(datagram: &Datagram<'_>, sum: Sum) -> io::Result<[u8; SIZE]> {
+    let parts = parts(datagram, sum).ok_or(io::ErrorKind::InvalidInput)?;
     fill(&parts)
 }
 
-fn parts(datagram: &Datagram<'_>) -> Option<Parts> {
+fn parts(datagram: &Datagram<'_>, sum: Sum) -> Option<Parts> {
     let options = padded_options(datagram)?;
     let mut head = [0; UDP_HEADER_SIZE];
     let (protocol, size) = match datagram.carries {
         Carries::Data => {
             let size = UDP_HEADER_SIZE + datagram.payload.len();
-            head = summed_header(datagram, UDP, u16::try_from(size).ok()?);
+            let third = u16::try_from(size).ok()?;
+            head = match sum == Sum::Made && datagram.destination.is_ipv6() {
+                true => summed_header(datagram, UDP, third),
+                false => udp_header(datagram.source, datagram.destination, third),
+            };
             (UDP, size)
         }
         Carries::Lite { .. } => {
@@ -296,16 +308,14 @@ pub fn udp_header(from: SocketAddr, to: SocketAddr, total: u16) -> [u8; UDP_HEAD
 fn summed_header(datagram: &Datagram<'_>, protocol: u8, third: u16) -> [u8; UDP_HEADER_SIZE] {
     let (from, to) = (datagram.source, datagram.destination);
     let mut head = udp_header(from, to, third);
-    if protocol == UDP_LITE || to.is_ipv6() {
-        let size = UDP_HEADER_SIZE + datagram.payload.len();
-        let before = pseudo_header([from.ip(), to.ip()], protocol, size);
-        let sum = match checksum_of(&[&before, &head, datagram.payload]) {
-            0 => u16::MAX,
-            sum => sum,
-        };
-        let [.., high, low] = &mut head;
-        [*high, *low] = sum.to_be_bytes();
-    }
+    let size = UDP_HEADER_SIZE + datagram.payload.len();
+    let before = pseudo_header([from.ip(), to.ip()], protocol, size);
+    let sum = match checksum_of(&[&before, &head, datagram.payload]) {
+        0 => u16::MAX,
+        sum => sum,
+    };
+    let [.., high, low] = &mut head;
+    [*high, *low] = sum.to_be_bytes();
     head
 }
 
@@ -390,7 +400,7 @@ mod tests {
 
     #[test]
     fn a_record_has_both_headers_with_a_right_checksum() {
-        let record = encode(&datagram(b"hello")).unwrap();
+        let record = encode(&datagram(b"hello"), Sum::None).unwrap();
         assert_eq!(checksum(&record[..HEADER]), 0);
         assert_eq!(&record[..4], &[0x45, 0x10, 0, 33]);
         assert_eq!(&record[UDP_HEADER..][..8], &[0, 53, 20, 233, 0, 13, 0, 0]);
@@ -400,7 +410,7 @@ mod tests {
             ip_options: &[148, 4, 0, 0, 1],
             ..datagram(b"")
         };
-        let record = encode(&options).unwrap();
+        let record = encode(&options, Sum::None).unwrap();
         assert_eq!(record[0], 0x47);
         assert_eq!(checksum(&record[..HEADER + 8]), 0);
         assert_eq!(&record[OPTIONS_LENGTH..][..4], &8_u32.to_ne_bytes());
@@ -422,7 +432,7 @@ mod tests {
                 destination,
                 ..datagram(payload)
             };
-            let record = encode(&one).unwrap();
+            let record = encode(&one, Sum::Made).unwrap();
             let head = &record[UDP_HEADER..][..8];
             let size = 8 + payload.len();
             let third = if protocol == UDP { size as u8 } else { 0 };
@@ -435,13 +445,13 @@ mod tests {
 
     #[test]
     fn too_long_is_refused() {
-        assert!(encode(&datagram(&[0; 65_507])).is_ok());
-        assert!(encode(&datagram(&[0; 65_508])).is_err());
+        assert!(encode(&datagram(&[0; 65_507]), Sum::None).is_ok());
+        assert!(encode(&datagram(&[0; 65_508]), Sum::None).is_err());
         let options = Datagram {
             ip_options: &[1; 41],
             ..datagram(b"")
         };
-        assert!(encode(&options).is_err());
+        assert!(encode(&options, Sum::None).is_err());
     }
 
     #[test]

@@ -31,6 +31,7 @@ const IPPROTO_IP: i32 = 0;
 const IP_PKTINFO: i32 = 8;
 const IP_LOCAL_PORT_RANGE: i32 = 51;
 const SOL_UDP: i32 = 17;
+const UDP_NO_CHECK6_RX: i32 = 102;
 const UDP_GRO: i32 = 104;
 const IPPROTO_IPV6: i32 = 41;
 const IPV6_RECVPKTINFO: i32 = 49;
@@ -39,12 +40,14 @@ const IPV6_RECVPKTINFO: i32 = 49;
 const ROOM: i32 = i32::MAX / 2;
 
 /// An option, and its value meanwhile. Sharing the port is off, or the kernel could choose one that
-/// somebody has, and `inet_steal_sock` could choose another member of the group.
-const SETTINGS: [(i32, i32, i32); 4] = [
+/// somebody has, and `inet_steal_sock` could choose another member of the group. Our datagrams have no
+/// checksum.
+const SETTINGS: [(i32, i32, i32); 5] = [
     (SOL_SOCKET, SO_REUSEADDR, 0),
     (SOL_SOCKET, SO_REUSEPORT, 0),
     (IPPROTO_IP, IP_LOCAL_PORT_RANGE, 0),
     (SOL_UDP, UDP_GRO, 1),
+    (SOL_UDP, UDP_NO_CHECK6_RX, 1),
 ];
 
 /// How a socket gets its datagrams.
