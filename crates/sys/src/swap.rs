@@ -9,7 +9,7 @@
 //!   then: each table has a descriptor of the new socket, its numbers are within its limit, every epoll instance
 //!   is at hand.
 //!
-//! Our silence is as our end after [`SILENCE`]: no process stands still for ever because we do.
+//! Our silence is as our end after ten seconds: no process stands still for ever because we do.
 //! Holders that end meanwhile take their descriptors with them, and are no error for the others.
 //!
 //! In a process only four calls are made, and none needs memory: pidfd_open and pidfd_getfd give it the new
