@@ -93,7 +93,7 @@ pub struct Replaced {
     pub seats: Vec<Holder>,
     /// How many registrations in epoll instances were made anew.
     pub registrations: usize,
-    /// How long the processes stood still, at most.
+    /// How long the processes stood still, at most, all attempts together.
     pub stopped: Duration,
     /// How long the old one was deaf and the new one not in its place yet: nothing, in the order that this is done.
     pub unbound: Duration,
@@ -106,7 +106,8 @@ pub struct Replaced {
     pub reordered: usize,
     /// How often the processes were held, because something had changed meanwhile.
     pub attempts: u32,
-    /// What the new socket does not have; empty unless `lossy` was set.
+    /// What the new socket does not have: with `lossy` anything, else only what was seen when there was no way back
+    /// any more.
     pub report: Report,
 }
 

@@ -546,7 +546,7 @@ fn in_silence() {
     victims.iter_mut().for_each(|(_, victim)| victim.is_fine());
 }
 
-/// There is nothing that tells of it.
+/// Nothing tells when a thread is let go: it is looked at until then.
 fn await_release(victim: &Victim) {
     let is_traced = |tid: &i32| {
         let status = std::fs::read_to_string(format!("/proc/{tid}/status"));
