@@ -619,7 +619,8 @@ impl<'a> Attempt<'a> {
 
     /// What became of datagrams that the owner had sent is told to the socket that sent them.
     fn check_errors(&mut self, wanted: &Checkpoint) {
-        let Ok(now) = self.reader.read(self.both().0) else {
+        let now = self.reader.read(self.both().0);
+        let Some(now) = self.report.known("errors", now) else {
             return;
         };
         let (pending, queue) = (wanted.errors.pending, wanted.errors.queue.len());
@@ -633,7 +634,7 @@ impl<'a> Attempt<'a> {
     fn is_crowded(&self, wanted: &Checkpoint) -> bool {
         let by_hash = wanted.reuseport_index.is_some() && wanted.reuseport_program.is_none();
         let (_, new) = self.both();
-        by_hash && self.draft.same_port && self.reader.group_size(new).unwrap_or(0) > 1
+        by_hash && self.draft.same_port && !self.reader.group_size(new).is_ok_and(|size| size <= 1)
     }
 
     /// The place in a SO_REUSEPORT group decides which flows a socket gets.

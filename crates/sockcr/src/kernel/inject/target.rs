@@ -145,14 +145,14 @@ impl<'a> Target<'a> {
         // Delivery changes it, and leaving the port (`__udp_disconnect`).
         self.meanwhile.keep(SOL_SOCKET, SO_INCOMING_CPU)?;
         match self.mode {
-            Mode::Unbound | Mode::Live { .. } => {
+            Mode::Unbound => {
                 self.meanwhile.keep(SOL_SOCKET, SO_BINDTOIFINDEX)?;
                 for (level, name, value) in SETTINGS {
                     self.meanwhile.set(level, name, value)?;
                 }
             }
             // Elsewhere others may have its port.
-            Mode::Port => {}
+            Mode::Port | Mode::Live { .. } => {}
             // What comes by the loopback device is not for one that is bound to another.
             Mode::Found => {
                 self.meanwhile.set(SOL_SOCKET, SO_BINDTOIFINDEX, 0)?;
