@@ -162,7 +162,8 @@ pub struct Attributes<'a> {
 
 impl<'a> Attributes<'a> {
     /// Attributes that start at byte `offset` of something larger.
-    pub(crate) fn at(bytes: &'a [u8], offset: usize) -> Attributes<'a> {
+    /// The attributes in some bytes that have been cut out of a message, where they begin at `offset`.
+    pub fn at(bytes: &'a [u8], offset: usize) -> Attributes<'a> {
         Attributes {
             rest: bytes,
             offset,

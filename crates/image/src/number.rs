@@ -6,6 +6,7 @@
 //! | from 64 | what those do not hold |
 //! | 0x100 to 0x4ff | socket options, by [`option`]: one number for each that the kernel can have |
 //! | from 0x2000 | information: who does not know one passes over it |
+//! | from 0x3000 | what the service is asked and answers; never in an image |
 //!
 //! A number stands for one thing for ever. Who meets one below [`INFORMATIONAL`] that it does
 //! not know must not act as if it were not there.
@@ -224,6 +225,33 @@ numbers! {
     IN_FLIGHT = 0x2003,
     /// u64: the datagrams that the socket had dropped.
     DROPS = 0x2004,
+
+    /// In a request, text: which sockets are meant, as the command spells it (`udp:127.0.0.1:53`).
+    TARGET = 0x3000,
+    /// In a request, flag: the socket whose descriptor comes with the message.
+    PASSED = 0x3001,
+    /// In a request to restore, flag: go on without what cannot be restored exactly.
+    LOSSY = 0x3002,
+    /// In a request to restore, flag: refuse where another socket has the address.
+    ALONE = 0x3003,
+    /// In LIST, u64: SO_COOKIE; absent: none was made yet.
+    COOKIE = 0x3004,
+    /// In LIST, u64: SO_NETNS_COOKIE.
+    NETNS = 0x3005,
+    /// In LIST, once for each descriptor: i32 process, i32 thread whose table it is in, i32 descriptor.
+    HOLDER = 0x3006,
+    /// In LIST, struct sockaddr_in or sockaddr_in6, with its scope: the local address.
+    LOCAL = 0x3007,
+    /// In LIST, as [`LOCAL`]: the peer.
+    PEER = 0x3008,
+    /// In LIST, u32: bytes that the receive queue occupies in the kernel.
+    RECEIVE_BYTES = 0x3009,
+    /// In the last LIST, u32: how many descriptors and sockets are not shown.
+    HIDDEN = 0x300a,
+    /// In CHECK, text: what happens instead of [`WHAT`] that is missing.
+    WITHOUT = 0x300b,
+    /// In METRICS, text: the figures, as Prometheus reads them.
+    TEXT = 0x300c,
 }
 
 /// The name of an attribute with a number of its own; socket options have [`as_option`].
