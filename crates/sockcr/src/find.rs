@@ -299,6 +299,22 @@ fn process(target: &Target, pid: i32) -> Result<Vec<Found>, Error> {
 }
 
 fn matching(target: &Target) -> Result<Vec<Found>, Error> {
+    let mut found = Vec::new();
+    for socket in named(target)? {
+        match hold_any(&socket) {
+            Some(Ok(socket)) => found.push(socket),
+            Some(Err(error)) => {
+                let pid = socket.holders.first().map_or(0, |holder| holder.pid);
+                return Err(explain(target, pid, error));
+            }
+            None => return Err(Error::new(ErrorKind::NotFound, target, "is gone meanwhile")),
+        }
+    }
+    Ok(found)
+}
+
+/// The sockets in the network namespace of this thread that have this inode, cookie or address: at least one.
+pub fn named(target: &Target) -> Result<Vec<Listed>, Error> {
     let here = netns::own_cookie().map_err(|e| Error::system("ask for the namespace", e))?;
     let listing = all(None, matches!(target, Target::Cookie(_)))?;
     let device = match target {
@@ -310,7 +326,7 @@ fn matching(target: &Target) -> Result<Vec<Found>, Error> {
         // The indexes of other namespaces say nothing here.
         index.is_none_or(|index| socket.netns != here || scope(&socket.local) == index)
     };
-    let named = |socket: &&Listed| match target {
+    let is_named = |socket: &Listed| match target {
         Target::Inode(inode) => socket.inode == *inode,
         Target::Cookie(cookie) => socket.cookie == *cookie && *cookie != 0,
         Target::Local {
@@ -326,21 +342,12 @@ fn matching(target: &Target) -> Result<Vec<Found>, Error> {
         }
         Target::Descriptor(..) | Target::Process(_) => false,
     };
-    let all: Vec<&Listed> = listing.sockets.iter().filter(named).collect();
-    let mut found = Vec::new();
-    for socket in all.iter().filter(|socket| socket.netns == here) {
-        match hold_any(socket) {
-            Some(Ok(socket)) => found.push(socket),
-            Some(Err(error)) => {
-                let pid = socket.holders.first().map_or(0, |holder| holder.pid);
-                return Err(explain(target, pid, error));
-            }
-            None => return Err(Error::new(ErrorKind::NotFound, target, "is gone meanwhile")),
-        }
-    }
+    let all: Vec<Listed> = listing.sockets.into_iter().filter(is_named).collect();
+    let (found, elsewhere): (Vec<Listed>, Vec<Listed>) =
+        all.into_iter().partition(|socket| socket.netns == here);
     match (found.is_empty(), device, index) {
-        (true, Some(device), Some(0)) if all.is_empty() => Err(no_device(target, device)),
-        (true, ..) => Err(not_here(target, all.first().copied(), listing.hidden)),
+        (true, Some(device), Some(0)) if elsewhere.is_empty() => Err(no_device(target, device)),
+        (true, ..) => Err(not_here(target, elsewhere.first(), listing.hidden)),
         (false, ..) => Ok(found),
     }
 }
@@ -417,8 +424,8 @@ pub(crate) fn is_gone(error: &io::Error) -> bool {
     )
 }
 
-/// Duplicates a descriptor of another process, and makes sure that it is still the socket meant.
-fn hold(holder: Holder, inode: Option<u64>) -> io::Result<Found> {
+/// Duplicates a descriptor of another process, and makes sure that it is a socket, and still the one meant.
+pub fn hold(holder: Holder, inode: Option<u64>) -> io::Result<Found> {
     let socket = duplicate(holder.tid, holder.fd)?;
     let stat = rustix::fs::fstat(&socket)?;
     if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Socket {

@@ -80,10 +80,19 @@ impl Checkpoint {
     pub fn restore(&self, options: &RestoreOptions) -> Result<Restored, Error> {
         let mapped = crate::map::apply(std::slice::from_ref(self), &options.map)?;
         let mapped = mapped.first().unwrap_or(self);
+        mapped.restore_by(options, &mut Lazy::default())
+    }
+
+    /// The same, where somebody else has the rights to put in what waits. `options.map` is passed over.
+    pub fn restore_by(
+        &self,
+        options: &RestoreOptions,
+        injector: &mut Lazy,
+    ) -> Result<Restored, Error> {
         if options.alone {
-            mapped.is_alone(options)?;
+            self.is_alone(options)?;
         }
-        mapped.restore_mapped(options, &mut Lazy::default())
+        self.restore_mapped(options, injector)
     }
 
     /// Whether it may be bound where others are.
@@ -293,7 +302,7 @@ impl Checkpoint {
             return;
         }
         let filled = netns::within(fd, || {
-            let (queue, injector) = (&self.receive_queue, injector.get()?);
+            let (queue, injector) = (&self.receive_queue, injector.fill()?);
             let (protocol, interfaces) = (self.protocol, &self.interfaces);
             let filter = self.open_type_filter(fd)?;
             let done = receive_queue::restore(fd, protocol, queue, interfaces, injector, report);
@@ -392,7 +401,7 @@ impl Checkpoint {
             return report.lose(what, "made again on UDP sockets only");
         }
         let made = netns::within(fd, || {
-            errors.restore(fd, &self.interfaces, injector.get()?, report)
+            errors.restore(fd, &self.interfaces, injector.fill()?, report)
         });
         lossy(made, what, report);
     }

@@ -60,15 +60,18 @@ impl Reader {
 
     fn maker(&self, file: u64, layout: &File) -> io::Result<(u32, u32)> {
         let credentials = self.pointer(file, layout.credentials)?;
-        let number = |field: Field| -> io::Result<u32> {
-            let raw = self.bytes(credentials.wrapping_add(field.offset as u64), field.size)?;
-            let field = Field { offset: 0, ..field };
-            field
-                .value(&raw)
-                .map(|value| value as u32)
-                .ok_or_else(damaged)
-        };
-        Ok((number(layout.user)?, number(layout.user_group)?))
+        let number = |field| self.member(credentials, field);
+        Ok((
+            number(layout.user)? as u32,
+            number(layout.user_group)? as u32,
+        ))
+    }
+
+    /// A member of what is at an address.
+    pub(super) fn member(&self, address: u64, field: Field) -> io::Result<u64> {
+        let raw = self.bytes(address.wrapping_add(field.offset as u64), field.size)?;
+        let field = Field { offset: 0, ..field };
+        field.value(&raw).ok_or_else(damaged)
     }
 
     fn group(&self, raw: &[u8], layout: &File) -> io::Result<u64> {

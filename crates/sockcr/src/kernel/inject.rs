@@ -28,6 +28,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
 use sockcr_sys::bpf::{self, Content, Map};
 use sockcr_sys::guard::Guard;
 
@@ -47,7 +48,7 @@ const BASE_LOOPBACK: i32 = 14;
 /// Where it begins in what `dev_loopback_xmit` gives back to a device.
 const BASE_RETURNED: i32 = 0;
 /// What the payload of a datagram is, and how its socket gets it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Carries {
     /// The data of a UDP datagram: given to the socket (`bpf_sk_assign`).
     Data,
@@ -64,7 +65,7 @@ pub enum Carries {
 }
 
 /// A datagram as it waits in a queue.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Datagram<'a> {
     /// What its payload is.
     pub carries: Carries,
@@ -137,7 +138,7 @@ impl<'a> Datagram<'a> {
 }
 
 /// An ICMP message that says what became of a datagram the socket had sent.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Notice<'a> {
     /// Who sent it.
     pub source: IpAddr,
@@ -166,7 +167,7 @@ pub struct Notice<'a> {
 }
 
 /// What a datagram lost on its way into the queue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Inexact {
     /// The device it came by is not here, or down: IP_PKTINFO tells nothing.
     Interface,
@@ -177,28 +178,79 @@ pub enum Inexact {
 }
 
 /// All datagrams are in the queue.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Injected {
     /// Those that are not exactly what was given, by their place in the list.
     pub inexact: Vec<(usize, Inexact)>,
 }
 
-/// An [`Injector`] that is made when it is first needed.
+/// What puts datagrams and errors into new sockets: an [`Injector`], or whoever has one for somebody with
+/// fewer rights.
+pub trait Fill: std::fmt::Debug + Send {
+    /// As [`Injector::inject`].
+    fn inject(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: &[Datagram<'_>],
+    ) -> io::Result<Injected>;
+
+    /// As [`Injector::notify`].
+    fn notify(&mut self, socket: BorrowedFd<'_>, port: u16, notice: &Notice<'_>) -> io::Result<()>;
+}
+
+impl Fill for Injector {
+    fn inject(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: &[Datagram<'_>],
+    ) -> io::Result<Injected> {
+        Injector::inject(self, socket, datagrams)
+    }
+
+    fn notify(&mut self, socket: BorrowedFd<'_>, port: u16, notice: &Notice<'_>) -> io::Result<()> {
+        Injector::notify(self, socket, port, notice)
+    }
+}
+
+/// An [`Injector`] that is made when it is first needed, or somebody else's.
 #[derive(Debug, Default)]
-pub struct Lazy(Option<Injector>);
+pub struct Lazy {
+    own: Option<Injector>,
+    other: Option<Box<dyn Fill>>,
+}
 
 impl Lazy {
+    /// Somebody else's.
+    pub fn of(other: Box<dyn Fill>) -> Lazy {
+        Lazy {
+            own: None,
+            other: Some(other),
+        }
+    }
+
+    /// What fills new sockets.
+    pub fn fill(&mut self) -> io::Result<&mut dyn Fill> {
+        match self.other {
+            Some(ref mut other) => Ok(&mut **other),
+            None => own(&mut self.own).map(|own| own as &mut dyn Fill),
+        }
+    }
+
     /// The injector, if it is there already.
     pub fn made(&self) -> Option<&Injector> {
-        self.0.as_ref()
+        self.own.as_ref()
     }
 
     /// The injector, for the network namespace in which this thread was at the first call.
     pub fn get(&mut self) -> io::Result<&mut Injector> {
-        match &mut self.0 {
-            Some(injector) => Ok(injector),
-            empty => Ok(empty.insert(Injector::new()?)),
-        }
+        own(&mut self.own)
+    }
+}
+
+fn own(injector: &mut Option<Injector>) -> io::Result<&mut Injector> {
+    match injector {
+        Some(injector) => Ok(injector),
+        empty => Ok(empty.insert(Injector::new()?)),
     }
 }
 

@@ -19,6 +19,7 @@ const WANTED: &[(Kind, &str)] = &[
     (Kind::Structure, "fdtable"),
     (Kind::Structure, "file"),
     (Kind::Structure, "cred"),
+    (Kind::Structure, "user_namespace"),
     (Kind::Structure, "cgroup"),
     (Kind::Structure, "kernfs_node"),
     (Kind::Structure, "socket"),
@@ -90,6 +91,8 @@ pub struct Layout {
     pub functions: Functions,
     /// Who uses an open file. Its absence leaves the rest usable.
     pub file: Result<File, BtfError>,
+    /// Who connected a Unix socket. Its absence leaves the rest usable.
+    pub peer: Result<Peer, BtfError>,
     /// What the queues need besides. Its absence leaves the rest usable.
     pub buffers: Result<Buffers, BtfError>,
     /// What the iterator needs besides. Its absence leaves the reader usable.
@@ -122,6 +125,19 @@ pub struct File {
     pub credentials: usize,
     pub user: Field,
     pub user_group: Field,
+}
+
+/// From a `struct sock` to the credentials of its peer (`struct cred`), and in those.
+#[derive(Debug)]
+pub struct Peer {
+    pub credentials: usize,
+    pub user: Field,
+    pub user_group: Field,
+    /// Where the 8 bytes of its effective capabilities are.
+    pub effective: usize,
+    /// From it to its user namespace, and to the number of that.
+    pub namespace: usize,
+    pub number: Field,
 }
 
 /// `struct sock`.
@@ -307,6 +323,7 @@ impl Layout {
             program: Program::of(btf),
             functions: Functions::of(btf),
             file: File::of(btf),
+            peer: Peer::of(btf),
             buffers: Buffers::of(btf),
             iterator: Iterator::of(btf),
         })
@@ -343,6 +360,19 @@ impl File {
             credentials: offset(btf, "file", "f_cred")?,
             user: btf.field("cred", "fsuid.val")?,
             user_group: btf.field("cred", "fsgid.val")?,
+        })
+    }
+}
+
+impl Peer {
+    fn of(btf: &Btf<'_>) -> Result<Self, BtfError> {
+        Ok(Self {
+            credentials: offset(btf, "sock", "sk_peer_cred")?,
+            user: btf.field("cred", "euid.val")?,
+            user_group: btf.field("cred", "egid.val")?,
+            effective: offset(btf, "cred", "cap_effective")?,
+            namespace: offset(btf, "cred", "user_ns")?,
+            number: btf.field("user_namespace", "ns.inum")?,
         })
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | an entry of origin | is made by |
 //! |---|---|
-//! | ICMP | the ICMP message once more, on the loopback device, about a datagram from a port that nobody else has ([`Injector::notify`]) |
+//! | ICMP | the ICMP message once more, on the loopback device, about a datagram from a port that nobody else has ([`Injector::notify`](crate::kernel::inject::Injector::notify)) |
 //! | this host | sending a datagram that is too large, where the route has the same MTU as it had |
 //!
 //! An AF_INET6 socket hears those of both families. It is never connected meanwhile: it would stay deaf to
@@ -16,7 +16,7 @@ use super::endpoint::plain;
 use super::filter;
 use super::interfaces::Interfaces;
 use super::meanwhile::{self, Buffer, Meanwhile};
-use crate::kernel::inject::{Injector, Notice};
+use crate::kernel::inject::{Fill, Notice};
 use crate::kernel::{self, ErrorEntry, Hidden};
 use crate::option::Options;
 use crate::report::Report;
@@ -158,7 +158,7 @@ impl Errors {
         &self,
         fd: BorrowedFd<'_>,
         interfaces: &Interfaces,
-        injector: &mut Injector,
+        injector: &mut dyn Fill,
         report: &mut Report,
     ) -> io::Result<()> {
         if !self.queue.iter().all(can_be_made) {
@@ -287,7 +287,7 @@ struct Maker<'a> {
     /// It is one of AF_INET6.
     ipv6: bool,
     interfaces: &'a Interfaces,
-    injector: &'a mut Injector,
+    injector: &'a mut dyn Fill,
     meanwhile: Meanwhile<'a>,
     /// The device it is bound to otherwise.
     device: i32,
@@ -306,7 +306,7 @@ impl<'a> Maker<'a> {
     fn prepare(
         fd: BorrowedFd<'a>,
         interfaces: &'a Interfaces,
-        injector: &'a mut Injector,
+        injector: &'a mut dyn Fill,
         only_pending: bool,
     ) -> io::Result<Self> {
         filter::block(fd)?;
@@ -500,7 +500,7 @@ impl<'a> Maker<'a> {
     /// Hears by the device that the message comes by. One that says that a packet was too big is listened
     /// to only by who minds (`ip6_sk_accept_pmtu`), and changes what this host knows of a path by the
     /// device of the socket (`ip6_sk_update_pmtu`): by the loopback device none leads there
-    /// ([`Injector::notify`]).
+    /// ([`Injector::notify`](crate::kernel::inject::Injector::notify)).
     fn listen(&mut self, too_big: bool, device: u32) -> io::Result<()> {
         if !self.ipv6 {
             return Ok(());

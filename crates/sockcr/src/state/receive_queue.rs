@@ -8,7 +8,7 @@ use super::raw_queue::{self, Spot};
 use super::shutdown::poll_now;
 use super::{hearers, peek};
 use crate::image::MOST_RECEIVED;
-use crate::kernel::inject::{self, Carries, Inexact, Injected, Injector};
+use crate::kernel::inject::{self, Carries, Fill, Inexact, Injected, Injector};
 use crate::kernel::{self, Hidden, Queued};
 use crate::option::Options;
 use crate::protocol::Protocol;
@@ -200,7 +200,7 @@ pub(crate) fn restore(
     protocol: &Protocol,
     queue: &[Datagram],
     interfaces: &Interfaces,
-    injector: &mut Injector,
+    injector: &mut dyn Fill,
     report: &mut Report,
 ) -> Result<(), Failure> {
     let failed = |error| Failure::at("look who else would hear the receive queue", error);
