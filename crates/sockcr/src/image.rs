@@ -35,22 +35,24 @@ const SS_CONNECTED: u32 = 3;
 
 /// Writes an image that holds these sockets.
 pub fn encode(checkpoints: &[Checkpoint]) -> Result<Vec<u8>, Error> {
-    let mut messages = Vec::with_capacity(checkpoints.len());
+    let mut all = Vec::with_capacity(checkpoints.len());
     for (checkpoint, socket) in checkpoints.iter().zip(1..) {
-        messages.push(Message {
-            command: Command::Dump,
-            socket,
-            attributes: to_attributes(checkpoint)?,
-        });
-        for attributes in waiting(checkpoint) {
-            messages.push(Message {
-                command: Command::Queue,
-                socket,
-                attributes: attributes?,
-            });
-        }
+        all.extend(messages(checkpoint, socket)?);
     }
-    Ok(file::encode(&messages)?)
+    Ok(file::encode(&all)?)
+}
+
+/// A socket as the messages of an image, in which it is number `socket`: the DUMP, and a QUEUE for each thing
+/// that waits in it.
+pub fn messages(checkpoint: &Checkpoint, socket: u32) -> Result<Vec<Message>, Error> {
+    let message = |command, attributes| Message {
+        command,
+        socket,
+        attributes,
+    };
+    let dump = message(Command::Dump, to_attributes(checkpoint)?);
+    let queue = waiting(checkpoint).map(|piece| Ok(message(Command::Queue, piece?)));
+    std::iter::once(Ok(dump)).chain(queue).collect()
 }
 
 /// What waits in a socket, in the order of [`queue::Waiting`].

@@ -12,6 +12,7 @@
 
 pub mod check;
 pub mod checkpoint;
+pub mod control_group;
 pub mod deliver;
 pub mod diff;
 pub mod error;

@@ -1,6 +1,7 @@
 //! What the kernel remembers of whoever makes a socket, or says whom it sends signals.
 
 use std::io;
+use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd};
 
 /// Runs `work` in a thread of its own that makes files as this user: what it makes has its `fsuid` and `fsgid`
 /// (`file->f_cred`), which firewalls ask for. It keeps every right but those over the files of others (`setfsuid(2)`).
@@ -46,4 +47,14 @@ fn in_thread<T: Send>(work: impl FnOnce() -> io::Result<T> + Send) -> io::Result
         let gone = |_| Err(io::Error::other("the thread of another user ended"));
         scope.spawn(work).join().unwrap_or_else(gone)
     })
+}
+
+/// A descriptor of the process that connected to a Unix socket, which names no other one when that has ended
+/// (`SO_PEERPIDFD`, since 6.5).
+pub fn peer_process(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SO_PEERPIDFD: i32 = 77;
+    let mut descriptor = [0; 4];
+    crate::sockopt::get(socket, libc::SOL_SOCKET, SO_PEERPIDFD, &mut descriptor)?;
+    // SAFETY: the kernel made this descriptor for us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(i32::from_ne_bytes(descriptor)) })
 }

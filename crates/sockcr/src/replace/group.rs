@@ -1,6 +1,7 @@
 //! The control group of a socket: that of the process that made it, whose BPF programs and limits count for
 //! it as long as it lives (`cgroup_sk_alloc`). A firewall of the service manager is such a program.
 
+use crate::control_group::{mount, path_of};
 use crate::kernel::Reader;
 use rustix::fd::AsFd;
 use std::io;
@@ -50,26 +51,6 @@ fn enter(group: &Path) -> io::Result<()> {
     let name = group.join("cgroup.procs");
     std::fs::write(&name, std::process::id().to_string())
         .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", name.display())))
-}
-
-/// Where the groups are (/proc/self/mountinfo: its fourth field is what of them, its fifth where).
-fn mount() -> io::Result<PathBuf> {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo")?;
-    let whole = mounts.lines().find_map(|line| {
-        let (place, kind) = line.split_once(" - ")?;
-        let mut fields = place.split(' ').skip(3);
-        let (root, at) = (fields.next()?, fields.next()?);
-        (root == "/" && kind.starts_with("cgroup2 ")).then(|| at.into())
-    });
-    whole.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "cgroup2 is not mounted here"))
-}
-
-/// The group of a process, from the root on.
-fn path_of(process: &str) -> io::Result<String> {
-    let groups = std::fs::read_to_string(format!("/proc/{process}/cgroup"))?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::/"));
-    path.map(String::from)
-        .ok_or_else(|| io::ErrorKind::NotFound.into())
 }
 
 /// The folder of the group with this number, which is its inode: most often that of the owner, else
