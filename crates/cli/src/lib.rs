@@ -17,6 +17,7 @@ mod output;
 mod packaging;
 mod replace;
 mod restore;
+mod serve;
 mod set;
 mod show;
 mod source;
@@ -57,6 +58,7 @@ enum Verb {
     Options(options::Arguments),
     Check(check::Arguments),
     Demo(demo::Arguments),
+    Serve(serve::Arguments),
     Completions(packaging::Completions),
     /// Print the manual page, or write one for each verb into a folder
     Man(packaging::Manual),
@@ -110,6 +112,7 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Verb::Options(arguments) => options::run(&arguments),
         Verb::Check(arguments) => check::run(&arguments),
         Verb::Demo(arguments) => demo::run(&arguments),
+        Verb::Serve(arguments) => serve::run(&arguments),
         Verb::Completions(arguments) => packaging::completions(&arguments),
         Verb::Man(arguments) => packaging::manual(&arguments),
     }

@@ -130,6 +130,18 @@ pub enum Error {
     },
 }
 
+impl Error {
+    /// Where the attribute begins that it is about, in bytes; `None`: it is about something else.
+    pub fn offset(&self) -> Option<usize> {
+        match self {
+            Error::Attribute { offset, .. } | Error::AttributeHeader { offset, .. } => {
+                Some(*offset)
+            }
+            _ => None,
+        }
+    }
+}
+
 /// What is wrong with the header of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Error)]
 #[non_exhaustive]

@@ -466,7 +466,8 @@ pub(crate) fn close_on_exec(holder: Holder) -> io::Result<bool> {
     Ok(flags & O_CLOEXEC != 0)
 }
 
-fn explain(target: &Target, pid: i32, error: io::Error) -> Error {
+/// An error of [`hold`] in words, about a process of this number.
+pub fn explain(target: &Target, pid: i32, error: io::Error) -> Error {
     let new = |kind, why: &str| Error::new(kind, target, why);
     match Errno::from_io_error(&error) {
         Some(Errno::SRCH) => new(ErrorKind::NotFound, "no such process")
@@ -495,7 +496,7 @@ fn process_exists(pid: i32) -> Result<(), Error> {
 }
 
 /// The process that a thread belongs to.
-pub(crate) fn process_of(tid: i32) -> i32 {
+pub fn process_of(tid: i32) -> i32 {
     let text = std::fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default();
     let tgid = text.lines().find_map(|line| line.strip_prefix("Tgid:"));
     tgid.and_then(|tgid| tgid.trim().parse().ok())

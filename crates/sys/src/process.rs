@@ -6,7 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 /// What a child ends with when it panicked.
-pub const PANICKED: u8 = 101;
+pub const PANICKED: u8 = 255;
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
 

@@ -117,6 +117,12 @@ impl Reader {
         self.gatherer().map(drop)
     }
 
+    /// The same without what copies its bytes by memory of its own: two processes that share that would read each
+    /// other's.
+    pub(super) fn warm_up(&self) -> io::Result<()> {
+        self.walk().map(drop)
+    }
+
     fn walk(&self) -> io::Result<&Walk> {
         let walk = self
             .walk

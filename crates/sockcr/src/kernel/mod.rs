@@ -97,6 +97,13 @@ impl<T: Into<Reason>> From<T> for Unavailable {
     }
 }
 
+/// Loads now what is otherwise loaded when it is first needed, as far as copies of this process may share it.
+pub fn warm_up() -> io::Result<()> {
+    let reader = reader().map_err(io::Error::other)?;
+    reader.warm_up()?;
+    sockets(Some(std::process::id())).map(drop)
+}
+
 /// Says early and at little cost that this process may not use BPF, by the smallest program.
 fn permitted() -> Result<(), Unavailable> {
     let mut program = assembler::Assembler::new();

@@ -1,0 +1,143 @@
+//! How datagrams and errors get into a socket that is restored: the restorer, which has only the client's rights,
+//! asks the broker, which has BPF.
+
+use crate::packet::{Receiver, decode, encode, send};
+use crate::parser::in_memory;
+use crate::request::MAX_RESTORE;
+use rustix::io::Errno;
+use serde::{Deserialize, Serialize};
+use sockcr::kernel::inject::{Datagram, Fill, Injected, Injector, Notice};
+use sockcr::netns;
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What is asked for, of the socket whose descriptor is beside it.
+#[derive(Debug, Serialize, Deserialize)]
+enum Wish<'a> {
+    Inject(#[serde(borrow)] Vec<Datagram<'a>>),
+    Notify(u16, #[serde(borrow)] Notice<'a>),
+}
+
+/// What became of it.
+#[derive(Debug, Serialize, Deserialize)]
+enum Done {
+    Injected(Injected),
+    Notified,
+    /// errno, and words.
+    Failed(Option<i32>, String),
+}
+
+/// The restorer's end.
+#[derive(Debug)]
+pub struct Remote(pub OwnedFd);
+
+impl Remote {
+    fn ask(&self, socket: BorrowedFd<'_>, wish: &Wish<'_>) -> io::Result<Done> {
+        let file = in_memory(&encode(wish)?)?;
+        send(self.0.as_fd(), b"?", &[socket, file.as_fd()])?;
+        let mut receiver = Receiver::default();
+        if receiver.receive(self.0.as_fd())?.bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        match decode(&content(file.into())?)? {
+            Done::Failed(errno, text) => Err(Foreign::error(errno, text)),
+            done => Ok(done),
+        }
+    }
+}
+
+impl Fill for Remote {
+    fn inject(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        datagrams: &[Datagram<'_>],
+    ) -> io::Result<Injected> {
+        match self.ask(socket, &Wish::Inject(datagrams.to_vec()))? {
+            Done::Injected(injected) => Ok(injected),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn notify(&mut self, socket: BorrowedFd<'_>, port: u16, notice: &Notice<'_>) -> io::Result<()> {
+        match self.ask(socket, &Wish::Notify(port, *notice))? {
+            Done::Notified => Ok(()),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+}
+
+/// An error of the broker, in its words.
+#[derive(Debug)]
+struct Foreign(String);
+
+impl Foreign {
+    fn error(errno: Option<i32>, text: String) -> io::Error {
+        let kind = errno.map_or(io::ErrorKind::Other, |errno| {
+            io::Error::from_raw_os_error(errno).kind()
+        });
+        io::Error::new(kind, Foreign(text))
+    }
+}
+
+impl std::fmt::Display for Foreign {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Foreign {}
+
+/// Answers one wish that has come by the broker's end; answers whether there was one.
+pub fn serve(line: BorrowedFd<'_>, injector: &mut Option<Injector>) -> io::Result<bool> {
+    let mut receiver = Receiver::default();
+    let packet = receiver.receive_two(line)?;
+    let Some([socket, file]) = packet else {
+        return Ok(false);
+    };
+    let mut file = std::fs::File::from(file);
+    let raw = content(file.try_clone()?)?;
+    let done = match fulfil(&socket, &raw, injector) {
+        Ok(done) => done,
+        Err(error) => {
+            let errno = Errno::from_io_error(&error).map(Errno::raw_os_error);
+            Done::Failed(errno, error.to_string())
+        }
+    };
+    file.set_len(0)?;
+    file.seek(SeekFrom::Start(0))?;
+    file.write_all(&encode(&done)?)?;
+    send(line, b"!", &[])?;
+    Ok(true)
+}
+
+fn fulfil(socket: &OwnedFd, raw: &[u8], injector: &mut Option<Injector>) -> io::Result<Done> {
+    // The injector is of the client's network namespace: a packet of it must meet a socket there.
+    if netns::cookie(socket.as_fd())? != netns::own_cookie()? {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    let wish: Wish<'_> = postcard::from_bytes(raw).map_err(io::Error::other)?;
+    let injector = match injector {
+        Some(injector) => injector,
+        empty => empty.insert(Injector::new()?),
+    };
+    match wish {
+        Wish::Inject(datagrams) => injector
+            .inject(socket.as_fd(), &datagrams)
+            .map(Done::Injected),
+        Wish::Notify(port, notice) => injector
+            .notify(socket.as_fd(), port, &notice)
+            .map(|()| Done::Notified),
+    }
+}
+
+/// What is in a file in memory, from its beginning.
+pub fn content(mut file: std::fs::File) -> io::Result<Vec<u8>> {
+    let most = MAX_RESTORE as u64 * 2;
+    file.seek(SeekFrom::Start(0))?;
+    let mut content = Vec::new();
+    file.take(most + 1).read_to_end(&mut content)?;
+    match content.len() as u64 > most {
+        true => Err(Errno::MSGSIZE.into()),
+        false => Ok(content),
+    }
+}

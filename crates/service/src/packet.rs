@@ -1,0 +1,130 @@
+//! Packets and descriptors between the processes of the service, and to its clients.
+
+use crate::message::MAX_MESSAGE;
+use crate::request::Passed;
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
+    sendmsg, socketpair,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// Two ends of a line between processes.
+pub fn line() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (kind, flags) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
+    Ok(socketpair(AddressFamily::UNIX, kind, flags, None)?)
+}
+
+/// Sends one packet, and descriptors beside it.
+pub fn send(to: BorrowedFd<'_>, packet: &[u8], passed: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut beside = SendAncillaryBuffer::new(&mut space);
+    if !passed.is_empty() && !beside.push(SendAncillaryMessage::ScmRights(passed)) {
+        return Err(Errno::INVAL.into());
+    }
+    let sent = sendmsg(
+        to,
+        &[IoSlice::new(packet)],
+        &mut beside,
+        SendFlags::NOSIGNAL,
+    )?;
+    match sent == packet.len() {
+        true => Ok(()),
+        false => Err(Errno::MSGSIZE.into()),
+    }
+}
+
+/// Receives packets of at most [`MAX_MESSAGE`] bytes; of a longer one it tells one byte more.
+#[derive(Debug)]
+pub struct Receiver {
+    room: Vec<u8>,
+}
+
+impl Default for Receiver {
+    fn default() -> Receiver {
+        Receiver {
+            room: vec![0; MAX_MESSAGE + 1],
+        }
+    }
+}
+
+/// A packet that came, and what came beside it: one descriptor at most, others are closed.
+#[derive(Debug)]
+pub struct Packet<'a> {
+    /// Its bytes; empty when the other side has closed.
+    pub bytes: &'a [u8],
+    /// The descriptor.
+    pub descriptor: Option<OwnedFd>,
+    /// How many there were.
+    pub passed: Passed,
+}
+
+impl Receiver {
+    /// The next packet.
+    pub fn receive(&mut self, from: BorrowedFd<'_>) -> io::Result<Packet<'_>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let flags = RecvFlags::CMSG_CLOEXEC;
+        let mut room = [IoSliceMut::new(&mut self.room)];
+        let told = loop {
+            match recvmsg(from, &mut room, &mut beside, flags) {
+                Err(Errno::INTR) => {}
+                told => break told?,
+            }
+        };
+        let mut descriptors = descriptors(&mut beside);
+        // What had no room the kernel has not given to us (`scm_detach_fds`).
+        let more = told.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > 1;
+        let passed = match (more, descriptors.len()) {
+            (true, _) => Passed::Many,
+            (false, 0) => Passed::None,
+            (false, _) => Passed::One,
+        };
+        Ok(Packet {
+            bytes: self.room.get(..told.bytes).unwrap_or_default(),
+            descriptor: descriptors.pop(),
+            passed,
+        })
+    }
+}
+
+impl Receiver {
+    /// The two descriptors beside the next packet; `None`: the other side has closed.
+    pub fn receive_two(&mut self, from: BorrowedFd<'_>) -> io::Result<Option<[OwnedFd; 2]>> {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+        let mut beside = RecvAncillaryBuffer::new(&mut space);
+        let mut room = [IoSliceMut::new(&mut self.room)];
+        let told = recvmsg(from, &mut room, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
+        match (
+            told.bytes,
+            <[OwnedFd; 2]>::try_from(descriptors(&mut beside)),
+        ) {
+            (0, _) => Ok(None),
+            (_, Ok(two)) => Ok(Some(two)),
+            (_, Err(_)) => Err(Errno::INVAL.into()),
+        }
+    }
+}
+
+fn descriptors(beside: &mut RecvAncillaryBuffer<'_>) -> Vec<OwnedFd> {
+    let rights = beside.drain().filter_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(fds) => Some(fds),
+        _ => None,
+    });
+    rights.flatten().collect()
+}
+
+/// Writes a value down for another process of the service.
+pub fn encode(value: &impl Serialize) -> io::Result<Vec<u8>> {
+    postcard::to_stdvec(value).map_err(io::Error::other)
+}
+
+/// Reads one.
+pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> io::Result<T> {
+    postcard::from_bytes(bytes).map_err(io::Error::other)
+}
