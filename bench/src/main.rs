@@ -6,6 +6,7 @@
 
 mod queue;
 mod replace;
+mod service;
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
@@ -28,6 +29,12 @@ fn main() -> anyhow::Result<()> {
     if is_asked_for(replace::OWNER) {
         return replace::own();
     }
+    if is_asked_for(service::SERVE) {
+        return service::serve();
+    }
+    if is_asked_for(service::ECHO) {
+        return service::echo();
+    }
     sandbox::enter()?;
     match kernel::reader() {
         Ok(_) => println!("with BPF"),
@@ -40,6 +47,9 @@ fn main() -> anyhow::Result<()> {
     if is_asked_for("replace") {
         return replace::all();
     }
+    if is_asked_for("service") {
+        return service::all();
+    }
     for (name, change) in [("fresh socket", false), ("socket of a server", true)] {
         let socket = prepared(change)?;
         dump(name, &socket)?;
@@ -51,6 +61,7 @@ fn main() -> anyhow::Result<()> {
     many()?;
     queue::all()?;
     replace::all()?;
+    service::all()?;
     cold_start()
 }
 

@@ -4,7 +4,7 @@
 use crate::fill;
 use crate::message::{self, Command, Header, flags};
 use crate::metrics::{Counter, Metrics};
-use crate::packet::{Receiver, decode, line, send};
+use crate::packet::{Receiver, decode, line, send, send_all};
 use crate::parser;
 use crate::peer::Peer;
 use crate::policy::{Act, Standing, Verdict, judge};
@@ -179,6 +179,13 @@ impl Client {
         Ok(())
     }
 
+    fn send_all(&self, packets: &[Vec<u8>]) -> io::Result<()> {
+        send_all(self.connection.as_fd(), packets)?;
+        let sent: usize = packets.iter().map(Vec::len).sum();
+        self.metrics.add(Counter::Sent, sent as u64);
+        Ok(())
+    }
+
     /// Tells an error.
     pub fn refuse(
         &self,
@@ -235,17 +242,11 @@ impl Client {
     fn hold(&self, target: &Target, socket: &Listed) -> Result<Found, Error> {
         let mut refused = None;
         for holder in &socket.holders {
-            let owned = match self.administers {
-                true => None,
-                false => match self.peer.owned(holder.pid) {
-                    Some(owned) => Some(owned),
-                    None => continue,
-                },
-            };
-            match find::hold(*holder, Some(socket.inode)) {
-                Ok(found) if owned.is_none_or(|owned| owned.is_there()) => return Ok(found),
-                Ok(_) => {}
-                Err(error) => refused = Some(error),
+            let hold = || find::hold(*holder, Some(socket.inode));
+            match self.with_owner(*holder, hold) {
+                (Ok(found), mine) if mine || self.administers => return Ok(found),
+                (Err(error), _) => refused = Some(error),
+                _ => {}
             }
         }
         match refused {
@@ -265,29 +266,40 @@ impl Client {
     /// The sockets that are meant, if the client may dump them.
     fn find(&self, target: &Target) -> Result<Vec<Found>, Error> {
         match target {
-            Target::Descriptor(thread, fd) => {
-                let thread = self.peer.thread(*thread).ok_or_else(|| unseen(target))?;
-                let mine = self.peer.owned(find::process_of(thread));
-                let holder = Holder {
-                    pid: find::process_of(thread),
-                    tid: thread,
-                    fd: *fd,
-                };
-                let found = find::hold(holder, None);
-                let mine = mine.is_some_and(|mine| mine.is_there());
-                match found {
-                    Ok(found) => {
-                        self.permit(target, found.socket.as_fd(), mine)?;
-                        Ok(vec![found])
-                    }
-                    // Nobody else is told what a process has.
-                    Err(_) if !mine && !self.administers => Err(unseen(target)),
-                    Err(error) => Err(find::explain(target, thread, error)),
-                }
-            }
+            Target::Descriptor(thread, fd) => self.descriptor(target, *thread, *fd),
             Target::Process(thread) => self.of_process(target, *thread),
             _ => self.named(target),
         }
+    }
+
+    fn descriptor(&self, target: &Target, thread: i32, fd: i32) -> Result<Vec<Found>, Error> {
+        let thread = self.peer.thread(thread).ok_or_else(|| unseen(target))?;
+        let holder = Holder {
+            pid: find::process_of(thread),
+            tid: thread,
+            fd,
+        };
+        let (found, mine) = self.with_owner(holder, || find::hold(holder, None));
+        match found {
+            Ok(found) => {
+                self.permit(target, found.socket.as_fd(), mine)?;
+                Ok(vec![found])
+            }
+            // Nobody else is told what a process has.
+            Err(_) if !mine && !self.administers => Err(unseen(target)),
+            Err(error) => Err(find::explain(target, thread, error)),
+        }
+    }
+
+    /// What is done with a process, and whether that was one of the client's user all the time; who administers the
+    /// namespace need not ask.
+    fn with_owner<T>(&self, holder: Holder, work: impl FnOnce() -> T) -> (T, bool) {
+        if self.administers {
+            return (work(), false);
+        }
+        let owned = self.peer.owned(holder.pid);
+        let done = work();
+        (done, owned.is_some_and(|owned| owned.is_there()))
     }
 
     fn of_process(&self, target: &Target, thread: i32) -> Result<Vec<Found>, Error> {
@@ -297,12 +309,11 @@ impl Client {
         for socket in &listing.sockets {
             let first = socket.holders.first().copied();
             let Some(holder) = first else { continue };
-            let mine = self.peer.owned(holder.pid);
+            let hold = || find::hold(holder, Some(socket.inode));
             // What is closed meanwhile is not there.
-            let Ok(found) = find::hold(holder, Some(socket.inode)) else {
+            let (Ok(found), mine) = self.with_owner(holder, hold) else {
                 continue;
             };
-            let mine = mine.is_some_and(|mine| mine.is_there());
             match self.permit(target, found.socket.as_fd(), mine) {
                 Ok(()) => all.push(found),
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -663,7 +674,7 @@ impl Broker<'_> {
 
     fn answer(&self, request: &Request, passed: Option<OwnedFd>) -> io::Result<i32> {
         let client = self.client;
-        let answer = match client.answer(request, passed) {
+        let mut answer = match client.answer(request, passed) {
             Ok(answer) => answer,
             Err(error) => {
                 let (errno, text) = fault(&error);
@@ -675,17 +686,16 @@ impl Broker<'_> {
                 return Ok(errno);
             }
         };
-        for packet in &answer {
-            client.send(packet, &[])?;
-        }
         let multipart = match &request.ask {
             Ask::Family { all } => *all,
             ask => command(ask).is_some_and(Command::is_multipart),
         };
-        match multipart {
-            true => client.send(&request.header.done(), &[])?,
-            false => client.acknowledge(&request.header)?,
+        if multipart {
+            answer.push(request.header.done());
+        } else if request.header.wants_ack() {
+            answer.push(request.header.ack());
         }
+        client.send_all(&answer)?;
         Ok(0)
     }
 

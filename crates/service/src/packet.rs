@@ -4,9 +4,9 @@ use crate::message::MAX_MESSAGE;
 use crate::request::Passed;
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
+    AddressFamily, MMsgHdr, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmsg, socketpair,
+    sendmmsg, sendmsg, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,27 @@ pub fn send(to: BorrowedFd<'_>, packet: &[u8], passed: &[BorrowedFd<'_>]) -> io:
         true => Ok(()),
         false => Err(Errno::MSGSIZE.into()),
     }
+}
+
+/// Sends packets, in order, many by one call.
+pub fn send_all(to: BorrowedFd<'_>, packets: &[Vec<u8>]) -> io::Result<()> {
+    const MOST: usize = 64;
+    for packets in packets.chunks(MOST) {
+        let parts: Vec<[IoSlice<'_>; 1]> = packets.iter().map(|p| [IoSlice::new(p)]).collect();
+        let mut beside: Vec<SendAncillaryBuffer<'_, '_, '_>> = packets
+            .iter()
+            .map(|_| SendAncillaryBuffer::default())
+            .collect();
+        let each = parts.iter().zip(&mut beside);
+        let mut headers: Vec<MMsgHdr<'_>> = each.map(|(p, b)| MMsgHdr::new(p, b)).collect();
+        let mut left = &mut headers[..];
+        while !left.is_empty() {
+            // What blocked for too long is told by the next call.
+            let sent = sendmmsg(to, left, SendFlags::NOSIGNAL)?;
+            left = left.get_mut(sent..).unwrap_or_default();
+        }
+    }
+    Ok(())
 }
 
 /// Receives packets of at most [`MAX_MESSAGE`] bytes; of a longer one it tells one byte more.
