@@ -423,12 +423,7 @@ impl Client {
             rustix::fs::fstat(&socket).map_err(|error| Error::system("dump", error.into()))?;
         let target = Target::Inode(inode.st_ino);
         self.permit_as(&target, socket.as_fd(), Standing::Bearer)?;
-        let mut checkpoint = Checkpoint::dump(&socket)?;
-        // The number and close-on-exec are those of our descriptor, not of the client's.
-        checkpoint.fd = None;
-        if let Some(descriptor) = &mut checkpoint.descriptor {
-            descriptor.close_on_exec = false;
-        }
+        let checkpoint = Checkpoint::dump_passed(&socket, self.peer.pid)?;
         let mut answer = Vec::new();
         add_messages(&mut answer, request, &checkpoint)?;
         self.metrics.add(Counter::Dumped, 1);

@@ -11,9 +11,11 @@ use rustix::thread::{
     set_thread_res_gid, set_thread_res_uid,
 };
 use sockcr::kernel::inject::Lazy;
+use sockcr::state::descriptor::{Descriptor, Owner};
 use sockcr::{Checkpoint, Error, RestoreOptions, Restored};
 use sockcr_image::attribute::Writer;
 use sockcr_image::number;
+use sockcr_sys::descriptor;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
@@ -59,12 +61,12 @@ pub fn run(client: &Client, request: &Request, image: OwnedFd, how: How, broker:
     as_client(
         client,
         request,
-        || restore(image, how, broker),
+        || restore(client, image, how, broker),
         |restored| client.give(request, &answer(&restored), restored.fd.as_fd()),
     )
 }
 
-fn restore(image: OwnedFd, how: How, broker: OwnedFd) -> Result<Restored, Error> {
+fn restore(client: &Client, image: OwnedFd, how: How, broker: OwnedFd) -> Result<Restored, Error> {
     let image = fill::content(image.into()).map_err(|error| Error::system("restore", error))?;
     let options = RestoreOptions {
         lossy: how.lossy,
@@ -73,7 +75,22 @@ fn restore(image: OwnedFd, how: How, broker: OwnedFd) -> Result<Restored, Error>
         ..RestoreOptions::default()
     };
     let mut injector = Lazy::of(Box::new(Remote(broker)));
-    Checkpoint::from_bytes(&image)?.restore_by(&options, &mut injector)
+    let checkpoint = Checkpoint::from_bytes(&image)?;
+    let restored = checkpoint.restore_by(&options, &mut injector)?;
+    // The process that holds it is the client from now on.
+    if let Some(Descriptor {
+        owner: Owner::Holder,
+        ..
+    }) = checkpoint.descriptor
+    {
+        descriptor::set_owner(
+            restored.fd.as_fd(),
+            descriptor::OWNER_PROCESS,
+            client.peer.pid,
+        )
+        .map_err(|error| Error::system("restore: owner", error))?;
+    }
+    Ok(restored)
 }
 
 /// What a restored socket lacks, as attributes of the answer.

@@ -137,6 +137,21 @@ impl Checkpoint {
         Checkpoint::dump_without_queue(fd, Held::own(fd)?)
     }
 
+    /// Reads a socket whose descriptor the process `pid` has given to us, as that process holds it: which number it has
+    /// there, and whether execve(2) closes it, is not known.
+    pub fn dump_passed(socket: &impl AsFd, pid: i32) -> Result<Checkpoint, Error> {
+        let held = Held {
+            pid: Some(pid),
+            fd: 0,
+            close_on_exec: false,
+        };
+        let checkpoint = Checkpoint::dump_held(socket.as_fd(), held)?;
+        Ok(Checkpoint {
+            fd: None,
+            ..checkpoint
+        })
+    }
+
     /// Reads a socket through `fd`, our duplicate of a descriptor that another process holds.
     pub(crate) fn dump_held(fd: BorrowedFd<'_>, held: Held) -> Result<Checkpoint, Error> {
         Checkpoint::dump_what(fd, held, true)
