@@ -7,6 +7,7 @@
 mod queue;
 mod replace;
 mod service;
+mod soak;
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
@@ -46,6 +47,9 @@ fn main() -> anyhow::Result<()> {
     }
     if is_asked_for("replace") {
         return replace::all();
+    }
+    if is_asked_for("soak") {
+        return soak::all();
     }
     if is_asked_for("service") {
         return service::all();

@@ -121,70 +121,147 @@ fn rate(count: usize, mut work: impl FnMut() -> anyhow::Result<()>) -> anyhow::R
     Ok(count as f64 / begun.elapsed().as_secs_f64())
 }
 
-struct Service {
+/// The service, and a client of it.
+pub struct Service {
     process: Child,
+    client: Client,
+}
+
+/// A client.
+pub struct Client {
     connection: OwnedFd,
     answer: Vec<u8>,
 }
 
-impl Service {
-    fn start(path: &Path) -> anyhow::Result<Service> {
-        let process = Command::new(std::env::current_exe()?)
-            .arg(SERVE)
-            .arg(path)
-            .spawn()?;
+/// A request to dump what the target names.
+pub fn request(target: &str) -> anyhow::Result<Vec<u8>> {
+    let mut attributes = sockcr_image::attribute::Writer::new();
+    attributes.str(sockcr_image::number::TARGET, target)?;
+    let header = Header {
+        length: 0,
+        kind: 0,
+        flags: 0,
+        sequence: 1,
+        port: 0,
+    };
+    Ok(header.family(Ask::Dump, flags::REQUEST, &attributes.finish()))
+}
+
+impl Client {
+    fn connect(path: &Path) -> anyhow::Result<Client> {
         let kind = SocketType::SEQPACKET;
         let connection = socket_with(AddressFamily::UNIX, kind, SocketFlags::CLOEXEC, None)?;
-        let address = SocketAddrUnix::new(path)?;
-        let end = Instant::now() + Duration::from_secs(10);
-        while connect(&connection, &address).is_err() {
-            ensure!(Instant::now() < end, "the service does not listen");
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        Ok(Service {
-            process,
+        connect(&connection, &SocketAddrUnix::new(path)?)?;
+        Ok(Client {
             connection,
             answer: vec![0; message::MAX_MESSAGE],
         })
     }
 
-    fn rate(&mut self, target: &str, depth: usize) -> anyhow::Result<f64> {
-        let mut attributes = sockcr_image::attribute::Writer::new();
-        attributes.str(sockcr_image::number::TARGET, target)?;
-        let header = Header {
-            length: 0,
-            kind: 0,
-            flags: 0,
-            sequence: 1,
-            port: 0,
-        };
-        let request = header.family(Ask::Dump, flags::REQUEST, &attributes.finish());
-        rate(REQUESTS / depth, || {
-            for _ in 0..depth {
-                send(&self.connection, &request, SendFlags::empty())?;
-            }
-            (0..depth).try_for_each(|_| self.done())
-        })
-        .map(|rate| rate * depth as f64)
+    fn send(&self, packet: &[u8]) -> anyhow::Result<()> {
+        send(&self.connection, packet, SendFlags::NOSIGNAL)?;
+        Ok(())
     }
 
-    /// Waits for the end of an answer.
-    fn done(&mut self) -> anyhow::Result<()> {
+    /// Sends a request; answers whether something was found.
+    pub fn ask(&mut self, request: &[u8]) -> anyhow::Result<bool> {
+        self.send(request)?;
+        self.done()
+    }
+
+    /// Waits for the end of an answer; answers whether it is no error.
+    fn done(&mut self) -> anyhow::Result<bool> {
         loop {
             let (length, _) = recv(&self.connection, &mut self.answer[..], RecvFlags::empty())?;
             match message::read_answer(&self.answer[..length]) {
-                Some((_, message::Answer::Done)) => return Ok(()),
-                Some((_, message::Answer::Message(..))) => {}
+                Some((_, message::Answer::Done)) => return Ok(true),
+                Some((_, message::Answer::Error(fault))) if fault.errno == 2 => return Ok(false),
+                Some((_, message::Answer::Message(Ask::Dump | Ask::Queue, _))) => {}
                 other => anyhow::bail!("the service answers {other:?}"),
             }
         }
     }
 
-    fn stop(mut self) -> anyhow::Result<()> {
-        drop(self.connection);
+    /// Has a socket restored, and closes it.
+    pub fn restore(&mut self, packets: &[Vec<u8>]) -> anyhow::Result<()> {
+        packets.iter().try_for_each(|packet| self.send(packet))?;
+        // The kernel closes the descriptor that there is no room for.
+        let (length, _) = recv(&self.connection, &mut self.answer[..], RecvFlags::empty())?;
+        match message::read_answer(&self.answer[..length]) {
+            Some((_, message::Answer::Message(Ask::Restore, _))) => Ok(()),
+            other => anyhow::bail!("the service answers {other:?}"),
+        }
+    }
+}
+
+impl Service {
+    /// Starts it, with a first client.
+    pub fn start(path: &Path) -> anyhow::Result<Service> {
+        let process = Command::new(std::env::current_exe()?)
+            .arg(SERVE)
+            .arg(path)
+            .spawn()?;
+        let end = Instant::now() + Duration::from_secs(10);
+        let client = loop {
+            match Client::connect(path) {
+                Ok(client) => break client,
+                Err(error) => ensure!(Instant::now() < end, "the service does not listen: {error}"),
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        Ok(Service { process, client })
+    }
+
+    /// One more client.
+    pub fn another(&self, path: &Path) -> anyhow::Result<Client> {
+        Client::connect(path)
+    }
+
+    /// A request of the first client.
+    pub fn ask(&mut self, request: &[u8]) -> anyhow::Result<bool> {
+        self.client.ask(request)
+    }
+
+    fn rate(&mut self, target: &str, depth: usize) -> anyhow::Result<f64> {
+        let request = request(target)?;
+        let client = &mut self.client;
+        rate(REQUESTS / depth, || {
+            for _ in 0..depth {
+                client.send(&request)?;
+            }
+            for _ in 0..depth {
+                ensure!(client.done()?, "the socket is there");
+            }
+            Ok(())
+        })
+        .map(|rate| rate * depth as f64)
+    }
+
+    /// Resident memory in kB, and descriptors, of the main process and of the broker of the first client.
+    pub fn used(&self) -> anyhow::Result<[(u64, usize); 2]> {
+        let main = self.process.id();
+        let children = std::fs::read_to_string(format!("/proc/{main}/task/{main}/children"))?;
+        let broker = children
+            .split(' ')
+            .next()
+            .context("the first client has a broker")?;
+        Ok([used(&main.to_string())?, used(broker)?])
+    }
+
+    /// Ends it.
+    pub fn stop(mut self) -> anyhow::Result<()> {
+        drop(self.client);
         let pid = rustix::process::Pid::from_child(&self.process);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM)?;
         ensure!(self.process.wait()?.success(), "the service failed");
         Ok(())
     }
+}
+
+fn used(process: &str) -> anyhow::Result<(u64, usize)> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status"))?;
+    let memory = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+    let memory = memory.and_then(|text| text.trim().strip_suffix(" kB"));
+    let descriptors = std::fs::read_dir(format!("/proc/{process}/fd"))?.count();
+    Ok((memory.context("VmRSS")?.parse()?, descriptors))
 }

@@ -220,11 +220,16 @@ impl Client {
                 .iter()
                 .any(|holder| self.holds(holder, socket.inode))
         };
-        match self.administers {
-            true => Standing::Administrator,
-            false if own() => Standing::Owner,
-            false => Standing::Stranger,
+        match (self.administers, self.sends) {
+            (true, _) => Standing::Administrator,
+            (_, true) if is_raw(socket.socket_type) => Standing::Sender,
+            _ if own() => Standing::Owner,
+            _ => Standing::Stranger,
         }
+    }
+
+    fn may_dump(&self, socket: &Listed) -> Verdict {
+        judge(here(socket.socket_type), self.stands(socket))
     }
 
     /// Whether a process of its user has this socket there, now.
@@ -337,7 +342,7 @@ impl Client {
             _ => error,
         })?;
         let sockets = named.iter().map(|socket| {
-            verdict(target, judge(Act::DumpHere, self.stands(socket)))?;
+            verdict(target, self.may_dump(socket))?;
             self.hold(target, socket)
         });
         sockets.collect()
@@ -359,17 +364,20 @@ impl Client {
         standing: Standing,
     ) -> Result<(), Error> {
         let failed = |error| Error::system(format!("{target}: its network namespace"), error);
+        let kind = rustix::net::sockopt::socket_type(socket);
+        let kind = kind.map_err(|error| failed(error.into()))?.as_raw();
         let (act, administers) = match netns::cookie(socket).map_err(failed)? == self.here {
-            true => (Act::DumpHere, self.administers),
+            true => (here(kind), self.administers),
             false => {
                 let there = sockcr_sys::netns::of_socket(socket).map_err(failed)?;
                 let administers = self.peer.administers(there.as_fd()).map_err(failed)?;
                 (Act::DumpElsewhere, administers)
             }
         };
-        let standing = match administers {
-            true => Standing::Administrator,
-            false => standing,
+        let standing = match (administers, act) {
+            (true, _) => Standing::Administrator,
+            (false, Act::DumpRawHere) if self.sends => Standing::Sender,
+            _ => standing,
         };
         verdict(target, judge(act, standing))
     }
@@ -443,7 +451,7 @@ impl Client {
         let mut answer = Vec::new();
         for socket in &listing.sockets {
             let visible = match socket.netns == self.here {
-                true => judge(Act::DumpHere, self.stands(socket)),
+                true => self.may_dump(socket),
                 false => Verdict::Unseen,
             };
             match visible {
@@ -516,6 +524,18 @@ impl Client {
             }
             Ask::Check | Ask::Restore { .. } | Ask::Wrong { .. } => Ok(Vec::new()),
         }
+    }
+}
+
+fn is_raw(socket_type: u32) -> bool {
+    socket_type == rustix::net::SocketType::RAW.as_raw()
+}
+
+/// What it is to dump a socket of this type in the network namespace of the client.
+fn here(socket_type: u32) -> Act {
+    match is_raw(socket_type) {
+        true => Act::DumpRawHere,
+        false => Act::DumpHere,
     }
 }
 

@@ -5,6 +5,8 @@
 pub enum Act {
     /// To dump a socket in the network namespace of the client, or to have it listed.
     DumpHere,
+    /// The same of a raw socket, which hears what is for others too.
+    DumpRawHere,
     /// To dump a socket in another network namespace.
     DumpElsewhere,
     /// To restore a socket in which nothing waits. Whatever needs a capability needs the client's: the kernel sees to it.
@@ -54,10 +56,14 @@ pub const STANDINGS: [Standing; 5] = [
 ];
 
 /// The table: what is asked for, and the verdict in each column.
-pub const TABLE: [(Act, [Verdict; 5]); 5] = [
+pub const TABLE: [(Act, [Verdict; 5]); 6] = [
     (
         Act::DumpHere,
         [Allowed, Forbidden, Allowed, Allowed, Forbidden],
+    ),
+    (
+        Act::DumpRawHere,
+        [Allowed, Allowed, Forbidden, Allowed, Forbidden],
     ),
     (
         Act::DumpElsewhere,
@@ -116,7 +122,7 @@ mod tests {
                 seen += 1;
             }
         }
-        assert_eq!(seen, 25);
+        assert_eq!(seen, 30);
     }
 
     /// Nobody but who administers a namespace is told of what is in another one.

@@ -23,7 +23,7 @@ pub mod errno {
 }
 
 /// No request to restore is larger, in bytes.
-pub const MAX_RESTORE: usize = 64 << 20;
+pub const MAX_RESTORE: usize = 32 << 20;
 
 /// What is asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -539,7 +539,9 @@ impl Restoring {
     /// The image is read here as a whole, where nothing can come of it, and written anew.
     fn finish(self) -> Refusable<Read> {
         let image = file::encode(&self.messages)?;
+        drop(self.messages);
         let read = Checkpoint::from_bytes(&image);
+        drop(image);
         let checkpoint = read.map_err(|error| Refusal::invalid(error.to_string()))?;
         let written = image::encode(std::slice::from_ref(&checkpoint));
         let image = written.map_err(|error| Refusal::invalid(error.to_string()))?;

@@ -7,8 +7,8 @@ use crate::request::Request;
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, move_into_link_name_space,
-    set_capabilities, set_keep_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
+    set_capabilities, set_keep_capabilities, set_thread_groups, set_thread_res_gid,
+    set_thread_res_uid,
 };
 use sockcr::kernel::inject::Lazy;
 use sockcr::state::descriptor::{Descriptor, Owner};
@@ -158,5 +158,5 @@ fn become_client(peer: &Peer, connection: BorrowedFd<'_>) -> io::Result<()> {
             inheritable: CapabilitySet::empty(),
         },
     )?;
-    Ok(set_no_new_privs(true)?)
+    crate::sandbox::stay_alone()
 }

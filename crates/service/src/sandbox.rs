@@ -70,12 +70,18 @@ pub fn enter(most: u64) -> io::Result<()> {
             inheritable: none,
         },
     )?;
-    // Others of the same user may not look into it.
-    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
-    set_no_new_privs(true)?;
+    stay_alone()?;
     lock_files().map_err(io::Error::other)?;
     let filter = filter().map_err(io::Error::other)?;
     seccompiler::apply_filter(&filter).map_err(io::Error::other)
+}
+
+/// After a change of user: others of it may not look into this process; it gains no right any more; and it ends with its
+/// parent, which that change had undone (`commit_creds`).
+pub fn stay_alone() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    set_no_new_privs(true)?;
+    sockcr_sys::process::end_with_parent()
 }
 
 fn limit(most: u64) -> Rlimit {

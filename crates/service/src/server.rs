@@ -26,7 +26,7 @@ pub const DEFAULT_PATH: &str = "/run/sockcr/socket";
 /// No more clients are served at a time.
 pub const MOST_CLIENTS: usize = 256;
 /// No more of one user.
-pub const MOST_OF_ONE: usize = 64;
+pub const MOST_OF_ONE: usize = 16;
 /// At its end the service waits so long for what its clients have asked for.
 const LAST_REQUESTS: Duration = Duration::from_secs(30);
 /// Connections that wait to be accepted.

@@ -1,5 +1,7 @@
 //! docs/service.md shows bytes that are what it says.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "support/entry.rs"]
 #[allow(dead_code)]
 mod entry;

@@ -1,5 +1,7 @@
 //! What the parser makes of packets: right ones, wrong ones, and noise.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 #[path = "support/entry.rs"]
 mod entry;
 

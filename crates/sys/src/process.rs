@@ -4,8 +4,9 @@ use crate::check;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicI32, Ordering};
 
-/// What a child ends with when it panicked.
+/// What a child ends with that did not come to its end.
 pub const PANICKED: u8 = 255;
 
 const CLONE_INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -23,9 +24,10 @@ pub fn spawn(group: Option<BorrowedFd<'_>>, work: impl FnOnce() -> u8) -> io::Re
     let mut descriptor: RawFd = -1;
     match clone(group, &mut descriptor)? {
         0 => {
-            let answer = catch_unwind(AssertUnwindSafe(|| {
-                stay_with(parent);
-                work()
+            PARENT.store(parent.as_raw_pid(), Ordering::Relaxed);
+            let answer = catch_unwind(AssertUnwindSafe(|| match end_with_parent() {
+                Ok(()) => work(),
+                Err(_) => PANICKED,
             }));
             // SAFETY: ends the child, without running what the parent registered for its own end.
             unsafe { libc::_exit(answer.unwrap_or(PANICKED).into()) }
@@ -59,13 +61,19 @@ fn clone(group: Option<BorrowedFd<'_>>, descriptor: &mut RawFd) -> io::Result<li
     }
 }
 
-/// Ends with the parent, also if that has ended already.
-fn stay_with(parent: rustix::process::Pid) {
-    let killed = Some(rustix::process::Signal::KILL);
-    let set = rustix::process::set_parent_process_death_signal(killed);
-    if set.is_err() || rustix::process::getppid() != Some(parent) {
-        // SAFETY: ends the child.
-        unsafe { libc::_exit(0) }
+/// The process that made this copy; 0: none did.
+static PARENT: AtomicI32 = AtomicI32::new(0);
+
+/// Has this copy killed when the process that made it ends, as it is from its beginning; who takes on another user says
+/// it again.
+///
+/// `ESRCH`: that has ended already, or nobody made a copy.
+pub fn end_with_parent() -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+    let parent = rustix::process::getppid().map_or(0, rustix::process::Pid::as_raw_pid);
+    match parent == PARENT.load(Ordering::Relaxed) {
+        true => Ok(()),
+        false => Err(io::Error::from_raw_os_error(libc::ESRCH)),
     }
 }
 
