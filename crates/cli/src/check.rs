@@ -2,6 +2,7 @@
 
 use crate::Outcome;
 use crate::output::{self, GOOD, WARNING, line, styled};
+use crate::source::Source;
 use serde_json::json;
 use sockcr::check::{Feature, features};
 
@@ -13,8 +14,11 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let features = features();
+pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
+    let features = match source {
+        Source::Here => features(),
+        Source::Service(client) => client.check()?,
+    };
     if arguments.json {
         output::json(&json!({ "features": features }))?;
         return Ok(Outcome::Done);

@@ -1,9 +1,11 @@
 //! `sockcr dump`: checkpoint live sockets into an image.
 
-use crate::{Outcome, output, source};
+use crate::source::{self, Source};
+use crate::{Outcome, output, wrong_usage};
 use sockcr::find::{self, Found};
 use sockcr::option::bytes;
 use sockcr::{Checkpoint, Target, image, kernel, stop};
+use sockcr_service::Client;
 use std::time::Duration;
 
 /// How long --stop waits for the devices.
@@ -31,8 +33,14 @@ pub struct Arguments {
     canonical: bool,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let mut checkpoints = dump(&arguments.targets, arguments.stop)?;
+pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
+    let mut checkpoints = match source {
+        Source::Here => dump(&arguments.targets, arguments.stop)?,
+        Source::Service(_) if arguments.stop => {
+            wrong_usage("--stop and --service: the service holds nobody's processes still")
+        }
+        Source::Service(client) => served(client, &arguments.targets)?,
+    };
     for checkpoint in &checkpoints {
         for note in &checkpoint.report.not_carried {
             output::remark(format_args!("{}: not carried: {note}", checkpoint.name()));
@@ -44,7 +52,7 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         }
     }
     // With BPF nothing is assumed for want of seeing it.
-    let blind = kernel::reader().is_err();
+    let blind = matches!(source, Source::Here) && kernel::reader().is_err();
     if blind && checkpoints.iter().any(|c| !c.report.assumed.is_empty()) {
         output::remark("what only BPF sees is assumed: `sockcr show` says what");
     }
@@ -71,6 +79,19 @@ fn dump(targets: &[Target], stop: bool) -> anyhow::Result<Vec<Checkpoint>> {
     let checkpoints = source::dump(&found);
     drop(stopped);
     checkpoints
+}
+
+fn served(client: &mut Client, targets: &[Target]) -> anyhow::Result<Vec<Checkpoint>> {
+    let mut checkpoints: Vec<Checkpoint> = Vec::new();
+    for target in targets {
+        for checkpoint in source::served(client, target)? {
+            let is_new = |have: &Checkpoint| have.inode.is_none() || have.inode != checkpoint.inode;
+            if checkpoints.iter().all(is_new) {
+                checkpoints.push(checkpoint);
+            }
+        }
+    }
+    Ok(checkpoints)
 }
 
 /// Stops the owners, and waits for what they have sent to leave.

@@ -11,6 +11,7 @@ mod edit;
 mod encode;
 mod expression;
 mod list;
+mod metrics;
 mod move_to;
 mod options;
 mod output;
@@ -23,7 +24,10 @@ mod show;
 mod source;
 mod waiting;
 
+use crate::source::Source;
 use clap::{Parser, Subcommand};
+use sockcr_service::Client;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// See, tune, checkpoint and restore any live Linux socket.
@@ -41,6 +45,10 @@ struct Cli {
     /// Work in this network namespace: its name under /run/netns, or a path
     #[arg(long, global = true, value_name = "NAME")]
     netns: Option<String>,
+
+    /// Have the service that listens here do it: dump, restore, list, show, check, metrics
+    #[arg(long, global = true, value_name = "PATH")]
+    service: Option<PathBuf>,
 }
 
 #[derive(Subcommand)]
@@ -59,9 +67,24 @@ enum Verb {
     Check(check::Arguments),
     Demo(demo::Arguments),
     Serve(serve::Arguments),
+    Metrics(metrics::Arguments),
     Completions(packaging::Completions),
     /// Print the manual page, or write one for each verb into a folder
     Man(packaging::Manual),
+}
+
+impl Verb {
+    fn can_be_served(&self) -> bool {
+        matches!(
+            self,
+            Verb::List(_)
+                | Verb::Show(_)
+                | Verb::Dump(_)
+                | Verb::Restore(_)
+                | Verb::Check(_)
+                | Verb::Metrics(_)
+        )
+    }
 }
 
 /// How a verb ended when it did not fail.
@@ -98,11 +121,18 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         use std::os::fd::AsFd;
         sockcr::netns::enter(name, sockcr::netns::open(name)?.as_fd())?;
     }
+    let mut source = match &cli.service {
+        Some(_) if !cli.verb.can_be_served() => {
+            wrong_usage("--service does dump, restore, list, show, check and metrics only")
+        }
+        Some(path) => Source::Service(Box::new(Client::connect(path)?)),
+        None => Source::Here,
+    };
     match cli.verb {
-        Verb::List(arguments) => list::run(&arguments),
-        Verb::Show(arguments) => show::run(&arguments),
-        Verb::Dump(arguments) => dump::run(&arguments),
-        Verb::Restore(arguments) => restore::run(&arguments),
+        Verb::List(arguments) => list::run(&arguments, &mut source),
+        Verb::Show(arguments) => show::run(&arguments, &mut source),
+        Verb::Dump(arguments) => dump::run(&arguments, &mut source),
+        Verb::Restore(arguments) => restore::run(&arguments, &mut source),
         Verb::Diff(arguments) => diff::run(&arguments),
         Verb::Encode(arguments) => encode::run(&arguments),
         Verb::Edit(arguments) => edit::run(&arguments),
@@ -110,9 +140,10 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         Verb::Replace(arguments) => replace::run(&arguments, cli.netns.as_deref()),
         Verb::Move(arguments) => move_to::run(&arguments),
         Verb::Options(arguments) => options::run(&arguments),
-        Verb::Check(arguments) => check::run(&arguments),
+        Verb::Check(arguments) => check::run(&arguments, &mut source),
         Verb::Demo(arguments) => demo::run(&arguments),
         Verb::Serve(arguments) => serve::run(&arguments),
+        Verb::Metrics(_) => metrics::run(&mut source),
         Verb::Completions(arguments) => packaging::completions(&arguments),
         Verb::Man(arguments) => packaging::manual(&arguments),
     }

@@ -3,6 +3,7 @@
 use crate::Outcome;
 use crate::expression::{Ends, Expression};
 use crate::output::{self, FAINT, line, styled};
+use crate::source::Source;
 use anyhow::Context;
 use serde_json::json;
 use sockcr::find::{self, Holder, Listed};
@@ -29,13 +30,16 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
     let text = arguments.expression.join(" ");
     let expression: Expression = match text.parse() {
         Ok(expression) => expression,
         Err(why) => crate::wrong_usage(format_args!("{text}: is no filter: {why:#}")),
     };
-    let listing = find::list(arguments.pid)?;
+    let listing = match source {
+        Source::Here => find::list(arguments.pid)?,
+        Source::Service(client) => client.list(arguments.pid)?,
+    };
     let here = netns::own_cookie().context("ask for the network namespace")?;
     let mut names = Names::default();
     let mut wanted = |socket: &&Listed| {

@@ -1,7 +1,8 @@
 //! `sockcr restore`: sockets from an image.
 
+use crate::Outcome;
 use crate::output::{self, GOOD, line, styled};
-use crate::{Outcome, source};
+use crate::source::{self, Source};
 use anyhow::ensure;
 use sockcr::deliver::{self, Place, StoreName};
 use sockcr::{Checkpoint, Mapping, RestoreOptions, Restored, restore_all};
@@ -41,7 +42,7 @@ pub struct Arguments {
     command: Vec<OsString>,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
+pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
     let checkpoints = source::image(&arguments.image)?;
     let options = RestoreOptions {
         lossy: arguments.lossy,
@@ -55,7 +56,10 @@ pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
         "{}: holds no socket",
         arguments.image
     );
-    let restored = restore_all(&checkpoints, &options)?;
+    let restored = match source {
+        Source::Here => restore_all(&checkpoints, &options)?,
+        Source::Service(client) => client.restore_all(&checkpoints, &options)?,
+    };
     for (checkpoint, restored) in checkpoints.iter().zip(&restored) {
         for note in &restored.report.not_carried {
             output::remark(format_args!("{}: not restored: {note}", checkpoint.name()));

@@ -1,7 +1,8 @@
 //! `sockcr show`: everything a checkpoint carries.
 
 use crate::output::{self, CHANGED, FAINT, STRONG, WARNING, line, styled};
-use crate::{Outcome, source, waiting};
+use crate::source::Source;
+use crate::{Outcome, waiting};
 use sockcr::option::{Row, Value, bytes};
 use sockcr::state::descriptor::Owner;
 use sockcr::state::filter::Filter;
@@ -24,8 +25,8 @@ pub struct Arguments {
     json: bool,
 }
 
-pub fn run(arguments: &Arguments) -> anyhow::Result<Outcome> {
-    let (checkpoints, sockets) = source::with_sockets(&arguments.what)?;
+pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
+    let (checkpoints, sockets) = source.with_sockets(&arguments.what)?;
     if arguments.json {
         output::json(&json::to_json(&checkpoints))?;
         return Ok(Outcome::Done);

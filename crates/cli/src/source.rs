@@ -2,6 +2,7 @@
 
 use anyhow::Context;
 use sockcr::{Checkpoint, Error, ErrorKind, Target, find, image};
+use sockcr_service::Client;
 use std::io::{IsTerminal, Read};
 use std::os::fd::AsFd;
 
@@ -30,9 +31,53 @@ pub fn image(path: &str) -> anyhow::Result<Vec<Checkpoint>> {
     image::decode(&bytes(path)?).with_context(|| path.to_owned())
 }
 
-/// Dumps what the target names; sockets of a kind that is not carried are told and left out.
-pub fn target(target: &Target) -> anyhow::Result<Vec<Checkpoint>> {
-    dump(&find::find(target)?)
+/// Who reads live sockets.
+pub enum Source {
+    /// This process.
+    Here,
+    /// The service.
+    Service(Box<Client>),
+}
+
+impl Source {
+    /// Dumps what the target names; sockets of a kind that is not carried are told and left out. Here, also the sockets
+    /// themselves.
+    fn target(&mut self, target: &Target) -> anyhow::Result<(Vec<Checkpoint>, Vec<find::Found>)> {
+        match self {
+            Source::Here => {
+                let found = find::find(target)?;
+                Ok((dump(&found)?, found))
+            }
+            Source::Service(client) => Ok((served(client, target)?, Vec::new())),
+        }
+    }
+
+    /// A target if it reads as one and no file is called so, else an image; and the live sockets where we have
+    /// them.
+    pub fn with_sockets(
+        &mut self,
+        name: &str,
+    ) -> anyhow::Result<(Vec<Checkpoint>, Vec<find::Found>)> {
+        match live(name)? {
+            Some(named) => self.target(&named),
+            None => Ok((image(name)?, Vec::new())),
+        }
+    }
+}
+
+/// What the service dumps; what it has left out is told.
+pub fn served(client: &mut Client, target: &Target) -> anyhow::Result<Vec<Checkpoint>> {
+    let dumped = client.dump(target)?;
+    for socket in &dumped.left_out {
+        let holder = socket.holders.first();
+        let name = holder.map_or_else(|| format!("inode {}", socket.inode), |h| named(*h));
+        if let Err(error) =
+            sockcr::protocol::carried(socket.family, socket.socket_type, socket.number)
+        {
+            crate::output::remark(format_args!("{name}: left out: {error}"));
+        }
+    }
+    Ok(dumped.sockets)
 }
 
 /// Dumps these sockets.
@@ -63,26 +108,19 @@ pub fn carried(found: &[find::Found]) -> anyhow::Result<Vec<&find::Found>> {
 }
 
 fn name(socket: &find::Found) -> String {
-    let holder = socket.holder;
+    named(socket.holder)
+}
+
+fn named(holder: find::Holder) -> String {
     format!("process {}, descriptor {}", holder.pid, holder.fd)
 }
 
 /// A target if it reads as one and no file is called so, else an image.
 pub fn either(name: &str) -> anyhow::Result<Vec<Checkpoint>> {
     match live(name)? {
-        Some(named) => target(&named),
+        Some(named) => dump(&find::find(&named)?),
         None => image(name),
     }
-}
-
-/// The same, and the live sockets where there are such.
-pub fn with_sockets(name: &str) -> anyhow::Result<(Vec<Checkpoint>, Vec<find::Found>)> {
-    let Some(named) = live(name)? else {
-        return Ok((image(name)?, Vec::new()));
-    };
-    let found = find::find(&named)?;
-    let checkpoints = dump(&found)?;
-    Ok((checkpoints, found))
 }
 
 /// The target, or `None` for an image.

@@ -855,11 +855,11 @@ fn timespec(duration: Duration) -> Timespec {
 
 fn ability(feature: &Feature) -> Result<Vec<u8>, ImageError> {
     let mut writer = Writer::new();
-    writer.str(number::WHAT, feature.what)?;
+    writer.str(number::WHAT, &feature.what)?;
     if let Some(missing) = &feature.missing {
         writer.str(number::REASON, missing)?;
-        writer.str(number::WITHOUT, feature.without)?;
     }
+    writer.str(number::WITHOUT, &feature.without)?;
     Ok(writer.finish())
 }
 

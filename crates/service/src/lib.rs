@@ -14,6 +14,7 @@
 #![forbid(unsafe_code)]
 
 mod broker;
+pub mod client;
 mod fill;
 pub mod message;
 mod metrics;
@@ -26,4 +27,5 @@ mod restorer;
 mod sandbox;
 mod server;
 
+pub use client::Client;
 pub use server::{DEFAULT_PATH, MOST_CLIENTS, MOST_OF_ONE, Server};

@@ -6,6 +6,7 @@ use crate::protocol;
 use rustix::fd::AsFd;
 use rustix::net::SendFlags;
 use serde::Serialize;
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::BorrowedFd;
 
@@ -13,11 +14,11 @@ use std::os::fd::BorrowedFd;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Feature {
     /// What can be done.
-    pub what: &'static str,
+    pub what: Cow<'static, str>,
     /// Why it cannot be done here, if it cannot.
     pub missing: Option<String>,
     /// What happens instead.
-    pub without: &'static str,
+    pub without: Cow<'static, str>,
 }
 
 /// Tries every ability out, on sockets of its own.
@@ -31,10 +32,10 @@ pub fn features() -> Vec<Feature> {
         let socket = netns::probe()?;
         sockcr_sys::sockopt::set(socket.as_fd(), level, number, &value.to_ne_bytes())
     };
-    let feature = |what, result: io::Result<()>, without| Feature {
-        what,
+    let feature = |what: &'static str, result: io::Result<()>, without: &'static str| Feature {
+        what: what.into(),
         missing: result.err().map(|error| crate::error::reason(&error)),
-        without,
+        without: without.into(),
     };
     vec![
         feature(

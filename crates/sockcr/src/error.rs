@@ -66,6 +66,13 @@ impl Error {
         self
     }
 
+    /// Names the error that it comes from.
+    #[must_use]
+    pub fn because(mut self, source: io::Error) -> Error {
+        self.source = Some(source);
+        self
+    }
+
     /// What kind of failure it was.
     pub fn kind(&self) -> ErrorKind {
         self.kind

@@ -143,6 +143,25 @@ pub struct Listed {
 }
 
 impl Listed {
+    /// A socket of these numbers (`AF_...`, `SOCK_...`, `IPPROTO_...`), of which nothing else is known yet.
+    pub fn of(family: u32, socket_type: u32, number: u32) -> Listed {
+        let nowhere = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
+        Listed {
+            inode: 0,
+            cookie: 0,
+            holders: Vec::new(),
+            protocol: protocol::find(family, socket_type, number),
+            family,
+            socket_type,
+            number,
+            kind: protocol::describe(family, socket_type, number),
+            netns: 0,
+            local: nowhere,
+            peer: nowhere,
+            receive_bytes: 0,
+        }
+    }
+
     /// Whether its family is AF_INET or AF_INET6.
     fn is_internet(&self) -> bool {
         matches!(self.family, AF_INET | AF_INET6)
@@ -230,16 +249,11 @@ fn listed(file: &SocketFile) -> Listed {
     Listed {
         inode: file.inode,
         cookie: file.cookie,
-        holders: Vec::new(),
-        protocol: protocol::find(family, kind, number),
-        family,
-        socket_type: kind,
-        number,
-        kind: protocol::describe(family, kind, number),
         netns: file.netns_cookie,
         local: file.local,
         peer: file.peer,
         receive_bytes: file.receive_bytes,
+        ..Listed::of(family, kind, number)
     }
 }
 

@@ -87,7 +87,7 @@ fn moved(address: IpAddr, old: IpAddr, new: IpAddr, bits: u32) -> Option<IpAddr>
 }
 
 /// Carries the mappings out; one that names nothing in any of the checkpoints is an error.
-pub(crate) fn apply<'a>(
+pub fn apply<'a>(
     checkpoints: &'a [Checkpoint],
     map: &[Mapping],
 ) -> Result<Cow<'a, [Checkpoint]>, Error> {

@@ -262,6 +262,19 @@ impl fmt::Display for Transport {
     }
 }
 
+impl Target {
+    /// As it is typed: what [`FromStr`] reads.
+    pub fn spelled(&self) -> String {
+        match self {
+            Target::Descriptor(pid, fd) => format!("{pid}:{fd}"),
+            Target::Process(pid) => pid.to_string(),
+            Target::Inode(inode) => format!("inode:{inode}"),
+            Target::Cookie(cookie) => format!("cookie:{cookie}"),
+            Target::Local { .. } => self.to_string(),
+        }
+    }
+}
+
 impl fmt::Display for Target {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -293,6 +306,32 @@ mod tests {
             transport,
             address: (address != "*").then(|| address.parse().unwrap()),
             number,
+        }
+    }
+
+    #[test]
+    fn what_is_spelled_is_read_again() {
+        let names = [
+            "12:3",
+            "12",
+            "inode:4711",
+            "cookie:9",
+            "udp:127.0.0.1:53",
+            "udp:*:53",
+        ];
+        let more = [
+            "udplite:[::1]:53",
+            "udp:[fe80::1%eth0]:53",
+            "ping:10.0.0.1:7",
+            "raw:*:89",
+        ];
+        for name in names.into_iter().chain(more) {
+            let target: Target = name.parse().unwrap();
+            assert_eq!(
+                target.spelled().parse::<Target>().unwrap(),
+                target,
+                "{name}"
+            );
         }
     }
 

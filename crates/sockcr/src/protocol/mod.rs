@@ -179,6 +179,11 @@ pub fn of(fd: BorrowedFd<'_>) -> Result<&'static Protocol, Error> {
             Error::system("ask for the kind of the socket", error)
         }
     })?;
+    carried(family, socket_type, number)
+}
+
+/// The kind with these numbers (`AF_...`, `SOCK_...`, `IPPROTO_...`), if it is carried.
+pub fn carried(family: u32, socket_type: u32, number: u32) -> Result<&'static Protocol, Error> {
     find(family, socket_type, number).ok_or_else(|| {
         let kind = describe(family, socket_type, number);
         let mut names: Vec<&str> = ALL.iter().map(|protocol| protocol.name).collect();
