@@ -10,7 +10,10 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -105,7 +108,11 @@ fn lock_files() -> Result<(), landlock::RulesetError> {
 }
 
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let calls: BTreeMap<i64, _> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let mut calls: BTreeMap<i64, _> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    // The standard library asks, in builds with its own assertions, whether what it closes is open.
+    let (second, is) = (1, SeccompCmpOp::Eq);
+    let asks = SeccompCondition::new(second, SeccompCmpArgLen::Dword, is, libc::F_GETFD as u64)?;
+    calls.insert(libc::SYS_fcntl, vec![SeccompRule::new(vec![asks])?]);
     let filter = SeccompFilter::new(
         calls,
         SeccompAction::KillProcess,
