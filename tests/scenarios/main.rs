@@ -13,6 +13,7 @@ mod live;
 mod moving;
 mod printing;
 mod replacing;
+mod serving;
 mod stopping;
 mod tuning;
 mod unbound;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         moving::ALL,
         printing::ALL,
         replacing::ALL,
+        serving::ALL,
         stopping::ALL,
         tuning::ALL,
         unbound::ALL,
