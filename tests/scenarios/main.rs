@@ -14,6 +14,7 @@ mod live;
 mod moving;
 mod printing;
 mod replacing;
+mod serving;
 mod stopping;
 mod tuning;
 mod unbound;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
         moving::ALL,
         printing::ALL,
         replacing::ALL,
+        serving::ALL,
         stopping::ALL,
         tuning::ALL,
         unbound::ALL,

@@ -5,7 +5,7 @@
 
 use crate::command::{NOBODY, can_be_nobody};
 use crate::process::{Process, end_with_parent};
-use crate::{datagram, dns, harness, socket};
+use crate::{datagram, dns, guest, harness, socket};
 use anyhow::{Context, bail};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::net::AddressFamily;
@@ -73,6 +73,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<()> {
         "thread" => thread(),
         "echo" => echo(rest),
         "find" => find(rest),
+        "guest" => guest::main(),
         "open" => say(&json!(open_numbers())),
         "report" => say(&handed_over()?.0),
         "read" => read(),
@@ -81,7 +82,7 @@ pub(crate) fn main(arguments: &[String]) -> anyhow::Result<()> {
     }
 }
 
-fn say(facts: &Json) -> anyhow::Result<()> {
+pub(crate) fn say(facts: &Json) -> anyhow::Result<()> {
     let mut output = std::io::stdout().lock();
     writeln!(output, "{facts}")?;
     Ok(output.flush()?)
