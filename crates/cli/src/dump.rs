@@ -1,11 +1,10 @@
 //! `sockcr dump`: checkpoint live sockets into an image.
 
 use crate::source::{self, Source};
-use crate::{Outcome, output, wrong_usage};
+use crate::{Outcome, output};
 use sockcr::find::{self, Found};
 use sockcr::option::bytes;
 use sockcr::{Checkpoint, Target, image, kernel, stop};
-use sockcr_service::Client;
 use std::time::Duration;
 
 /// How long --stop waits for the devices.
@@ -25,7 +24,7 @@ pub struct Arguments {
     /// Hold the owners still while their sockets are read, and wait up to 10 s for what they have
     /// sent to leave the device
     #[arg(long)]
-    stop: bool,
+    pub stop: bool,
 
     /// Leave out what names this host or this one socket (inode, descriptor number, assumptions),
     /// so that equal sockets give equal bytes
@@ -36,10 +35,7 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
     let mut checkpoints = match source {
         Source::Here => dump(&arguments.targets, arguments.stop)?,
-        Source::Service(_) if arguments.stop => {
-            wrong_usage("--stop and --service: the service holds nobody's processes still")
-        }
-        Source::Service(client) => served(client, &arguments.targets)?,
+        Source::Service(client) => source::served(client, &arguments.targets)?,
     };
     for checkpoint in &checkpoints {
         for note in &checkpoint.report.not_carried {
@@ -79,19 +75,6 @@ fn dump(targets: &[Target], stop: bool) -> anyhow::Result<Vec<Checkpoint>> {
     let checkpoints = source::dump(&found);
     drop(stopped);
     checkpoints
-}
-
-fn served(client: &mut Client, targets: &[Target]) -> anyhow::Result<Vec<Checkpoint>> {
-    let mut checkpoints: Vec<Checkpoint> = Vec::new();
-    for target in targets {
-        for checkpoint in source::served(client, target)? {
-            let is_new = |have: &Checkpoint| have.inode.is_none() || have.inode != checkpoint.inode;
-            if checkpoints.iter().all(is_new) {
-                checkpoints.push(checkpoint);
-            }
-        }
-    }
-    Ok(checkpoints)
 }
 
 /// Stops the owners, and waits for what they have sent to leave.

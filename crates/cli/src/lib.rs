@@ -74,16 +74,20 @@ enum Verb {
 }
 
 impl Verb {
-    fn can_be_served(&self) -> bool {
-        matches!(
-            self,
+    /// Refuses what the service cannot do.
+    fn check_service(&self) {
+        match self {
+            Verb::Dump(arguments) if arguments.stop => {
+                wrong_usage("--stop and --service: the service holds nobody's processes still")
+            }
             Verb::List(_)
-                | Verb::Show(_)
-                | Verb::Dump(_)
-                | Verb::Restore(_)
-                | Verb::Check(_)
-                | Verb::Metrics(_)
-        )
+            | Verb::Show(_)
+            | Verb::Dump(_)
+            | Verb::Restore(_)
+            | Verb::Check(_)
+            | Verb::Metrics(_) => {}
+            _ => wrong_usage("--service does dump, restore, list, show, check and metrics only"),
+        }
     }
 }
 
@@ -123,6 +127,9 @@ fn wrong_usage(why: impl std::fmt::Display) -> ! {
 }
 
 fn run(cli: Cli) -> anyhow::Result<Outcome> {
+    if cli.service.is_some() {
+        cli.verb.check_service();
+    }
     // What is replaced is looked for here; only the new socket is there.
     let stays = matches!(cli.verb, Verb::Replace(_));
     if let Some(name) = cli.netns.as_ref().filter(|_| !stays) {
@@ -130,9 +137,6 @@ fn run(cli: Cli) -> anyhow::Result<Outcome> {
         sockcr::netns::enter(name, sockcr::netns::open(name)?.as_fd())?;
     }
     let mut source = match &cli.service {
-        Some(_) if !cli.verb.can_be_served() => {
-            wrong_usage("--service does dump, restore, list, show, check and metrics only")
-        }
         Some(path) => Source::Service(Box::new(Client::connect(path)?)),
         None => Source::Here,
     };

@@ -1,7 +1,8 @@
 //! Where checkpoints come from: a live socket, or an image.
 
 use anyhow::Context;
-use sockcr::{Checkpoint, Error, ErrorKind, Target, find, image};
+use sockcr::find::{self, Holder, Listed};
+use sockcr::{Checkpoint, Error, ErrorKind, Target, image};
 use sockcr_service::Client;
 use std::io::{IsTerminal, Read};
 use std::os::fd::AsFd;
@@ -48,7 +49,9 @@ impl Source {
                 let found = find::find(target)?;
                 Ok((dump(&found)?, found))
             }
-            Source::Service(client) => Ok((served(client, target)?, Vec::new())),
+            Source::Service(client) => {
+                Ok((served(client, std::slice::from_ref(target))?, Vec::new()))
+            }
         }
     }
 
@@ -65,19 +68,111 @@ impl Source {
     }
 }
 
-/// What the service dumps; what it has left out is told.
-pub fn served(client: &mut Client, target: &Target) -> anyhow::Result<Vec<Checkpoint>> {
-    let dumped = client.dump(target)?;
-    for socket in &dumped.left_out {
-        let holder = socket.holders.first();
-        let name = holder.map_or_else(|| format!("inode {}", socket.inode), |h| named(*h));
-        if let Err(error) =
-            sockcr::protocol::carried(socket.family, socket.socket_type, socket.number)
-        {
-            crate::output::remark(format_args!("{name}: left out: {error}"));
+/// A socket of a kind that is not carried, as the service tells of it.
+struct LeftOut {
+    socket: Option<Listed>,
+    holder: Option<Holder>,
+    why: Error,
+}
+
+impl LeftOut {
+    fn of(socket: Listed) -> Option<LeftOut> {
+        let kind = (socket.family, socket.socket_type, socket.number);
+        let why = sockcr::protocol::carried(kind.0, kind.1, kind.2).err()?;
+        Some(LeftOut {
+            holder: socket.holders.first().copied(),
+            socket: Some(socket),
+            why,
+        })
+    }
+
+    /// The only socket that a target names, which the service tells nothing of but this error.
+    fn only(client: &mut Client, target: &Target, why: Error) -> LeftOut {
+        let (process, fd) = match *target {
+            Target::Process(pid) => (Some(pid), None),
+            Target::Descriptor(pid, fd) => (Some(pid), Some(fd)),
+            _ => (None, None),
+        };
+        let through =
+            |holder: &&Holder| fd.is_none_or(|fd| (Some(holder.tid), holder.fd) == (process, fd));
+        let is_named = |socket: &Listed| match target {
+            Target::Inode(inode) => socket.inode == *inode,
+            Target::Cookie(cookie) => socket.cookie == *cookie,
+            _ => process.is_some() && socket.holders.iter().any(|h| through(&h)),
+        };
+        let listing = client.list(process).unwrap_or_default();
+        let socket = listing.sockets.into_iter().find(is_named);
+        let holder = socket.as_ref().and_then(|s| s.holders.iter().find(through));
+        // Sockets that are not of the internet are not listed.
+        let told = || {
+            let (tid, fd) = (process?, fd?);
+            let pid = find::process_of(tid);
+            Some(Holder { pid, tid, fd })
+        };
+        LeftOut {
+            holder: holder.copied().or_else(told),
+            socket,
+            why,
         }
     }
-    Ok(dumped.sockets)
+
+    fn is(&self, other: &LeftOut) -> bool {
+        match (&self.socket, &other.socket) {
+            (Some(one), Some(other)) => one.inode == other.inode,
+            _ => self.holder.is_some() && self.holder == other.holder,
+        }
+    }
+
+    fn name(&self) -> String {
+        match (self.holder, &self.socket) {
+            (Some(holder), _) => named(holder),
+            (None, Some(socket)) => format!("inode {}", socket.inode),
+            (None, None) => "a socket".into(),
+        }
+    }
+}
+
+/// What the service dumps of these targets, each socket once; what is left out is told, as by [`dump`].
+pub fn served(client: &mut Client, targets: &[Target]) -> anyhow::Result<Vec<Checkpoint>> {
+    let mut carried: Vec<Checkpoint> = Vec::new();
+    let mut left_out: Vec<LeftOut> = Vec::new();
+    for target in targets {
+        let (sockets, others) = match client.dump(target) {
+            Ok(dumped) => {
+                let others = dumped.left_out.into_iter().filter_map(LeftOut::of);
+                (dumped.sockets, others.collect())
+            }
+            Err(error) if error.kind() == ErrorKind::NotSupported => {
+                (Vec::new(), vec![LeftOut::only(client, target, error)])
+            }
+            Err(error) => return Err(error.into()),
+        };
+        for socket in sockets {
+            let is_new = |have: &Checkpoint| have.inode.is_none() || have.inode != socket.inode;
+            if carried.iter().all(is_new) {
+                carried.push(socket);
+            }
+        }
+        for other in others {
+            if !left_out.iter().any(|have| have.is(&other)) {
+                left_out.push(other);
+            }
+        }
+    }
+    if carried.is_empty() && left_out.len() == 1 {
+        let only = left_out.into_iter().next();
+        return only.map_or(Ok(carried), |only| {
+            let name = only.name();
+            Err(only.why).context(name)
+        });
+    }
+    for other in &left_out {
+        crate::output::remark(format_args!("{}: left out: {}", other.name(), other.why));
+    }
+    match left_out.pop().filter(|_| carried.is_empty()) {
+        Some(last) => Err(last.why.into()),
+        None => Ok(carried),
+    }
 }
 
 /// Dumps these sockets.
@@ -111,7 +206,7 @@ fn name(socket: &find::Found) -> String {
     named(socket.holder)
 }
 
-fn named(holder: find::Holder) -> String {
+fn named(holder: Holder) -> String {
     format!("process {}, descriptor {}", holder.pid, holder.fd)
 }
 

@@ -4,8 +4,12 @@ use crate::message::{
     self, Answer, Command, FAMILY_NAME, Fault, Header, MAX_MESSAGE, controller, flags, read_answer,
 };
 use crate::packet::{Receiver, send};
-use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use crate::request::Passed;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{
+    AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
+    socket_with,
+};
 use sockcr::check::Feature;
 use sockcr::find::{Holder, Listed, Listing};
 use sockcr::report::Note;
@@ -35,7 +39,6 @@ use std::path::Path;
 #[derive(Debug)]
 pub struct Client {
     socket: OwnedFd,
-    family: u16,
     sequence: u32,
     receiver: Receiver,
 }
@@ -51,7 +54,8 @@ pub struct Dumped {
 
 /// A message of an answer.
 struct Part {
-    command: u8,
+    /// `None`: it is one of the controller.
+    command: Option<Command>,
     attributes: Vec<u8>,
     descriptor: Option<OwnedFd>,
 }
@@ -70,34 +74,36 @@ impl Client {
         let socket = socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None);
         let socket = socket.map_err(failed)?;
         let address = SocketAddrUnix::new(path).map_err(failed)?;
-        connect(&socket, &address).map_err(failed)?;
+        retry_on_intr(|| connect(&socket, &address)).map_err(failed)?;
         let mut client = Client {
             socket,
-            family: 0,
             sequence: 0,
             receiver: Receiver::default(),
         };
-        client.family = client.find_family()?;
+        client.find_family()?;
         Ok(client)
     }
 
-    /// Asks the controller for the number of the family.
-    fn find_family(&mut self) -> Result<u16, Error> {
+    /// Asks the controller for the family, which has to have the number that we know.
+    fn find_family(&mut self) -> Result<(), Error> {
         let mut writer = Writer::new();
         writer.put(
             controller::FAMILY_NAME,
             format!("{FAMILY_NAME}\0").as_bytes(),
         )?;
-        self.sequence += 1;
-        let header = self.header();
+        let header = self.next();
         let packet = header.controller(controller::GET_FAMILY, flags::REQUEST, &writer.finish());
         self.send(&packet, &[])?;
-        let family = self.single()?;
+        let family = self.single(None)?;
         for attribute in attributes(&family.attributes) {
             let attribute = attribute?;
             if attribute.number == controller::FAMILY_ID {
-                let number = attribute.as_array().map(u16::from_ne_bytes);
-                return Ok(number?);
+                return match attribute.as_array().map(u16::from_ne_bytes)? {
+                    message::FAMILY => Ok(()),
+                    _ => Err(broken(
+                        "its family has a number that this version does not know",
+                    )),
+                };
             }
         }
         Err(broken("its family has no number"))
@@ -124,15 +130,15 @@ impl Client {
         let mut messages: Vec<Message> = Vec::new();
         let mut dumped = Dumped::default();
         let mut sockets = 0;
-        for part in self.several()? {
-            let command = match Command::from_number(part.command) {
+        let wanted = [Command::Dump, Command::Queue, Command::List];
+        for part in self.several(&wanted)? {
+            let command = match part.command {
                 Some(Command::List) => {
                     dumped.left_out.push(listed(&part.attributes)?.0);
                     continue;
                 }
-                Some(Command::Dump) => file::Command::Dump,
                 Some(Command::Queue) => file::Command::Queue,
-                _ => return Err(broken("it answers what was not asked")),
+                _ => file::Command::Dump,
             };
             sockets += u32::from(command == file::Command::Dump);
             messages.push(Message {
@@ -177,38 +183,23 @@ impl Client {
         alone: bool,
     ) -> Result<Restored, Error> {
         let messages = image::messages(checkpoint, 1)?;
-        self.sequence += 1;
-        for message in &messages {
-            let sent = match message.command {
-                file::Command::Queue => {
-                    let packet =
-                        self.header()
-                            .family(Command::Queue, flags::REQUEST, &message.attributes);
-                    self.send(&packet, &[])
-                }
-                _ => {
-                    let mut attributes = message.attributes.clone();
-                    attributes.extend(how(lossy, alone)?);
-                    let packet =
-                        self.header()
-                            .family(Command::Restore, flags::REQUEST, &attributes);
-                    self.send(&packet, &[])
-                }
-            };
-            // What it has to say about that waits to be read.
-            if sent.is_err() {
-                break;
+        let header = self.next();
+        let sent = match self.send_restore(&header, &messages, &how(lossy, alone)?) {
+            Err(error) if !has_left(&error) => {
+                // It would wait for the rest.
+                let _ = shutdown(&self.socket, Shutdown::Both);
+                return Err(error);
             }
-        }
-        let done = self.header().done();
-        let sent = self.send(&done, &[]);
-        let answer = match self.single() {
+            sent => sent,
+        };
+        // Why it has left waits to be read.
+        let answer = match self.single(Some(Command::Restore)) {
             Ok(answer) => answer,
             Err(error) => return Err(sent.err().filter(|_| is_closed(&error)).unwrap_or(error)),
         };
         let fd = answer
             .descriptor
-            .ok_or_else(|| broken("no descriptor came with its answer"))?;
+            .ok_or_else(|| broken("not one descriptor came with its answer"))?;
         let mut report = Report::default();
         for attribute in attributes(&answer.attributes) {
             let attribute = attribute?;
@@ -219,6 +210,23 @@ impl Client {
         Ok(Restored { fd, report })
     }
 
+    /// The messages of one socket, and their end: only behind all of them, as it would make a socket of some.
+    fn send_restore(&self, header: &Header, messages: &[Message], how: &[u8]) -> Result<(), Error> {
+        for message in messages {
+            let packet = match message.command {
+                file::Command::Queue => {
+                    header.family(Command::Queue, flags::REQUEST, &message.attributes)
+                }
+                _ => {
+                    let attributes = [&message.attributes, how].concat();
+                    header.family(Command::Restore, flags::REQUEST, &attributes)
+                }
+            };
+            self.send(&packet, &[])?;
+        }
+        self.send(&header.done(), &[])
+    }
+
     /// The sockets in our network namespace that we may dump, perhaps of one process only.
     pub fn list(&mut self, process: Option<i32>) -> Result<Listing, Error> {
         let mut writer = Writer::new();
@@ -227,7 +235,7 @@ impl Client {
         }
         self.ask(Command::List, &writer.finish(), &[])?;
         let mut listing = Listing::default();
-        for part in self.several()? {
+        for part in self.several(&[Command::List])? {
             let (socket, hidden) = listed(&part.attributes)?;
             match hidden {
                 Some(hidden) => listing.hidden = hidden as usize,
@@ -240,14 +248,14 @@ impl Client {
     /// What the service can do for us.
     pub fn check(&mut self) -> Result<Vec<Feature>, Error> {
         self.ask(Command::Check, &[], &[])?;
-        let parts = self.several()?;
+        let parts = self.several(&[Command::Check])?;
         parts.iter().map(|part| feature(&part.attributes)).collect()
     }
 
     /// How the service fares, as Prometheus reads it.
     pub fn metrics(&mut self) -> Result<String, Error> {
         self.ask(Command::Metrics, &[], &[])?;
-        let answer = self.single()?;
+        let answer = self.single(Some(Command::Metrics))?;
         let mut all = attributes(&answer.attributes);
         let text = all.find_map(|attribute| match attribute {
             Ok(attribute) if attribute.number == number::TEXT => Some(attribute.as_str()),
@@ -258,10 +266,12 @@ impl Client {
         Ok(text?.to_owned())
     }
 
-    fn header(&self) -> Header {
+    /// The header of the next request. 0 is of none: the service turns away with it.
+    fn next(&mut self) -> Header {
+        self.sequence = self.sequence.wrapping_add(1).max(1);
         Header {
             length: 0,
-            kind: self.family,
+            kind: message::FAMILY,
             flags: 0,
             sequence: self.sequence,
             port: 0,
@@ -274,8 +284,7 @@ impl Client {
         attributes: &[u8],
         passed: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
-        self.sequence += 1;
-        let packet = self.header().family(command, flags::REQUEST, attributes);
+        let packet = self.next().family(command, flags::REQUEST, attributes);
         self.send(&packet, passed)
     }
 
@@ -287,16 +296,31 @@ impl Client {
             );
             return Err(Error::new(ErrorKind::Refused, "service", why));
         }
-        send(self.socket.as_fd(), packet, passed)
-            .map_err(|error| Error::system("service: send a request", error))
+        loop {
+            match send(self.socket.as_fd(), packet, passed) {
+                // Nothing of it has gone out: it is one packet.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                sent => {
+                    return sent.map_err(|error| Error::system("service: send a request", error));
+                }
+            }
+        }
     }
 
-    /// The messages of an answer that NLMSG_DONE ends.
-    fn several(&mut self) -> Result<Vec<Part>, Error> {
+    /// The messages of an answer that NLMSG_DONE ends, which are of these commands.
+    fn several(&mut self, wanted: &[Command]) -> Result<Vec<Part>, Error> {
         let mut parts = Vec::new();
         let mut size = 0;
-        while let Some(part) = self.part()? {
-            size += message::FAMILY_HEADER + part.attributes.len();
+        while let Some(mut part) = self.part()? {
+            if !part
+                .command
+                .is_some_and(|command| wanted.contains(&command))
+            {
+                return Err(unasked());
+            }
+            // None has a descriptor; many would be all that we may have.
+            part.descriptor = None;
+            size += size_of::<Part>() + message::FAMILY_HEADER + part.attributes.len();
             if size as u64 > image::MAX_IMAGE {
                 return Err(broken("its answer is larger than any image"));
             }
@@ -305,8 +329,12 @@ impl Client {
         Ok(parts)
     }
 
-    fn single(&mut self) -> Result<Part, Error> {
-        self.part()?.ok_or_else(|| broken("its answer is empty"))
+    fn single(&mut self, wanted: Option<Command>) -> Result<Part, Error> {
+        let part = self.part()?.ok_or_else(|| broken("its answer is empty"))?;
+        match part.command == wanted {
+            true => Ok(part),
+            false => Err(unasked()),
+        }
     }
 
     /// The next message of an answer; `None`: it ends here.
@@ -326,23 +354,41 @@ impl Client {
             return Err(broken("it answers another request"));
         }
         let (command, attributes) = match answer {
-            Answer::Done | Answer::Ack => return Ok(None),
+            Answer::Done => return Ok(None),
+            // We want none: it would pass for the end of several.
+            Answer::Ack => return Err(unasked()),
             Answer::Error(fault) => return Err(told(fault)),
-            Answer::Message(command, attributes) => (command as u8, attributes),
-            Answer::Controller(command, attributes) => (command, attributes),
+            Answer::Message(command, attributes) => (Some(command), attributes),
+            Answer::Controller(controller::NEW_FAMILY, attributes) => (None, attributes),
+            Answer::Controller(..) => return Err(unasked()),
         };
         Ok(Some(Part {
             command,
             attributes: attributes.to_vec(),
-            descriptor: packet.descriptor,
+            descriptor: packet.descriptor.filter(|_| packet.passed == Passed::One),
         }))
     }
 }
 
-fn is_closed(error: &Error) -> bool {
+fn has_kind(error: &Error, kinds: &[io::ErrorKind]) -> bool {
     use std::error::Error as _;
     let source = error.source().and_then(|source| source.downcast_ref());
-    source.is_some_and(|source: &io::Error| source.kind() == io::ErrorKind::UnexpectedEof)
+    source.is_some_and(|source: &io::Error| kinds.contains(&source.kind()))
+}
+
+/// Whether there is nothing more to be read.
+fn is_closed(error: &Error) -> bool {
+    has_kind(error, &[io::ErrorKind::UnexpectedEof])
+}
+
+/// Whether nobody reads what is sent.
+fn has_left(error: &Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionReset};
+    has_kind(error, &[BrokenPipe, ConnectionReset])
+}
+
+fn unasked() -> Error {
+    broken("it answers what was not asked")
 }
 
 fn broken(why: &str) -> Error {
@@ -361,23 +407,30 @@ fn how(lossy: bool, alone: bool) -> Result<Vec<u8>, ImageError> {
 
 /// An error that the service tells, as one of the library.
 fn told(fault: Fault) -> Error {
-    let kind = match Errno::from_raw_os_error(fault.errno) {
-        Errno::NOENT => ErrorKind::NotFound,
-        Errno::NOTSOCK => ErrorKind::NotASocket,
-        Errno::NOSYS => ErrorKind::NotSupported,
-        Errno::PERM | Errno::ACCESS => ErrorKind::NotPermitted,
-        Errno::INVAL => ErrorKind::BadInput,
-        Errno::OPNOTSUPP => ErrorKind::Refused,
+    // `Errno` panics of any other number.
+    let known = (1..4096).contains(&fault.errno);
+    let kind = match known.then(|| Errno::from_raw_os_error(fault.errno)) {
+        Some(Errno::NOENT) => ErrorKind::NotFound,
+        Some(Errno::NOTSOCK) => ErrorKind::NotASocket,
+        Some(Errno::NOSYS) => ErrorKind::NotSupported,
+        Some(Errno::PERM | Errno::ACCESS) => ErrorKind::NotPermitted,
+        Some(Errno::INVAL) => ErrorKind::BadInput,
+        Some(Errno::OPNOTSUPP) => ErrorKind::Refused,
         _ => ErrorKind::System,
     };
-    let (text, help) = match fault.text.split_once("\nhelp: ") {
+    let source = || io::Error::from_raw_os_error(fault.errno);
+    let told = match fault.text.is_empty() {
+        true => Error::system("service", source()).to_string(),
+        false => fault.text,
+    };
+    let (text, help) = match told.split_once("\nhelp: ") {
         Some((text, help)) => (text, Some(help)),
-        None => (&fault.text[..], None),
+        None => (&told[..], None),
     };
     let (what, why) = text.split_once(": ").unwrap_or(("service", text));
     let mut error = Error::new(kind, what, why);
     if matches!(kind, ErrorKind::System | ErrorKind::NotPermitted) {
-        error = error.because(io::Error::from_raw_os_error(fault.errno));
+        error = error.because(source());
     }
     match help {
         Some(help) => error.help(help),
@@ -486,3 +539,6 @@ fn feature(payload: &[u8]) -> Result<Feature, Error> {
     }
     Ok(feature)
 }
+
+#[cfg(test)]
+mod tests;
