@@ -1,13 +1,15 @@
 //! The service: who may do what, and what becomes of it with clients that mean it no good.
 
 use anyhow::{Context, ensure};
+use rustix::process::Signal;
 use serde_json::json;
 use sockcr_scenarios::command::done;
 use sockcr_scenarios::guest::Guest;
 use sockcr_scenarios::need::Need;
+use sockcr_scenarios::process::{Process, program};
 use sockcr_scenarios::service::{SOCKET, Service};
 use sockcr_scenarios::socket::{local, of_process, target};
-use sockcr_scenarios::{Outcome, Scenario};
+use sockcr_scenarios::{Outcome, Scenario, harness};
 use std::net::UdpSocket;
 use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
@@ -15,9 +17,25 @@ use std::os::unix::fs::PermissionsExt;
 pub const ALL: &[Scenario] = &[
     Scenario::new("serving::who_may_dump_what", ROOT, who_may_dump_what),
     Scenario::new("serving::who_may_restore_what", ROOT, who_may_restore_what),
+    Scenario::new(
+        "serving::becoming_somebody_else",
+        ROOT,
+        becoming_somebody_else,
+    ),
+    Scenario::new(
+        "serving::changed_before_it_is_served",
+        ROOT,
+        changed_before_it_is_served,
+    ),
+    Scenario::new(
+        "serving::a_number_that_is_used_again",
+        PID_NAMESPACE,
+        a_number_that_is_used_again,
+    ),
 ];
 
 const ROOT: &[Need] = &[Need::Root];
+const PID_NAMESPACE: &[Need] = &[Need::Root, Need::Program("unshare")];
 
 const OK: i32 = 0;
 const EPERM: i32 = 1;
@@ -318,4 +336,94 @@ fn who_may_restore_what() -> Outcome {
     }
     ensure!(wrong.is_empty(), "{}", wrong.join("\n"));
     service.idle()
+}
+
+/// What counts is who connected, whatever that has become since.
+fn becoming_somebody_else() -> Outcome {
+    let service = Service::start()?;
+    let owned = Held::start(&[&format!("be {OWNER}")])?;
+    let inode = format!("inode {}", owned.inode);
+    let connect = format!("connect {SOCKET}");
+
+    // With all rights, lowered for connect(2) alone.
+    let mut lowered = Guest::start(&["lower 4002", &connect, "raise"])?;
+    ensure!(lowered.tell("who")?["user"] == 0, "is not root again");
+    ensure!(
+        lowered.errno(&inode)? == EPERM,
+        "root by what it has become"
+    );
+    lowered.tell(&connect)?;
+    ensure!(lowered.errno(&inode)? == OK, "not root by what it is");
+
+    // The same by a program that gives rights to who runs it.
+    let rights = std::env::current_dir()?.join("rights");
+    std::fs::copy("/proc/self/exe", &rights)?;
+    std::fs::set_permissions(&rights, PermissionsExt::from_mode(0o4755))?;
+    let mut raised = Guest::start(&["be 4002", &connect])?;
+    ensure!(raised.errno(&inode)? == EPERM, "it is not its own");
+    raised.tell(&format!("exec {}", rights.display()))?;
+    ensure!(
+        raised.tell("who")?["user"] == 0,
+        "the program gave no right"
+    );
+    ensure!(raised.errno(&inode)? == EPERM, "root by what it runs");
+    raised.tell(&connect)?;
+    ensure!(raised.errno(&inode)? == OK, "not root by what it is");
+
+    // What it had it keeps on this connection.
+    let mut dropped = Guest::start(&[&connect, "be 4002"])?;
+    ensure!(
+        dropped.errno(&inode)? == OK,
+        "it was root when it connected"
+    );
+    dropped.tell(&connect)?;
+    ensure!(dropped.errno(&inode)? == EPERM, "it is root no more");
+    drop((lowered, raised, dropped));
+    service.idle()
+}
+
+/// Who changes between connect(2) and the service's first look.
+fn changed_before_it_is_served() -> Outcome {
+    let service = Service::start()?;
+    let owned = Held::start(&[&format!("be {OWNER}")])?;
+    let elsewhere = Guest::start(&["unshare net"])?;
+    let inode = format!("inode {}", owned.inode);
+    let connect = format!("connect {SOCKET}");
+    let net = format!("net {}", elsewhere.pid());
+    let cases: [(&[&str], &[&str], i32); 6] = [
+        (&["lower 4002"], &["raise"], EPERM),
+        (&[], &["be 4002"], OK),
+        (&["be 4001"], &[], OK),
+        // The namespaces of another place are nobody's that connected here.
+        (&["be 4002"], &["unshare user"], EPERM),
+        (&["be 4001"], &["unshare both"], EPERM),
+        (&[], &[&net], EPERM),
+    ];
+    for (before, after, expected) in cases {
+        let mut client = Guest::start(before)?;
+        service.process.signal(Signal::STOP)?;
+        client.tell(&connect)?;
+        for order in after {
+            client.tell(order)?;
+        }
+        service.process.signal(Signal::CONT)?;
+        let told = client.tell(&inode)?;
+        ensure!(
+            told["errno"] == expected,
+            "{before:?}, then {after:?}: {expected} was due: {told}"
+        );
+    }
+    service.idle()
+}
+
+/// Told in a PID namespace of its own, where nobody else takes numbers.
+fn a_number_that_is_used_again() -> Outcome {
+    let mut command = program("unshare");
+    command.args(["--pid", "--fork", "--mount-proc", "--kill-child"]);
+    command.arg(std::env::current_exe()?);
+    let mut process = Process::start(command.args([harness::ACTOR, "0", "reused"]))?;
+    let told = process.facts()?;
+    ensure!(told == "ok", "{told}");
+    ensure!(process.end()?.success());
+    Ok(())
 }

@@ -17,7 +17,7 @@ use std::time::Duration;
 /// `--scenario PARENT NAME`: tell this scenario.
 const SCENARIO: &str = "--scenario";
 /// `--actor PARENT ROLE ...`: be this actor.
-pub(crate) const ACTOR: &str = "--actor";
+pub const ACTOR: &str = "--actor";
 /// `--program PARENT NAME ...`: become this program.
 pub(crate) const PROGRAM: &str = "--program";
 /// `--probe`: say whether a scenario could be told here.

@@ -145,8 +145,15 @@ impl Raw {
         let (kind, cloexec) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let socket = socket_with(AddressFamily::UNIX, kind, cloexec, None)?;
         connect(&socket, &SocketAddrUnix::new(path)?).context("connect to the service")?;
-        let sequence = 1;
-        Ok(Raw { socket, sequence })
+        Ok(Raw::of(socket))
+    }
+
+    /// A connection that somebody has made.
+    pub fn of(socket: OwnedFd) -> Raw {
+        Raw {
+            socket,
+            sequence: 1,
+        }
     }
 
     /// Sends bytes, and descriptors beside them.
@@ -267,8 +274,11 @@ impl Raw {
         passed: &[BorrowedFd<'_>],
     ) -> anyhow::Result<Told> {
         let packet = self.next().family(command, flags::REQUEST, attributes);
-        self.send(&packet, passed)?;
-        self.answer()?.context("the service has closed")
+        match self.send(&packet, passed) {
+            // What it said before it closed can be read.
+            Ok(()) | Err(Errno::PIPE) => self.answer()?.context("the service has closed"),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// DUMP by INODE.
@@ -308,6 +318,12 @@ impl Raw {
         let found = lines.find(|(have, _)| *have == name);
         let (_, value) = found.with_context(|| format!("no {name} in {text}"))?;
         value.parse().with_context(|| format!("{name} {value}"))
+    }
+}
+
+impl AsFd for Raw {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 
