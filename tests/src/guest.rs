@@ -161,6 +161,10 @@ impl State {
                 let told = self.line()?.dump_inode(inode.parse()?)?;
                 return Ok(json!({ "errno": told.errno(), "told": format!("{:?}", told.fault) }));
             }
+            ["save", inode, image] => {
+                let told = self.line()?.dump_inode(inode.parse()?)?.done()?;
+                std::fs::write(format!("nobody/{image}"), told.canonical()?)?;
+            }
             ["target", target] => {
                 let told = self.line()?.dump_target(target)?;
                 return Ok(json!({ "errno": told.errno(), "told": format!("{:?}", told.fault) }));

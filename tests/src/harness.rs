@@ -23,7 +23,7 @@ pub(crate) const PROGRAM: &str = "--program";
 /// `--probe`: say whether a scenario could be told here.
 pub(crate) const PROBE: &str = "--probe";
 /// The variable that makes this executable the command; it names the parent.
-pub(crate) const BE_SOCKCR: &str = "SOCKCR_SCENARIOS_PARENT";
+pub const BE_SOCKCR: &str = "SOCKCR_SCENARIOS_PARENT";
 
 /// No scenario takes longer.
 const DEADLINE: Duration = Duration::from_secs(300);

@@ -8,8 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
+    recvmsg, sendmsg, socket_with,
 };
 use sockcr::Checkpoint;
 use sockcr_image::attribute::Writer;
@@ -233,6 +233,18 @@ impl Raw {
     pub fn next(&mut self) -> Header {
         self.sequence += 1;
         header(self.sequence)
+    }
+
+    /// The number of the request that is answered next.
+    pub fn next_is(&mut self, sequence: u32) {
+        self.sequence = sequence;
+    }
+
+    /// Takes what there is, whatever it is.
+    pub fn drain(&self) {
+        let mut bytes = [0; 512];
+        let flags = RecvFlags::DONTWAIT;
+        while recv(&self.socket, &mut bytes, flags).is_ok_and(|(_, length)| length > 0) {}
     }
 
     /// The whole answer to the last request; `None`: the service closed before its end.
