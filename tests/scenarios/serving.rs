@@ -561,7 +561,7 @@ fn half_a_request() -> Outcome {
     let mut halves = Vec::new();
     for many in 1..3 {
         let mut half = service.client()?;
-        let packets = service::restore(&half.next(), &checkpoint)?;
+        let packets = service::restore(&half.begin(), &checkpoint)?;
         ensure!(packets.len() == 3, "{} packets", packets.len());
         for packet in &packets[..many] {
             half.send(packet, &[])?;
@@ -776,7 +776,7 @@ fn descriptors_by_the_hundred() -> Outcome {
             })?;
             // Beside the first, and beside the last of several.
             for at in [0, 1] {
-                let packets = service::restore(&client.next(), &checkpoint)?;
+                let packets = service::restore(&client.begin(), &checkpoint)?;
                 for (place, packet) in packets.iter().enumerate() {
                     client.send(packet, if place == at { &files } else { &[] })?;
                 }
@@ -820,7 +820,7 @@ fn one_that_never_reads() -> Outcome {
     let mut other = service.client()?;
     serves(&mut other)?;
     let inode = by_inode(socket::inode(&socket)?)?;
-    let request = greedy.next().family(Command::Dump, flags::REQUEST, &inode);
+    let request = greedy.begin().family(Command::Dump, flags::REQUEST, &inode);
     let mut asked = 0;
     let begun = Instant::now();
     let (mut served, mut slowest) = (0, Duration::ZERO);
@@ -952,7 +952,7 @@ fn killed_while_it_answers() -> Outcome {
         let broker = only_broker(&service, &known)?;
         let (parser, _) = parser_and_restorer(broker)?;
         let parser = parser.context("no parser")?;
-        let request = client.next().family(
+        let request = client.begin().family(
             Command::Dump,
             flags::REQUEST,
             &by_inode(socket::inode(&target)?)?,
@@ -1006,7 +1006,7 @@ fn killed_while_it_restores() -> Outcome {
             let mut client = service.client()?;
             serves(&mut client)?;
             let broker = only_broker(&service, &known)?;
-            for packet in service::restore(&client.next(), &checkpoint)? {
+            for packet in service::restore(&client.begin(), &checkpoint)? {
                 client.send(&packet, &[])?;
             }
             let (parser, restorer) = wait::until("a process that restores", || {
@@ -1071,7 +1071,7 @@ fn killed_at_the_root() -> Outcome {
         let mut idle = service.client()?;
         serves(&mut idle)?;
         let mut client = service.client()?;
-        let request = client.next().family(
+        let request = client.begin().family(
             Command::Dump,
             flags::REQUEST,
             &by_inode(socket::inode(&target)?)?,
@@ -1132,7 +1132,7 @@ fn dnsmasq_from_inside() -> Outcome {
     command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
     let daemon = Process::start(&mut command)?;
     let find = || {
-        let listed = done(["list", "--json", &daemon.pid().to_string()])?.json()?;
+        let listed = done(["list", "--json", "--pid", &daemon.pid().to_string()])?.json()?;
         let sockets = listed["sockets"].as_array().context("no list")?;
         let socket = sockets
             .iter()
@@ -1196,7 +1196,7 @@ fn ends_when_it_has_answered() -> Outcome {
     let mut idle = service.client()?;
     serves(&mut idle)?;
     let mut client = service.client()?;
-    let request = client.next().family(
+    let request = client.begin().family(
         Command::Dump,
         flags::REQUEST,
         &by_inode(socket::inode(&target)?)?,

@@ -230,7 +230,7 @@ impl Raw {
     }
 
     /// The number of the next request.
-    pub fn next(&mut self) -> Header {
+    pub fn begin(&mut self) -> Header {
         self.sequence += 1;
         header(self.sequence)
     }
@@ -285,7 +285,7 @@ impl Raw {
         attributes: &[u8],
         passed: &[BorrowedFd<'_>],
     ) -> anyhow::Result<Told> {
-        let packet = self.next().family(command, flags::REQUEST, attributes);
+        let packet = self.begin().family(command, flags::REQUEST, attributes);
         match self.send(&packet, passed) {
             // What it said before it closed can be read.
             Ok(()) | Err(Errno::PIPE) => self.answer()?.context("the service has closed"),
@@ -314,7 +314,7 @@ impl Raw {
 
     /// RESTORE.
     pub fn restore(&mut self, socket: &Checkpoint) -> anyhow::Result<Told> {
-        for packet in restore(&self.next(), socket)? {
+        for packet in restore(&self.begin(), socket)? {
             self.send(&packet, &[])?;
         }
         self.answer()?.context("the service has closed")
