@@ -1118,7 +1118,7 @@ fn dnsmasq_from_inside() -> Outcome {
     command.args([
         &net,
         "dnsmasq",
-        "--no-daemon",
+        "--keep-in-foreground",
         "--conf-file=/dev/null",
         "--pid-file=",
     ]);
@@ -1136,7 +1136,7 @@ fn dnsmasq_from_inside() -> Outcome {
         let sockets = listed["sockets"].as_array().context("no list")?;
         let socket = sockets
             .iter()
-            .find(|socket| socket["local"] == "0.0.0.0:53" && socket["type"] == "udp");
+            .find(|socket| socket["local"] == "0.0.0.0:53" && socket["protocol"] == "udp");
         Ok(socket.cloned())
     };
     let found = wait::until("dnsmasq at its port", find)?;
