@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod avahi;
+mod by_service;
 mod chrony;
 mod daemon;
 mod dnsmasq;
@@ -24,6 +25,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     sockcr_scenarios::harness::main(&[
         avahi::ALL,
+        by_service::ALL,
         chrony::ALL,
         daemon::ALL,
         dnsmasq::ALL,

@@ -595,13 +595,22 @@ fn moment(whole: Duration, round: u32) -> Duration {
     whole.mul_f64((f64::from(round) * 0.618_033_988_75).fract() * 1.2)
 }
 
-/// Whatever moment `kill -9` comes at, the program has the old socket or the new one, and nothing
-/// besides. `rate` is that of the datagrams that come meanwhile.
-/// Who is killed between having taken the place and having made up for what came to the old socket meanwhile
+/// Who is killed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whom {
+    /// The command.
+    Command,
+    /// The process that works for it, and which nobody kills who kills the command.
+    Worker,
+}
+
+/// A worker that is killed between having taken the place and having made up for what came to the old socket meanwhile
 /// takes that with it: what comes in so long a time.
 const MOMENT: Duration = Duration::from_millis(20);
 
-fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
+/// Whatever moment `kill -9` comes at, the program has the old socket or the new one, and nothing
+/// besides. `rate` is that of the datagrams that come meanwhile.
+fn killed(whom: Whom, words: &str, rate: u32, usual: u32) -> Outcome {
     let mut receiver = Receiver::start(words)?;
     receiver.check()?.is_fine(0)?;
     receiver.run_at(rate)?;
@@ -625,7 +634,10 @@ fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
             let known = children(std::process::id().cast_signed())?;
             let process = replacing(receiver)?.start()?;
             let cut = !process.ends_within(moment(whole, round))?;
-            process.kill()?;
+            match whom {
+                Whom::Command => process.kill().map(drop)?,
+                Whom::Worker => kill_worker(process)?,
+            }
             wait::until("the end of what outlives the command", || reaped(&known))?;
             // Nobody is left to report what came to be out of order.
             receiver.stop()?.is_fine_but_for_lost(u64::MAX)?;
@@ -633,7 +645,10 @@ fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
             told.is_fine_but_for_lost(u64::MAX)?;
             let more = told.lost().and_then(|all| all.checked_sub(lost));
             let more = more.with_context(|| told.all().to_string())?;
-            let few = u64::from(rate) * MOMENT.as_millis() as u64 / 1000;
+            let few = match whom {
+                Whom::Command => 0,
+                Whom::Worker => u64::from(rate) * MOMENT.as_millis() as u64 / 1000,
+            };
             ensure!(more <= few, "lost {more}: {}", told.all());
             lost += more;
             before.is(&receiver.still()?)?;
@@ -646,9 +661,24 @@ fn killed(words: &str, rate: u32, usual: u32) -> Outcome {
         cut += u32::from(was_cut);
         new += u32::from(is_new);
     }
-    eprintln!("{words}: killed {cut} times of {rounds}, {new} times the new socket, {lost} lost");
+    eprintln!(
+        "{whom:?}, {words}: killed {cut} times of {rounds}, {new} times the new socket, {lost} lost"
+    );
     ensure!(cut > rounds / 10, "was killed only {cut} times of {rounds}");
     none_in_the_kernel()
+}
+
+/// Kills the worker of a command, if it has one now; the command ends by itself then.
+fn kill_worker(process: Process) -> Outcome {
+    let workers = children(process.pid())?;
+    for worker in workers {
+        let worker = rustix::process::Pid::from_raw(worker).context("no process")?;
+        match rustix::process::kill_process(worker, Signal::KILL) {
+            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
+            Err(error) => return Err(error).context("kill the worker"),
+        }
+    }
+    process.end().map(drop)
 }
 
 fn inode(receiver: &Receiver) -> anyhow::Result<String> {
@@ -666,7 +696,8 @@ fn killed_when_idle() -> Outcome {
         "poll workers=3 threads=2",
         "recv members=3 by_program flows=3",
     ] {
-        killed(words, 0, 10)?;
+        killed(Whom::Command, words, 0, 10)?;
+        killed(Whom::Worker, words, 0, 10)?;
     }
     Ok(())
 }
@@ -680,7 +711,8 @@ fn killed_under_load() -> Outcome {
         "recv group",
         "nested ipv6",
     ] {
-        killed(words, 20_000, 10)?;
+        killed(Whom::Command, words, 20_000, 10)?;
+        killed(Whom::Worker, words, 20_000, 10)?;
     }
     Ok(())
 }

@@ -12,6 +12,8 @@ pub enum Need {
     Program(&'static str),
     /// That a process without privilege may look into another one of its user.
     LookIntoOwnProcesses,
+    /// Control groups of version 2, mounted, for root to make some.
+    ControlGroups,
 }
 
 /// What the machine of the continuous integration may lack, and why; anything else must be there.
@@ -26,6 +28,10 @@ impl Need {
                 let missing = !is_installed(name);
                 missing.then(|| format!("{name} is not installed"))
             }
+            Need::ControlGroups => match sockcr::control_group::mount() {
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            },
             Need::LookIntoOwnProcesses => {
                 let scope = std::fs::read_to_string("/proc/sys/kernel/yama/ptrace_scope");
                 let scope = scope.unwrap_or_default();

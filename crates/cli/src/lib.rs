@@ -96,14 +96,22 @@ enum Outcome {
 
 /// Does what the arguments of this process say.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    match run(cli) {
-        Ok(Outcome::Done) => ExitCode::SUCCESS,
-        Ok(Outcome::Different) => ExitCode::FAILURE,
-        Err(error) if output::is_closed_pipe(&error) => ExitCode::SUCCESS,
+    end(run(Cli::parse())).into()
+}
+
+/// Tells an error, if there is one; answers the exit code.
+fn end(ended: anyhow::Result<Outcome>) -> u8 {
+    let ended = ended.and_then(|outcome| {
+        std::io::Write::flush(&mut std::io::stdout())?;
+        Ok(outcome)
+    });
+    match ended {
+        Ok(Outcome::Done) => 0,
+        Ok(Outcome::Different) => 1,
+        Err(error) if output::is_closed_pipe(&error) => 0,
         Err(error) => {
             output::complain(&error);
-            ExitCode::FAILURE
+            1
         }
     }
 }

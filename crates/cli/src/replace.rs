@@ -38,6 +38,13 @@ pub struct Arguments {
 }
 
 pub fn run(arguments: &Arguments, netns: Option<&str>) -> anyhow::Result<Outcome> {
+    match replace::undisturbed(|| crate::end(carry_out(arguments, netns)))? {
+        0 => Ok(Outcome::Done),
+        _ => Ok(Outcome::Different),
+    }
+}
+
+fn carry_out(arguments: &Arguments, netns: Option<&str>) -> anyhow::Result<Outcome> {
     let options = ReplaceOptions {
         edits: edits(&arguments.changes)?,
         map: arguments.map.clone(),

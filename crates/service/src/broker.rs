@@ -308,8 +308,13 @@ impl Client {
     }
 
     fn of_process(&self, target: &Target, thread: i32) -> Result<Vec<Found>, Error> {
-        let thread = self.peer.thread(thread).ok_or_else(|| unseen(target))?;
-        let listing = find::list(Some(thread)).map_err(|_| unseen(target))?;
+        let called = thread;
+        let thread = self.peer.thread(called).ok_or_else(|| unseen(target))?;
+        let listing = find::list(Some(thread)).map_err(|error| match called == thread {
+            true => error,
+            // Its words would have our number.
+            false => unseen(target),
+        })?;
         let mut all = Vec::new();
         for socket in &listing.sockets {
             let first = socket.holders.first().copied();
@@ -542,7 +547,7 @@ fn here(socket_type: u32) -> Act {
 /// What is told of a socket that there is none of, or that the client does not see.
 fn unseen(target: &Target) -> Error {
     let why = "no such socket in this network namespace";
-    Error::new(ErrorKind::NotFound, target, why)
+    Error::new(ErrorKind::NotFound, target, why).help("`sockcr list` shows what there is")
 }
 
 fn verdict(target: &Target, verdict: Verdict) -> Result<(), Error> {

@@ -10,7 +10,10 @@ use rustix::thread::{
     CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs, set_thread_groups,
     set_thread_res_gid, set_thread_res_uid,
 };
-use seccompiler::{BpfProgram, SeccompAction, SeccompFilter};
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
+    SeccompRule,
+};
 use std::collections::BTreeMap;
 use std::io;
 
@@ -23,9 +26,6 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_clock_gettime,
     libc::SYS_close,
     libc::SYS_exit_group,
-    // Without optimization the library looks whether a descriptor is one that it closes (`debug_assert_fd_is_open`).
-    #[cfg(debug_assertions)]
-    libc::SYS_fcntl,
     libc::SYS_futex,
     libc::SYS_getrandom,
     libc::SYS_lseek,
@@ -108,7 +108,11 @@ fn lock_files() -> Result<(), landlock::RulesetError> {
 }
 
 fn filter() -> Result<BpfProgram, seccompiler::BackendError> {
-    let calls: BTreeMap<i64, _> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    let mut calls: BTreeMap<i64, _> = CALLS.iter().map(|call| (*call, Vec::new())).collect();
+    // The standard library asks, in builds with its own assertions, whether what it closes is open.
+    let (second, is) = (1, SeccompCmpOp::Eq);
+    let asks = SeccompCondition::new(second, SeccompCmpArgLen::Dword, is, libc::F_GETFD as u64)?;
+    calls.insert(libc::SYS_fcntl, vec![SeccompRule::new(vec![asks])?]);
     let filter = SeccompFilter::new(
         calls,
         SeccompAction::KillProcess,

@@ -137,6 +137,21 @@ pub struct Replacement<'a> {
     injector: Lazy,
 }
 
+/// Does some work, such as to [`prepare`] and carry out, in a copy of this process that comes to its end whatever becomes of
+/// us: killed half way by whoever kills us, the one who replaces loses the datagrams that it has in its hands. Answers what
+/// the work answers; at its end nothing is flushed.
+///
+/// The process must have one thread.
+pub fn undisturbed(work: impl FnOnce() -> u8) -> Result<u8, Error> {
+    match sockcr_sys::process::outlive(work) {
+        Ok(sockcr_sys::process::PANICKED) => {
+            let why = "the process that did it ended before its time";
+            Err(Error::new(ErrorKind::System, "replace", why))
+        }
+        ended => ended.map_err(|error| Error::system("replace: start a process for it", error)),
+    }
+}
+
 /// Makes the new sockets for all of these, or answers why one of them cannot be replaced. Nothing is
 /// touched; [`Replacement::carry_out`] does the rest.
 ///

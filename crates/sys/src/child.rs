@@ -80,7 +80,7 @@ fn fork() -> io::Result<libc::pid_t> {
     }
 }
 
-fn block_signals() -> io::Result<libc::sigset_t> {
+pub(crate) fn block_signals() -> io::Result<libc::sigset_t> {
     // SAFETY: sigset_t is plain data for which all zeroes is a value.
     let mut all: libc::sigset_t = unsafe { std::mem::zeroed() };
     // SAFETY: it writes the set it is given.
@@ -94,7 +94,7 @@ fn block_signals() -> io::Result<libc::sigset_t> {
     }
 }
 
-fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
+pub(crate) fn set_signals(set: &libc::sigset_t) -> io::Result<()> {
     // SAFETY: it reads the set; the former one is not asked for.
     match unsafe { libc::pthread_sigmask(libc::SIG_SETMASK, set, std::ptr::null_mut()) } {
         0 => Ok(()),

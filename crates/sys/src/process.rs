@@ -1,8 +1,9 @@
 //! Copies of this process, each for one task, that do not outlive it.
 
 use crate::check;
+use rustix::process::{WaitId, WaitIdOptions, waitid};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicI32, Ordering};
 
@@ -34,6 +35,40 @@ pub fn spawn(group: Option<BorrowedFd<'_>>, work: impl FnOnce() -> u8) -> io::Re
         }
         // SAFETY: the kernel made this descriptor for us; nobody else owns it.
         _ => Ok(unsafe { OwnedFd::from_raw_fd(descriptor) }),
+    }
+}
+
+/// Has a copy of this process do this work, and waits for what it answers. It outlives us: in a session of its own, and
+/// with every signal blocked, it comes to its end also when we are killed, or interrupted at the terminal.
+///
+/// The process must have one thread.
+pub fn outlive(work: impl FnOnce() -> u8) -> io::Result<u8> {
+    if threads()? != 1 {
+        return Err(io::Error::other("there are other threads: no copy is made"));
+    }
+    let mut descriptor: RawFd = -1;
+    let before = crate::child::block_signals()?;
+    if clone(None, &mut descriptor)? == 0 {
+        // SAFETY: no argument. It cannot fail: a new process leads no group.
+        unsafe { libc::setsid() };
+        let answer = catch_unwind(AssertUnwindSafe(work));
+        // SAFETY: ends the child, without running what the parent registered for its own end.
+        unsafe { libc::_exit(answer.unwrap_or(PANICKED).into()) }
+    }
+    // SAFETY: the kernel made this descriptor for us; nobody else owns it.
+    let child = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    crate::child::set_signals(&before)?;
+    let (whom, how) = (WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED);
+    loop {
+        match waitid(whom.clone(), how) {
+            Err(rustix::io::Errno::INTR) => {}
+            ended => {
+                let code = ended?.and_then(|status| status.exit_status());
+                return Ok(code
+                    .and_then(|code| code.try_into().ok())
+                    .unwrap_or(PANICKED));
+            }
+        }
     }
 }
 
