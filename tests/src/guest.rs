@@ -392,9 +392,9 @@ fn numbers_used_again() -> anyhow::Result<()> {
     let inode = owned.tell("hold 127.0.0.1:7082")?["inode"].clone();
     let inode = inode.as_u64().context("no inode")?;
 
-    // The client has ended before it was looked at, and one with all rights has its number.
+    // The client, who might, has ended before it was looked at, and one with all rights has its number.
     service.process.signal(Signal::STOP)?;
-    let mut client = Guest::start(&["be 4002"])?;
+    let mut client = Guest::start(&["be 4001"])?;
     let fd = client.tell(&connect)?["fd"].as_i64().context("no fd")?;
     let mut line = Raw::of(socket::of_process(client.pid(), fd)?);
     let pid = client.pid();
