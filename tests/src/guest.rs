@@ -1,27 +1,30 @@
 //! A client of the service that is told who to be and what to ask: each line is an order, answered with JSON.
 
-use crate::actor;
 use crate::process::Process;
-use crate::service::Raw;
+use crate::service::{Raw, SOCKET, Service};
 use crate::socket;
+use crate::{actor, harness, wait};
 use anyhow::{Context, bail, ensure};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, recvmsg, sendmsg,
 };
-use rustix::process::{DumpableBehavior, Gid, Uid, geteuid, set_dumpable_behavior};
+use rustix::process::{DumpableBehavior, Gid, Signal, Uid, geteuid, set_dumpable_behavior};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, move_into_link_name_space, set_capabilities,
     set_keep_capabilities, set_thread_groups, set_thread_res_gid, set_thread_res_uid,
 };
 use serde_json::{Value as Json, json};
 use sockcr::Checkpoint;
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{BufRead, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::net::UdpSocket;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// `unshare`: a user namespace.
 const CLONE_NEWUSER: i32 = 0x1000_0000;
@@ -49,7 +52,17 @@ impl Guest {
 
     /// Has it do something, and answers what it says.
     pub fn tell(&mut self, order: &str) -> anyhow::Result<Json> {
-        self.0.tell(order)?;
+        self.begin(order)?;
+        self.end(order)
+    }
+
+    /// Tells it to do something; [`Guest::end`] has what it says.
+    pub fn begin(&mut self, order: &str) -> anyhow::Result<()> {
+        self.0.tell(order)
+    }
+
+    /// What it says.
+    pub fn end(&mut self, order: &str) -> anyhow::Result<Json> {
         let told = self.0.facts().with_context(|| order.to_owned())?;
         match &told["failed"] {
             Json::Null => Ok(told),
@@ -98,10 +111,14 @@ struct State {
     line: Option<Raw>,
 }
 
-/// Does what it is told.
-pub(crate) fn main() -> anyhow::Result<()> {
-    actor::say(&json!("ready"))?;
+/// Does what it is told; goes on with a connection, if there is one.
+pub(crate) fn main(connection: &[String]) -> anyhow::Result<()> {
     let mut state = State::default();
+    if let [connection] = connection {
+        let socket = sockcr_sys::descriptor::duplicate(connection.parse()?)?;
+        state.line = Some(Raw::of(socket));
+    }
+    actor::say(&json!({}))?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let words: Vec<&str> = line.split_whitespace().collect();
@@ -129,10 +146,24 @@ impl State {
             ["be", user, capabilities @ ..] => be(user.parse()?, Some(capabilities))?,
             ["hold", address] => return self.hold(address),
             ["take", door] => self.passed = Some(take(door)?),
-            ["connect", path] => self.line = Some(Raw::connect(path.as_ref())?),
+            ["connect", path] => {
+                let line = Raw::connect(path.as_ref())?;
+                let fd = line.as_fd().as_raw_fd();
+                self.line = Some(line);
+                return Ok(json!({ "fd": fd }));
+            }
+            ["lower", user] => effective(user.parse()?)?,
+            ["raise"] => effective(0)?,
+            ["who"] => return Ok(json!({ "user": geteuid().as_raw() })),
+            ["exec", program] => return Err(self.exec(program)),
+            ["again", times, target] => return self.again(times.parse()?, target),
             ["inode", inode] => {
                 let told = self.line()?.dump_inode(inode.parse()?)?;
                 return Ok(json!({ "errno": told.errno(), "told": format!("{:?}", told.fault) }));
+            }
+            ["save", inode, image] => {
+                let told = self.line()?.dump_inode(inode.parse()?)?.done()?;
+                std::fs::write(format!("nobody/{image}"), told.canonical()?)?;
             }
             ["target", target] => {
                 let told = self.line()?.dump_target(target)?;
@@ -153,6 +184,43 @@ impl State {
 
     fn line(&mut self) -> anyhow::Result<&mut Raw> {
         self.line.as_mut().context("is not connected")
+    }
+
+    /// Becomes this program, which is this one with the rights that the file gives, with its connection open.
+    fn exec(&mut self, program: &str) -> anyhow::Error {
+        let mut run = || -> anyhow::Result<std::convert::Infallible> {
+            let connection = self.line()?;
+            let line = connection.as_fd();
+            sockcr_sys::descriptor::set_close_on_exec(line, false)?;
+            let parent = rustix::process::getppid().map_or(0, |pid| pid.as_raw_pid());
+            let mut command = Command::new(program);
+            command.args([harness::ACTOR, &parent.to_string(), "guest"]);
+            Err(command.arg(line.as_raw_fd().to_string()).exec().into())
+        };
+        match run() {
+            Ok(never) => match never {},
+            Err(error) => error,
+        }
+    }
+
+    /// Asks for the same again and again; the answers that there were: errno, or the address of the socket.
+    fn again(&mut self, times: u32, target: &str) -> anyhow::Result<Json> {
+        let line = self.line()?;
+        let mut answers = BTreeSet::new();
+        for _ in 0..times {
+            let told = line.dump_target(target)?;
+            answers.insert(match told.errno() {
+                0 => {
+                    let sockets = told.sockets()?;
+                    let locals = sockets
+                        .iter()
+                        .map(|socket| socket.endpoint.local.to_string());
+                    locals.collect::<Vec<_>>().join(" ")
+                }
+                errno => errno.to_string(),
+            });
+        }
+        Ok(json!(answers))
     }
 
     fn hold(&mut self, address: &str) -> anyhow::Result<Json> {
@@ -196,7 +264,7 @@ impl State {
         let sender = UdpSocket::bind(crate::socket::local(0))?;
         sender.send_to(b"are you there?", address)?;
         ensure!(
-            crate::wait::readable(&socket, crate::wait::PATIENCE)?,
+            wait::readable(&socket, wait::PATIENCE)?,
             "what is sent to it does not come"
         );
         let (length, from) = socket.recv_from(&mut room)?;
@@ -271,6 +339,12 @@ fn be(user: u32, capabilities: Option<&[&str]>) -> anyhow::Result<()> {
     Ok(set_dumpable_behavior(DumpableBehavior::Dumpable)?)
 }
 
+/// Becomes this user in what counts, and may become another one again.
+fn effective(user: u32) -> anyhow::Result<()> {
+    let root = Uid::ROOT;
+    Ok(set_thread_res_uid(root, Uid::from_raw(user), root)?)
+}
+
 /// What is handed through the door.
 fn take(door: &str) -> anyhow::Result<OwnedFd> {
     let line = UnixStream::connect(door)?;
@@ -284,4 +358,90 @@ fn take(door: &str) -> anyhow::Result<OwnedFd> {
         _ => None,
     });
     rights.next().context("nothing was handed")
+}
+
+/// In a PID namespace of its own: what a process gains that gets the number of another one.
+pub(crate) fn reused() -> anyhow::Result<()> {
+    actor::say(&match numbers_used_again() {
+        Ok(()) => json!("ok"),
+        Err(error) => json!(format!("{error:#}")),
+    })
+}
+
+/// Starts one that has this number, which nobody has.
+fn start_as(pid: i32, orders: &[&str]) -> anyhow::Result<Guest> {
+    wait::until("a process with this number", || {
+        std::fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string())?;
+        let guest = Guest::start(&[])?;
+        Ok((guest.pid() == pid).then_some(guest))
+    })
+    .and_then(|mut guest| {
+        for order in orders {
+            guest.tell(order)?;
+        }
+        Ok(guest)
+    })
+}
+
+fn numbers_used_again() -> anyhow::Result<()> {
+    const EPERM: i32 = 1;
+    const ROUNDS: u32 = 60;
+    let service = Service::start()?;
+    let connect = format!("connect {SOCKET}");
+    let mut owned = Guest::start(&["be 4001"])?;
+    let inode = owned.tell("hold 127.0.0.1:7082")?["inode"].clone();
+    let inode = inode.as_u64().context("no inode")?;
+
+    // The client, who might, has ended before it was looked at, and one with all rights has its number.
+    service.process.signal(Signal::STOP)?;
+    let mut client = Guest::start(&["be 4001"])?;
+    let fd = client.tell(&connect)?["fd"].as_i64().context("no fd")?;
+    let mut line = Raw::of(socket::of_process(client.pid(), fd)?);
+    let pid = client.pid();
+    client.kill()?;
+    let other = start_as(pid, &[])?;
+    service.process.signal(Signal::CONT)?;
+    let told = line.dump_inode(inode)?;
+    ensure!(told.errno() == EPERM, "the client has ended: {told:?}");
+    drop((line, other));
+
+    // The owner of a socket ends at any moment, and somebody else has its number, and a socket at the same
+    // descriptor.
+    let mut client = Guest::start(&["be 4001", &connect])?;
+    let mut both = BTreeSet::new();
+    let first = Guest::start(&["be 4001"])?;
+    let pid = first.pid();
+    first.kill()?;
+    for round in 0..ROUNDS {
+        let mut one = start_as(pid, &["be 4001"])?;
+        let fd = one.tell("hold 127.0.0.1:7083")?["fd"].clone();
+        let order = format!("again 200 {pid}:{fd}");
+        client.begin(&order)?;
+        // Not always at the same moment.
+        wait::pause(std::time::Duration::from_micros(u64::from(round) * 200))?;
+        one.kill()?;
+        let mut other = start_as(pid, &["be 4002"])?;
+        let same = other.tell("hold 127.0.0.1:7084")?["fd"].clone();
+        ensure!(same == fd, "another descriptor: {same}, not {fd}");
+        let answers: BTreeSet<String> = serde_json::from_value(client.end(&order)?)?;
+        // With the other one there for certain.
+        let last: BTreeSet<String> =
+            serde_json::from_value(client.tell(&format!("again 1 {pid}:{fd}"))?)?;
+        ensure!(
+            last == BTreeSet::from([EPERM.to_string()]),
+            "of another user: {last:?}"
+        );
+        both.extend(answers);
+        other.kill()?;
+    }
+    let due = ["1", "127.0.0.1:7083", "2"].map(str::to_owned);
+    ensure!(
+        both.is_subset(&due.into()),
+        "somebody else's socket: {both:?}"
+    );
+    ensure!(
+        both.contains("127.0.0.1:7083") && both.len() > 1,
+        "it never ended meanwhile: {both:?}"
+    );
+    Ok(())
 }

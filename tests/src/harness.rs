@@ -17,13 +17,13 @@ use std::time::Duration;
 /// `--scenario PARENT NAME`: tell this scenario.
 const SCENARIO: &str = "--scenario";
 /// `--actor PARENT ROLE ...`: be this actor.
-pub(crate) const ACTOR: &str = "--actor";
+pub const ACTOR: &str = "--actor";
 /// `--program PARENT NAME ...`: become this program.
 pub(crate) const PROGRAM: &str = "--program";
 /// `--probe`: say whether a scenario could be told here.
 pub(crate) const PROBE: &str = "--probe";
 /// The variable that makes this executable the command; it names the parent.
-pub(crate) const BE_SOCKCR: &str = "SOCKCR_SCENARIOS_PARENT";
+pub const BE_SOCKCR: &str = "SOCKCR_SCENARIOS_PARENT";
 
 /// No scenario takes longer.
 const DEADLINE: Duration = Duration::from_secs(300);

@@ -8,8 +8,8 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recvmsg,
-    sendmsg, socket_with,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, connect, recv,
+    recvmsg, sendmsg, socket_with,
 };
 use sockcr::Checkpoint;
 use sockcr_image::attribute::Writer;
@@ -145,8 +145,15 @@ impl Raw {
         let (kind, cloexec) = (SocketType::SEQPACKET, SocketFlags::CLOEXEC);
         let socket = socket_with(AddressFamily::UNIX, kind, cloexec, None)?;
         connect(&socket, &SocketAddrUnix::new(path)?).context("connect to the service")?;
-        let sequence = 1;
-        Ok(Raw { socket, sequence })
+        Ok(Raw::of(socket))
+    }
+
+    /// A connection that somebody has made.
+    pub fn of(socket: OwnedFd) -> Raw {
+        Raw {
+            socket,
+            sequence: 1,
+        }
     }
 
     /// Sends bytes, and descriptors beside them.
@@ -223,9 +230,21 @@ impl Raw {
     }
 
     /// The number of the next request.
-    pub fn next(&mut self) -> Header {
+    pub fn begin(&mut self) -> Header {
         self.sequence += 1;
         header(self.sequence)
+    }
+
+    /// The number of the request that is answered next.
+    pub fn next_is(&mut self, sequence: u32) {
+        self.sequence = sequence;
+    }
+
+    /// Takes what there is, whatever it is.
+    pub fn drain(&self) {
+        let mut bytes = [0; 512];
+        let flags = RecvFlags::DONTWAIT;
+        while recv(&self.socket, &mut bytes, flags).is_ok_and(|(_, length)| length > 0) {}
     }
 
     /// The whole answer to the last request; `None`: the service closed before its end.
@@ -266,9 +285,12 @@ impl Raw {
         attributes: &[u8],
         passed: &[BorrowedFd<'_>],
     ) -> anyhow::Result<Told> {
-        let packet = self.next().family(command, flags::REQUEST, attributes);
-        self.send(&packet, passed)?;
-        self.answer()?.context("the service has closed")
+        let packet = self.begin().family(command, flags::REQUEST, attributes);
+        match self.send(&packet, passed) {
+            // What it said before it closed can be read.
+            Ok(()) | Err(Errno::PIPE) => self.answer()?.context("the service has closed"),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// DUMP by INODE.
@@ -292,7 +314,7 @@ impl Raw {
 
     /// RESTORE.
     pub fn restore(&mut self, socket: &Checkpoint) -> anyhow::Result<Told> {
-        for packet in restore(&self.next(), socket)? {
+        for packet in restore(&self.begin(), socket)? {
             self.send(&packet, &[])?;
         }
         self.answer()?.context("the service has closed")
@@ -308,6 +330,12 @@ impl Raw {
         let found = lines.find(|(have, _)| *have == name);
         let (_, value) = found.with_context(|| format!("no {name} in {text}"))?;
         value.parse().with_context(|| format!("{name} {value}"))
+    }
+}
+
+impl AsFd for Raw {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
     }
 }
 

@@ -4,7 +4,7 @@
 use crate::fill;
 use crate::message::{self, Command, Header, flags};
 use crate::metrics::{Counter, Metrics};
-use crate::packet::{Receiver, decode, line, send, send_all};
+use crate::packet::{Receiver, decode, line, send, send_all, take_leave};
 use crate::parser;
 use crate::peer::Peer;
 use crate::policy::{Act, Standing, Verdict, judge};
@@ -63,11 +63,10 @@ pub fn run(
             warn!(%error, "turned away");
             let (errno, text) = fault(&error);
             metrics.answered(None, errno, Duration::ZERO);
-            return send(
-                connection.as_fd(),
-                &nothing().error(errno, &text, None),
-                &[],
-            );
+            let told = nothing().error(errno, &text, None);
+            let sent = send(connection.as_fd(), &told, &[]);
+            take_leave(connection.as_fd());
+            return sent;
         }
     };
     drop(connection);
@@ -94,6 +93,7 @@ pub fn run(
     // It may wait for a client that sends nothing.
     pidfd_send_signal(&parser, Signal::KILL).or_else(gone)?;
     waitid(WaitId::PidFd(parser.as_fd()), WaitIdOptions::EXITED)?;
+    take_leave(client.connection.as_fd());
     info!(pid = client.peer.pid, "client is gone");
     served
 }

@@ -5,8 +5,8 @@ use crate::request::Passed;
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, MMsgHdr, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
-    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketFlags, SocketType, recvmsg,
-    sendmmsg, sendmsg, socketpair,
+    SendAncillaryBuffer, SendAncillaryMessage, SendFlags, Shutdown, SocketFlags, SocketType, recv,
+    recvmsg, sendmmsg, sendmsg, shutdown, socketpair,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -37,6 +37,16 @@ pub fn send(to: BorrowedFd<'_>, packet: &[u8], passed: &[BorrowedFd<'_>]) -> io:
         true => Ok(()),
         false => Err(Errno::MSGSIZE.into()),
     }
+}
+
+/// Nothing more is taken from the other side, which reads what was sent to it before: what it has sent and nobody read
+/// would be told it first, as ECONNRESET (`unix_release_sock`).
+pub fn take_leave(of: BorrowedFd<'_>) {
+    // It may have gone before us.
+    let _ = shutdown(of, Shutdown::Read);
+    let mut byte = [0];
+    let flags = RecvFlags::DONTWAIT | RecvFlags::TRUNC;
+    while recv(of, &mut byte, flags).is_ok_and(|(_, length)| length > 0) {}
 }
 
 /// Sends packets, in order, many by one call.

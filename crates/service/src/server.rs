@@ -2,7 +2,7 @@
 
 use crate::broker;
 use crate::metrics::{Counter, Metrics};
-use crate::packet::send;
+use crate::packet::{send, take_leave};
 use crate::peer;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, chmod};
@@ -174,6 +174,7 @@ impl Server {
         let answer = broker::nothing().error(errno.raw_os_error(), why, None);
         // It may have gone; a fresh connection has room for it.
         let _ = send(connection, &answer, &[]);
+        take_leave(connection);
     }
 
     /// What the process of a client does.
