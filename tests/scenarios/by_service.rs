@@ -8,7 +8,7 @@ use sockcr::{Checkpoint, RestoreOptions, Target, control_group, kernel, option};
 use sockcr_scenarios::command::{Ran, sockcr};
 use sockcr_scenarios::need::Need;
 use sockcr_scenarios::process::{Process, program};
-use sockcr_scenarios::{Outcome, Scenario, dns, wait};
+use sockcr_scenarios::{Outcome, Scenario, actor, dns, wait};
 use sockcr_service::Client;
 use sockcr_sys::descriptor;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -35,6 +35,11 @@ pub const ALL: &[Scenario] = &[
         "by_service::signals_go_to_the_client",
         &[Need::Root],
         signals_go_to_the_client,
+    ),
+    Scenario::new(
+        "by_service::a_service_without_rights",
+        &[Need::Root, Need::LookIntoOwnProcesses],
+        a_service_without_rights,
     ),
     Scenario::new(
         "by_service::control_group_of_the_client",
@@ -267,6 +272,32 @@ fn signals_go_to_the_client() -> Outcome {
         owner == (descriptor::OWNER_PROCESS, own),
         "the owner is {owner:?}"
     );
+    Ok(())
+}
+
+fn a_service_without_rights() -> Outcome {
+    let path = "nobody/service";
+    let as_nobody = |words: &[&str]| -> anyhow::Result<Ran> {
+        sockcr([&["--service", path], words].concat())
+            .as_nobody()
+            .run()
+    };
+    let _service = sockcr(["serve", "--socket", path, "--log", "error"])
+        .as_nobody()
+        .start()?;
+    wait::until("the service", || Ok(Path::new(path).exists().then_some(())))?;
+    let (owner, facts) = actor::start_as_nobody("hold", &["udp:127.0.0.1:7070"])?;
+    let inode = facts[0]["inode"].to_string();
+    as_nobody(&["list"])?
+        .done()?
+        .prints(&[&inode, "127.0.0.1:7070"])?;
+    as_nobody(&["dump", &format!("inode:{inode}"), "-o", "nobody/image"])?.done()?;
+    let other = sockcr(["--service", path, "list"]).run()?.refused()?;
+    other.says(&["the client: its network namespace"])?;
+    owner.kill()?;
+    as_nobody(&["restore", "nobody/image"])?
+        .done()?
+        .prints(&["can be restored here, exactly"])?;
     Ok(())
 }
 

@@ -243,6 +243,20 @@ impl Client {
         std::fs::read_link(link).is_ok_and(is) && owned.is_there()
     }
 
+    fn may_dump_elsewhere(&self, socket: &Listed) -> Verdict {
+        let target = Target::Inode(socket.inode);
+        let held = socket
+            .holders
+            .iter()
+            .find_map(|holder| find::hold(*holder, Some(socket.inode)).ok());
+        let seen =
+            held.is_some_and(|held| self.permit(&target, held.socket.as_fd(), false).is_ok());
+        match seen {
+            true => Verdict::Allowed,
+            false => Verdict::Unseen,
+        }
+    }
+
     /// Duplicates a socket of its network namespace from somebody it may have it from.
     fn hold(&self, target: &Target, socket: &Listed) -> Result<Found, Error> {
         let mut refused = None;
@@ -457,6 +471,8 @@ impl Client {
         for socket in &listing.sockets {
             let visible = match socket.netns == self.here {
                 true => self.may_dump(socket),
+                // Of one process also those are meant that it has elsewhere.
+                false if of.is_some() => self.may_dump_elsewhere(socket),
                 false => Verdict::Unseen,
             };
             match visible {

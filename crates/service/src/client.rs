@@ -93,7 +93,7 @@ impl Client {
         )?;
         let header = self.next();
         let packet = header.controller(controller::GET_FAMILY, flags::REQUEST, &writer.finish());
-        self.send(&packet, &[])?;
+        self.send_whole(&packet, &[])?;
         let family = self.single(None)?;
         for attribute in attributes(&family.attributes) {
             let attribute = attribute?;
@@ -285,7 +285,15 @@ impl Client {
         passed: &[BorrowedFd<'_>],
     ) -> Result<(), Error> {
         let packet = self.next().family(command, flags::REQUEST, attributes);
-        self.send(&packet, passed)
+        self.send_whole(&packet, passed)
+    }
+
+    /// A request in one packet. If the service has left, why waits to be read where its answer would come.
+    fn send_whole(&self, packet: &[u8], passed: &[BorrowedFd<'_>]) -> Result<(), Error> {
+        match self.send(packet, passed) {
+            Err(error) if has_left(&error) => Ok(()),
+            sent => sent,
+        }
     }
 
     fn send(&self, packet: &[u8], passed: &[BorrowedFd<'_>]) -> Result<(), Error> {

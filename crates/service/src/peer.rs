@@ -45,36 +45,36 @@ pub struct Peer {
 impl Peer {
     /// The client at the other end of a socket from accept(2).
     ///
-    /// Needs Linux 6.5 (SO_PEERPIDFD), CAP_NET_ADMIN (SIOCGSKNS), and CAP_SYS_PTRACE for clients of other users. Its
-    /// capabilities are known by BPF alone: without, it counts as having none.
+    /// Needs Linux 6.5 (SO_PEERPIDFD); CAP_NET_ADMIN (SIOCGSKNS) for clients in other network namespaces, and
+    /// CAP_SYS_PTRACE for those of other users. Its capabilities are known by BPF alone: without, it counts as having none.
     pub fn of(connection: BorrowedFd<'_>) -> Result<Peer, Error> {
-        let failed = |what: &'static str| move |error| Error::system(what, error);
+        let failed =
+            |what: &'static str| move |error| Error::system(format!("the client: {what}"), error);
         let process = credentials::peer_process(connection)
-            .map_err(failed("who connected (SO_PEERPIDFD, Linux 6.5)"))?;
-        let (pid, user) = credentials_of(connection).map_err(failed("who connected"))?;
+            .map_err(failed("its process (SO_PEERPIDFD, Linux 6.5)"))?;
+        let (pid, user) = credentials_of(connection).map_err(failed("its process"))?;
         if pid == 0 {
             return Err(changed("its process cannot be seen from here"));
         }
         let known = kernel::reader().map_err(io::Error::other);
         let known = known.and_then(|reader| reader.peer(connection)).ok();
-        let network = netns::of_socket(connection).map_err(failed("its network namespace"))?;
+        let network = network_of(connection).map_err(failed("its network namespace"))?;
         let open = |name: &str| open_namespace(pid, name);
         let now = open("net").map_err(failed("its network namespace"))?;
         let user_namespace = open("user").map_err(failed("its user namespace"))?;
         let pid_namespace = other(pid, "pid").map_err(failed("its PID namespace"))?;
         let control_group = control_group_of(pid).map_err(failed("its control group"))?;
-        if has_ended(process.as_fd()).map_err(failed("who connected"))? {
+        if has_ended(process.as_fd()).map_err(failed("its process"))? {
             return Err(changed("its process has ended"));
         }
         let number = |namespace: &OwnedFd| rustix::fs::fstat(namespace).map(|stat| stat.st_ino);
         let same = |a, b| Ok::<_, Errno>(number(a)? == number(b)?);
-        if !same(&network, &now).map_err(|e| Error::system("its network namespace", e.into()))? {
+        if !same(&network, &now).map_err(|e| failed("its network namespace")(e.into()))? {
             return Err(changed(
                 "its Unix socket was made in another network namespace than it is in",
             ));
         }
-        let there = number(&user_namespace)
-            .map_err(|error| Error::system("its user namespace", error.into()))?;
+        let there = number(&user_namespace).map_err(|e| failed("its user namespace")(e.into()))?;
         if known.is_some_and(|known| u64::from(known.namespace) != there) {
             return Err(changed("it has changed its user namespace since"));
         }
@@ -168,6 +168,19 @@ impl Owned {
 
 fn changed(why: &str) -> Error {
     Error::new(ErrorKind::NotPermitted, "the client", why)
+}
+
+/// The network namespace of a socket. Without CAP_NET_ADMIN there only ours is known.
+fn network_of(socket: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    match netns::of_socket(socket) {
+        Err(error)
+            if Errno::from_io_error(&error) == Some(Errno::PERM)
+                && sockcr::netns::cookie(socket)? == sockcr::netns::own_cookie()? =>
+        {
+            Ok(std::fs::File::open("/proc/self/ns/net")?.into())
+        }
+        found => found,
+    }
 }
 
 /// The number of a namespace.
