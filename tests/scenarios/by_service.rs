@@ -58,20 +58,7 @@ fn serve() -> anyhow::Result<(Process, Client)> {
 }
 
 fn dnsmasq() -> anyhow::Result<Process> {
-    let mut command = program("dnsmasq");
-    command.args([
-        "--no-daemon",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--user=root",
-    ]);
-    command.args(["--no-resolv", "--no-hosts", "--bind-interfaces"]);
-    command.args([
-        "--listen-address=127.0.0.1",
-        &format!("--port={}", DNS.port()),
-    ]);
-    command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
-    let daemon = Process::start(&mut command)?;
+    let daemon = Process::start(&mut dns::dnsmasq(DNS.port(), &["127.0.0.1"]))?;
     dns::ask(DNS)?;
     Ok(daemon)
 }

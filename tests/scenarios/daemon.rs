@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use sockcr_scenarios::command::{done, sockcr};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, program, run};
+use sockcr_scenarios::process::{Process, run};
 use sockcr_scenarios::{Outcome, Scenario, actor, dns};
 use std::net::SocketAddr;
 
@@ -27,22 +27,7 @@ const ADDRESSES: [&str; 2] = ["127.0.0.1:5353", "127.0.0.2:5353"];
 
 /// dnsmasq, answering.
 fn start() -> anyhow::Result<Process> {
-    let mut command = program("dnsmasq");
-    command.args([
-        "--no-daemon",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--user=root",
-    ]);
-    command.args([
-        "--no-resolv",
-        "--no-hosts",
-        "--bind-interfaces",
-        "--port=5353",
-    ]);
-    command.args(["--listen-address=127.0.0.1", "--listen-address=127.0.0.2"]);
-    command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
-    let daemon = Process::start(&mut command)?;
+    let daemon = Process::start(&mut dns::dnsmasq(5353, &["127.0.0.1", "127.0.0.2"]))?;
     answers()?;
     Ok(daemon)
 }

@@ -3,7 +3,7 @@
 use sockcr_scenarios::datagram::{LONGEST, Sender, as_read, ensure_same};
 use sockcr_scenarios::link::Neighbour;
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, program};
+use sockcr_scenarios::process::Process;
 use sockcr_scenarios::takeover::{socket_at, stop, take};
 use sockcr_scenarios::{Outcome, Scenario, dns, wait};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
@@ -31,18 +31,7 @@ const QUESTIONS: usize = 20;
 
 /// dnsmasq at any address, answering.
 fn start() -> anyhow::Result<Process> {
-    let mut command = program("dnsmasq");
-    command.args([
-        "--no-daemon",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--user=root",
-        "--no-resolv",
-        "--no-hosts",
-    ]);
-    command.arg(format!("--port={PORT}"));
-    command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
-    let daemon = Process::start(&mut command)?;
+    let daemon = Process::start(&mut dns::dnsmasq(PORT, &[]))?;
     for address in HERE.into_iter().chain([Ipv4Addr::LOCALHOST]) {
         dns::ask(SocketAddr::new(address.into(), PORT))?;
     }

@@ -14,6 +14,8 @@ mod live;
 mod moving;
 mod printing;
 mod replacing;
+mod replacing_daemons;
+mod replacing_killed;
 mod serving;
 mod stopping;
 mod tuning;
@@ -37,6 +39,8 @@ fn main() -> ExitCode {
         moving::ALL,
         printing::ALL,
         replacing::ALL,
+        replacing_daemons::ALL,
+        replacing_killed::ALL,
         serving::ALL,
         stopping::ALL,
         tuning::ALL,

@@ -2,24 +2,21 @@
 //!
 //! SOCKCR_REPLACES and SOCKCR_KILLS ask for more than the suite has time for.
 
+use crate::replacing_killed::{duration, moment, replacing};
 use anyhow::{Context, ensure};
 use rustix::fd::AsRawFd;
-use rustix::fs::{CWD, FileType, Mode, makedev, mknodat};
 use rustix::process::Signal;
 use serde_json::Value as Json;
-use sockcr_scenarios::command::{self, Sockcr, done, refused, sockcr};
-use sockcr_scenarios::link::Neighbour;
-use sockcr_scenarios::load::{Echo, Kind, Lines, Load};
+use sockcr_scenarios::command::{done, refused, sockcr};
+use sockcr_scenarios::load::{Kind, Load};
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Orphan, Process, children, program, reaped, run};
+use sockcr_scenarios::process::{Process, program, run};
 use sockcr_scenarios::receiver::{Receiver, compiled};
 use sockcr_scenarios::remains::{Still, none_in_the_kernel};
 use sockcr_scenarios::socket::{echoes, local};
-use sockcr_scenarios::takeover::{Socket, socket_at, sockets};
-use sockcr_scenarios::{Outcome, Scenario, dns, wait};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::path::Path;
-use std::process::Command;
+use sockcr_scenarios::takeover::{Socket, sockets};
+use sockcr_scenarios::{Outcome, Scenario, wait};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -28,29 +25,6 @@ const CC: &[Need] = &[Need::Root, Need::Program("cc")];
 const CC_IP: &[Need] = &[Need::Root, Need::Program("cc"), Need::Program("ip")];
 const PYTHON: &[Need] = &[Need::Root, Need::Program("python3")];
 const GO: &[Need] = &[Need::Root, Need::Program("go")];
-const DNSMASQ: &[Need] = &[Need::Root, Need::Program("dnsmasq")];
-const UNBOUND: &[Need] = &[Need::Root, Need::Program("unbound")];
-const SOCAT: &[Need] = &[Need::Root, Need::Program("socat")];
-const NEIGHBOUR: &[Need] = &[
-    Need::Root,
-    Need::Program("dnsmasq"),
-    Need::Program("ip"),
-    Need::Program("nsenter"),
-];
-const OPENVPN: &[Need] = &[
-    Need::Root,
-    Need::Program("openvpn"),
-    Need::Program("openssl"),
-    Need::Program("ip"),
-    Need::Program("nsenter"),
-];
-const MOSH: &[Need] = &[
-    Need::Root,
-    Need::Program("mosh-server"),
-    Need::Program("mosh-client"),
-    Need::Program("script"),
-    Need::Program("setpriv"),
-];
 
 pub const ALL: &[Scenario] = &[
     Scenario::new("replacing::traffic_of_ipv4", CC, traffic_of_ipv4),
@@ -72,18 +46,6 @@ pub const ALL: &[Scenario] = &[
         a_stopped_process_stays_stopped,
     ),
     Scenario::new("replacing::an_ending_process", CC, an_ending_process),
-    Scenario::new("replacing::killed_when_idle", CC, killed_when_idle),
-    Scenario::new("replacing::killed_under_load", CC, killed_under_load),
-    Scenario::new("replacing::dnsmasq_answers", DNSMASQ, dnsmasq_answers),
-    Scenario::new("replacing::unbound_answers", UNBOUND, unbound_answers),
-    Scenario::new("replacing::socat_hears_all", SOCAT, socat_hears_all),
-    Scenario::new(
-        "replacing::openvpn_keeps_going",
-        OPENVPN,
-        openvpn_keeps_going,
-    ),
-    Scenario::new("replacing::mosh_keeps_going", MOSH, mosh_keeps_going),
-    Scenario::new("replacing::dnsmasq_moves", NEIGHBOUR, dnsmasq_moves),
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
     Scenario::new("replacing::beside_others", ROOT, beside_others),
@@ -96,20 +58,20 @@ pub const ALL: &[Scenario] = &[
 ];
 
 /// How often, unless somebody asks for more.
-fn times(usual: u32) -> u32 {
+pub(crate) fn times(usual: u32) -> u32 {
     asked_for("SOCKCR_REPLACES").unwrap_or(usual)
 }
 
-fn asked_for(name: &str) -> Option<u32> {
+pub(crate) fn asked_for(name: &str) -> Option<u32> {
     std::env::var(name).ok()?.parse().ok()
 }
 
 /// Replaces a socket; says how many datagrams came to be out of order.
-fn replace(target: &str) -> anyhow::Result<u64> {
+pub(crate) fn replace(target: &str) -> anyhow::Result<u64> {
     replace_with(target, &[])
 }
 
-fn replace_with(target: &str, more: &[&str]) -> anyhow::Result<u64> {
+pub(crate) fn replace_with(target: &str, more: &[&str]) -> anyhow::Result<u64> {
     let words = ["replace", target, "--json"];
     let json = done(words.iter().chain(more))?.quiet()?.json()?;
     told_as_reordered(&json)
@@ -241,7 +203,7 @@ fn one_of_several() -> Outcome {
 
 // Victims
 
-const RATE: u32 = 2_000;
+pub(crate) const RATE: u32 = 2_000;
 
 /// Replaces the sockets of a program that checks itself: while it waits, and while it is busy.
 fn is_replaced(words: &str, usual: u32) -> Outcome {
@@ -501,7 +463,7 @@ fn go() -> Outcome {
     Ok(())
 }
 
-fn replace_each(targets: &[String]) -> Outcome {
+pub(crate) fn replace_each(targets: &[String]) -> Outcome {
     targets.iter().try_for_each(|one| replace(one).map(drop))
 }
 
@@ -564,7 +526,7 @@ fn an_ending_process() -> Outcome {
 }
 
 /// The sockets are as they were, but for the processor that had the last datagram.
-fn no_difference() -> Outcome {
+pub(crate) fn no_difference() -> Outcome {
     if std::fs::read("before.skc")? == std::fs::read("after.skc")? {
         return Ok(());
     }
@@ -573,511 +535,6 @@ fn no_difference() -> Outcome {
     lines.retain(|line| !line.starts_with("SO_INCOMING_CPU "));
     ensure!(lines.is_empty() && ran.errors.is_empty(), "{ran}");
     Ok(())
-}
-
-// Killed
-
-/// The command that replaces its first socket.
-fn replacing(receiver: &Receiver) -> anyhow::Result<Sockcr> {
-    let targets = receiver.targets()?;
-    let target = targets.first().context("no socket")?;
-    Ok(sockcr(["replace", target]))
-}
-
-fn duration(receiver: &Receiver) -> anyhow::Result<Duration> {
-    let targets = receiver.targets()?;
-    let target = targets.first().context("no socket")?;
-    command::duration(&["replace", target])
-}
-
-/// Moments that are spread over the whole, and a little more, however many are asked for.
-fn moment(whole: Duration, round: u32) -> Duration {
-    whole.mul_f64((f64::from(round) * 0.618_033_988_75).fract() * 1.2)
-}
-
-/// Who is killed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Whom {
-    /// The command.
-    Command,
-    /// The process that works for it, and which nobody kills who kills the command.
-    Worker,
-}
-
-/// A worker that is killed between having taken the place and having made up for what came to the old socket meanwhile
-/// takes that with it: what comes in so long a time.
-const MOMENT: Duration = Duration::from_millis(20);
-
-/// Whatever moment `kill -9` comes at, the program has the old socket or the new one, and nothing
-/// besides. `rate` is that of the datagrams that come meanwhile.
-fn killed(whom: Whom, words: &str, rate: u32, usual: u32) -> Outcome {
-    let mut receiver = Receiver::start(words)?;
-    receiver.check()?.is_fine(0)?;
-    receiver.run_at(rate)?;
-    let whole = duration(&receiver)?;
-    // What the last of them did not report.
-    receiver.stop()?.is_fine(u64::MAX)?;
-    let targets = receiver.targets()?;
-    let dump = |image: &str| -> Outcome {
-        let words = ["dump", "--canonical", "-o", image];
-        let targets = targets.iter().map(String::as_str);
-        done(words.into_iter().chain(targets))?.quiet().map(drop)
-    };
-    dump("before.skc")?;
-    let before = receiver.still()?;
-    let rounds = asked_for("SOCKCR_KILLS").unwrap_or(usual);
-    let (mut cut, mut new, mut lost) = (0, 0, 0);
-    for round in 0..rounds {
-        let mut tell = |receiver: &mut Receiver| -> anyhow::Result<(bool, bool)> {
-            let old = inode(receiver)?;
-            receiver.run_at(rate)?;
-            let known = children(std::process::id().cast_signed())?;
-            let process = replacing(receiver)?.start()?;
-            let cut = !process.ends_within(moment(whole, round))?;
-            match whom {
-                Whom::Command => process.kill().map(drop)?,
-                Whom::Worker => kill_worker(process)?,
-            }
-            wait::until("the end of what outlives the command", || reaped(&known))?;
-            // Nobody is left to report what came to be out of order.
-            receiver.stop()?.is_fine_but_for_lost(u64::MAX)?;
-            let told = receiver.check()?;
-            told.is_fine_but_for_lost(u64::MAX)?;
-            let more = told.lost().and_then(|all| all.checked_sub(lost));
-            let more = more.with_context(|| told.all().to_string())?;
-            let few = match whom {
-                Whom::Command => 0,
-                Whom::Worker => u64::from(rate) * MOMENT.as_millis() as u64 / 1000,
-            };
-            ensure!(more <= few, "lost {more}: {}", told.all());
-            lost += more;
-            before.is(&receiver.still()?)?;
-            dump("after.skc")?;
-            no_difference()?;
-            Ok((cut, inode(receiver)? != old))
-        };
-        let told = tell(&mut receiver);
-        let (was_cut, is_new) = told.with_context(|| format!("round {round}: {words}"))?;
-        cut += u32::from(was_cut);
-        new += u32::from(is_new);
-    }
-    eprintln!(
-        "{whom:?}, {words}: killed {cut} times of {rounds}, {new} times the new socket, {lost} lost"
-    );
-    ensure!(cut > rounds / 10, "was killed only {cut} times of {rounds}");
-    none_in_the_kernel()
-}
-
-/// Kills the worker of a command, if it has one now; the command ends by itself then.
-fn kill_worker(process: Process) -> Outcome {
-    let workers = children(process.pid())?;
-    for worker in workers {
-        let worker = rustix::process::Pid::from_raw(worker).context("no process")?;
-        match rustix::process::kill_process(worker, Signal::KILL) {
-            Ok(()) | Err(rustix::io::Errno::SRCH) => {}
-            Err(error) => return Err(error).context("kill the worker"),
-        }
-    }
-    process.end().map(drop)
-}
-
-fn inode(receiver: &Receiver) -> anyhow::Result<String> {
-    let fd = receiver.fds.first().context("no descriptor")?;
-    let link = std::fs::read_link(format!("/proc/{}/fd/{fd}", receiver.pid()?))?;
-    Ok(link.to_string_lossy().into_owned())
-}
-
-fn killed_when_idle() -> Outcome {
-    compiled(&[])?;
-    for words in [
-        "recv threads=2 signals",
-        "edge two threads=2",
-        "disarmed",
-        "poll workers=3 threads=2",
-        "recv members=3 by_program flows=3",
-    ] {
-        killed(Whom::Command, words, 0, 10)?;
-        killed(Whom::Worker, words, 0, 10)?;
-    }
-    Ok(())
-}
-
-fn killed_under_load() -> Outcome {
-    compiled(&[])?;
-    for words in [
-        "recvmsg any",
-        "recv_timed connected signals",
-        "epoll_wait tables threads=3",
-        "recv group",
-        "nested ipv6",
-    ] {
-        killed(Whom::Command, words, 20_000, 10)?;
-        killed(Whom::Worker, words, 20_000, 10)?;
-    }
-    Ok(())
-}
-
-// Daemons
-
-const QUESTIONS: u32 = 5_000;
-
-fn dnsmasq(addresses: &[&str]) -> anyhow::Result<Process> {
-    let mut command = program("dnsmasq");
-    command.args([
-        "--no-daemon",
-        "--conf-file=/dev/null",
-        "--pid-file=",
-        "--user=root",
-        "--no-resolv",
-        "--no-hosts",
-        "--port=5353",
-    ]);
-    if !addresses.is_empty() {
-        command.arg("--bind-interfaces");
-    }
-    command.args(
-        addresses
-            .iter()
-            .map(|address| format!("--listen-address={address}")),
-    );
-    command.arg(format!("--address=/{}/{}", dns::NAME, dns::ADDRESS));
-    let daemon = Process::start(&mut command)?;
-    dns::ask(local(5353))?;
-    Ok(daemon)
-}
-
-/// Replaces sockets of a daemon while it is asked there.
-fn answers(daemon: &Process, places: &[(Socket, SocketAddr)], usual: u32) -> Outcome {
-    let pids = [daemon.pid()];
-    let before = sockets(daemon)?.len();
-    let loads = places
-        .iter()
-        .map(|(_, server)| Load::start(*server, Kind::Dns, QUESTIONS));
-    let loads: Vec<Load> = loads.collect();
-    let fds = |socket: &Socket| -> anyhow::Result<i32> {
-        let fd = socket.target.rsplit_once(':').context("no descriptor")?.1;
-        Ok(fd.parse()?)
-    };
-    let fds: anyhow::Result<Vec<i32>> = places.iter().map(|(socket, _)| fds(socket)).collect();
-    let fds = fds?;
-    for _ in 0..times(usual) {
-        for (socket, _) in places {
-            replace(&socket.target)?;
-        }
-    }
-    let mut all = Vec::new();
-    for load in loads {
-        let answers = load.stop()?;
-        eprintln!("{answers:?}");
-        all.push(answers);
-    }
-    for (answers, (socket, _)) in all.into_iter().zip(places) {
-        answers.are_all(100).with_context(|| socket.local.clone())?;
-    }
-    ensure!(
-        sockets(daemon)?.len() == before,
-        "has other sockets: {:?}",
-        sockets(daemon)?
-    );
-    let still = Still::now(&pids, &fds)?;
-    for (socket, _) in places {
-        replace(&socket.target)?;
-    }
-    still.is(&Still::now(&pids, &fds)?)
-}
-
-fn dnsmasq_answers() -> Outcome {
-    let daemon = dnsmasq(&["127.0.0.1", "127.0.0.2"])?;
-    let at = |place: &str| -> anyhow::Result<(Socket, SocketAddr)> {
-        Ok((socket_at(&daemon, place)?, place.parse()?))
-    };
-    answers(&daemon, &[at("127.0.0.1:5353")?, at("127.0.0.2:5353")?], 15)?;
-    drop(daemon);
-    let daemon = dnsmasq(&[])?;
-    let ipv4 = (socket_at(&daemon, "0.0.0.0:5353")?, local(5353));
-    let ipv6 = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 5353);
-    answers(
-        &daemon,
-        &[ipv4, (socket_at(&daemon, "[::]:5353")?, ipv6)],
-        15,
-    )
-}
-
-fn unbound_answers() -> Outcome {
-    let folder = std::env::current_dir()?;
-    let configuration = format!(
-        "server:
-  interface: 127.0.0.1
-  interface: ::1
-  port: 5353
-  access-control: 127.0.0.0/8 allow
-  username: \"\"
-  chroot: \"\"
-  directory: {folder:?}
-  pidfile: \"\"
-  use-syslog: no
-  num-threads: 2
-  module-config: iterator
-  local-zone: \"{name}.\" redirect
-  local-data: \"{name}. A {address}\"
-remote-control:
-  control-enable: no
-",
-        name = dns::NAME,
-        address = dns::ADDRESS
-    );
-    std::fs::write("unbound.conf", configuration)?;
-    let mut command = program("unbound");
-    command.args(["-d", "-c"]).arg(folder.join("unbound.conf"));
-    let daemon = Process::start(&mut command)?;
-    dns::ask(local(5353))?;
-    // Its threads share a port, so that there are several sockets there.
-    let mut places = Vec::new();
-    for socket in sockets(&daemon)? {
-        if let Ok(at) = socket.local.parse::<SocketAddr>() {
-            places.push((socket, at));
-        }
-    }
-    ensure!(places.len() >= 2, "{:?}", sockets(&daemon)?);
-    answers(&daemon, &places, 10)
-}
-
-/// A program that writes down what comes to a group.
-fn socat_hears_all() -> Outcome {
-    const PORT: u16 = 7900;
-    let group = Ipv4Addr::new(239, 1, 2, 3);
-    let from = format!("UDP4-RECV:{PORT},rcvbuf=4000000,ip-add-membership={group}:127.0.0.1");
-    let receiver = Process::start(program("socat").args(["-u", &from, "CREATE:heard"]))?;
-    let place = format!("0.0.0.0:{PORT}");
-    let target = wait::until("its socket", || {
-        Ok(socket_at(&receiver, &place)
-            .ok()
-            .map(|socket| socket.target))
-    })?;
-    let sender = UdpSocket::bind(local(0))?;
-    rustix::net::sockopt::set_ip_multicast_if(&sender, &Ipv4Addr::LOCALHOST)?;
-    let lines = Lines::start(sender, SocketAddr::new(group.into(), PORT), QUESTIONS);
-    let mut reordered = 0;
-    for _ in 0..times(20) {
-        reordered += replace(&target)?;
-    }
-    let sent = lines.stop()?;
-    let due: String = (0..sent).map(Lines::line).collect();
-    wait::until("all that was sent", || {
-        Ok((std::fs::metadata("heard")?.len() >= due.len() as u64).then_some(()))
-    })?;
-    let heard = std::fs::read_to_string("heard")?;
-    let mut sorted: Vec<&str> = heard.lines().collect();
-    let disordered = sorted.windows(2).filter(|pair| pair[0] > pair[1]).count() as u64;
-    sorted.sort_unstable();
-    ensure!(
-        sorted.iter().eq(&due.lines().collect::<Vec<_>>()),
-        "heard {} of {sent}",
-        sorted.len()
-    );
-    ensure!(
-        disordered <= reordered,
-        "{disordered} out of order, {reordered} told"
-    );
-    eprintln!("heard {sent}, {reordered} reordered");
-    Ok(())
-}
-
-/// A tunnel between two network namespaces, through which questions go and their answers come back.
-fn openvpn_keeps_going() -> Outcome {
-    const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
-    const INSIDE: Ipv4Addr = Ipv4Addr::new(10, 8, 0, 2);
-    let mut neighbour = Neighbour::start(1)?;
-    neighbour.link("v0", HERE, &[Ipv4Addr::new(10, 1, 0, 2)])?;
-    let (ours, theirs) = (certificate("server")?, certificate("client")?);
-    let here = HERE.to_string();
-    let mut server = openvpn(program("openvpn"), "server", &theirs)?;
-    server.args(["--local", &here, "--port", "1194", "--dh", "none"]);
-    server.args(["--server", "10.8.0.0", "255.255.255.0"]);
-    server.args(["--topology", "subnet", "--keepalive", "1", "10"]);
-    let server = Process::start(&mut server)?;
-    says("server.log", "Initialization Sequence Completed")?;
-    let mut client = openvpn(neighbour.program("openvpn"), "client", &ours)?;
-    client.args(["--client", "--remote", &here, "1194", "--nobind"]);
-    let client = Process::start(&mut client)?;
-    // The last line of each that is due to the session.
-    says("client.log", "Protocol options: ")?;
-    says("server.log", "Protocol options: ")?;
-    let inside = SocketAddr::new(INSIDE.into(), 7);
-    let echo = Echo::start(neighbour.socket(inside)?);
-    echoes(inside)?;
-    let logs = || -> anyhow::Result<String> {
-        Ok(std::fs::read_to_string("server.log")? + &std::fs::read_to_string("client.log")?)
-    };
-    let before = logs()?;
-    let targets = [&server, &client].map(|end| -> anyhow::Result<String> {
-        let [socket] = &sockets(end)?[..] else {
-            anyhow::bail!("not one socket: {:?}", sockets(end)?)
-        };
-        Ok(socket.target.clone())
-    });
-    let targets = targets.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let load = Load::start(inside, Kind::Echo, RATE);
-    for _ in 0..times(20) {
-        replace_each(&targets)?;
-    }
-    let answers = load.stop()?;
-    eprintln!("{answers:?}");
-    answers.are_all(100)?;
-    echo.stop()?;
-    // They tell of each error, and of each session that begins or ends.
-    let after = logs()?;
-    ensure!(before == after, "{after}");
-    Ok(())
-}
-
-/// One end of a tunnel, that knows the other one by its fingerprint.
-fn openvpn(mut command: Command, name: &str, peer: &str) -> anyhow::Result<Command> {
-    command.args(["--dev", "tun0", "--proto", "udp4", "--disable-dco"]);
-    command.args(["--cert", &format!("{name}.crt")]);
-    command.args(["--key", &format!("{name}.key")]);
-    command.args(["--peer-fingerprint", peer, "--verb", "3"]);
-    command.args(["--log", &format!("{name}.log")]);
-    if !Path::new("/dev/net/tun").exists() {
-        let node = std::env::current_dir()?.join("tun");
-        if !node.exists() {
-            let kind = FileType::CharacterDevice;
-            mknodat(CWD, &node, kind, Mode::RUSR | Mode::WUSR, makedev(10, 200))?;
-        }
-        command.arg("--dev-node").arg(node);
-    }
-    Ok(command)
-}
-
-/// Makes a key and a certificate; says its fingerprint.
-fn certificate(name: &str) -> anyhow::Result<String> {
-    let (key, file) = (format!("{name}.key"), format!("{name}.crt"));
-    let subject = format!("/CN={name}");
-    let curve = "ec_paramgen_curve:prime256v1";
-    let new = ["req", "-x509", "-newkey", "ec", "-pkeyopt", curve, "-nodes"];
-    let to = ["-subj", &subject, "-keyout", &key, "-out", &file];
-    run("openssl", &[&new[..], &to].concat())?;
-    let mut asked = program("openssl");
-    asked.args(["x509", "-in", &file, "-noout", "-fingerprint", "-sha256"]);
-    let told = String::from_utf8(asked.output()?.stdout)?;
-    let print = told.trim().rsplit_once('=').context("no fingerprint")?.1;
-    Ok(print.to_owned())
-}
-
-fn says(log: &str, words: &str) -> Outcome {
-    let said = wait::until(words, || {
-        let text = std::fs::read_to_string(log).unwrap_or_default();
-        Ok(text.contains(words).then_some(()))
-    });
-    said.with_context(|| std::fs::read_to_string(log).unwrap_or_default())
-}
-
-/// A session of mosh, where somebody types lines and sees them come back.
-fn mosh_keeps_going() -> Outcome {
-    // It writes down each line, and shows it alone.
-    const SESSION: &str = r"
-        stty -echo
-        printf '\033[2J\033[Hready'
-        while read -r line; do
-            printf '%s\n' $line >>heard
-            printf '\033[2J\033[H%s' $line
-            [ $line = end ] && break
-        done";
-    let session = format!("cd {:?}; {SESSION}", std::env::current_dir()?);
-    let mut server = program("mosh-server");
-    server.args(["new", "-i", "127.0.0.1", "-p", "60001", "--"]);
-    server.args(["sh", "-c", &session]).env("LC_ALL", "C.UTF-8");
-    // Should nobody be left to end it.
-    server.env("MOSH_SERVER_NETWORK_TMOUT", "60");
-    let (server, told) = Orphan::left_by(&mut server)?;
-    let key = told.split("MOSH CONNECT 60001 ").nth(1);
-    let key = key.and_then(|key| key.lines().next());
-    let mut client = program("script");
-    client.args(["--quiet", "--return", "--flush", "--command"]);
-    // With `script`, should that end first: it would wait for the server for a while.
-    let ending = "exec setpriv --pdeathsig KILL";
-    client.arg(format!(
-        "stty rows 24 cols 80; {ending} mosh-client 127.0.0.1 60001"
-    ));
-    client.arg("/dev/null");
-    client.envs([("LC_ALL", "C.UTF-8"), ("TERM", "xterm")]);
-    client.env("MOSH_KEY", key.with_context(|| told.clone())?);
-    // What it shows has come back.
-    client.env("MOSH_PREDICTION_DISPLAY", "never");
-    let mut client = Process::start(&mut client)?;
-    client.shows("ready")?;
-    let mut lines = 0;
-    std::thread::scope(|scope| {
-        let replace = || replace("udp:127.0.0.1:60001").map(drop);
-        let replacing = scope.spawn(move || (0..times(20)).try_for_each(|_| replace()));
-        while !replacing.is_finished() || lines < 10 {
-            client.tell(&shown(lines))?;
-            client.shows(&shown(lines))?;
-            lines += 1;
-        }
-        let ended = replacing.join();
-        ended.unwrap_or_else(|_| anyhow::bail!("who replaces ended"))
-    })?;
-    // What is lost would be sent again, and nobody would notice.
-    for name in ["NoPorts", "InErrors", "RcvbufErrors"] {
-        ensure!(counted(name)? == 0, "{name}: {}", counted(name)?);
-    }
-    client.tell("end")?;
-    let ended = client.end()?;
-    ensure!(ended.success(), "the client: {ended}");
-    server.end()?;
-    let due: String = (0..lines).map(|line| shown(line) + "\n").collect();
-    ensure!(
-        std::fs::read_to_string("heard")? == due + "end\n",
-        "heard something else"
-    );
-    eprintln!("{lines} lines");
-    Ok(())
-}
-
-/// No two of these in a row have a letter in common: what is on the screen alike is not sent.
-fn shown(line: u32) -> String {
-    let digits = format!("{line:09}");
-    let letter = |digit: u8| {
-        char::from(if line.is_multiple_of(2) {
-            digit
-        } else {
-            digit - b'0' + b'a'
-        })
-    };
-    digits.bytes().map(letter).collect()
-}
-
-/// What the kernel has counted of UDP here under this name.
-fn counted(name: &str) -> anyhow::Result<u64> {
-    let text = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
-    let mut rows = text.lines().filter_map(|line| line.strip_prefix("Udp: "));
-    let (names, values) = rows.next().zip(rows.next()).context("no UDP")?;
-    let mut both = names.split(' ').zip(values.split(' '));
-    let found = both.find(|(have, _)| *have == name);
-    Ok(found.with_context(|| name.to_owned())?.1.parse()?)
-}
-
-/// From loopback to an address of another network namespace.
-fn dnsmasq_moves() -> Outcome {
-    const HERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 1);
-    const THERE: Ipv4Addr = Ipv4Addr::new(10, 1, 0, 2);
-    let neighbour = Neighbour::start(1)?;
-    neighbour.link("v0", HERE, &[THERE])?;
-    let daemon = dnsmasq(&["127.0.0.1", "127.0.0.2"])?;
-    let socket = socket_at(&daemon, "127.0.0.1:5353")?;
-    let namespace = format!("/proc/{}/ns/net", neighbour.pid());
-    let map = format!("127.0.0.1={THERE}");
-    replace_with(&socket.target, &["--map", &map, "--netns", &namespace])?;
-    dns::ask(SocketAddr::new(THERE.into(), 5353))?;
-    dns::ask("127.0.0.2:5353".parse()?)?;
-    let again = UdpSocket::bind(local(5353)).context("is still at the old address")?;
-    drop(again);
-    // And back.
-    let namespace = format!("/proc/{}/ns/net", std::process::id());
-    let map = format!("{THERE}=127.0.0.1");
-    replace_with(&socket.target, &["--map", &map, "--netns", &namespace])?;
-    dns::ask(local(5353))
 }
 
 // Refused

@@ -3,7 +3,7 @@
 use sockcr_scenarios::datagram::{Sender, as_read, ensure_same};
 use sockcr_scenarios::link::Neighbour;
 use sockcr_scenarios::need::Need;
-use sockcr_scenarios::process::{Process, program};
+use sockcr_scenarios::process::Process;
 use sockcr_scenarios::takeover::{socket_at, stop, take};
 use sockcr_scenarios::{Outcome, Scenario, dns};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
@@ -32,31 +32,14 @@ const ROUNDS: usize = 4;
 
 /// unbound, which answers from where it was asked (`interface-automatic`).
 fn start() -> anyhow::Result<Process> {
-    let folder = std::env::current_dir()?;
-    let configuration = format!(
-        "server:
-  interface-automatic: yes
+    let server = format!(
+        "  interface-automatic: yes
   port: {PORT}
   access-control: ::/0 allow
   access-control: 0.0.0.0/0 allow
-  username: \"\"
-  chroot: \"\"
-  directory: {folder:?}
-  pidfile: \"\"
-  use-syslog: no
-  num-threads: 1
-  module-config: iterator
-  local-data: \"{name}. A {address}\"
-remote-control:
-  control-enable: no
-",
-        name = dns::NAME,
-        address = dns::ADDRESS
+  num-threads: 1"
     );
-    std::fs::write("unbound.conf", configuration)?;
-    let mut command = program("unbound");
-    command.args(["-d", "-c"]).arg(folder.join("unbound.conf"));
-    let daemon = Process::start(&mut command)?;
+    let daemon = Process::start(&mut dns::unbound(&server)?)?;
     for address in [IpAddr::V4(HERE), HERE6.into(), Ipv6Addr::LOCALHOST.into()] {
         dns::ask(SocketAddr::new(address, PORT))?;
     }

@@ -1,8 +1,10 @@
 //! As much of DNS as one question needs.
 
+use crate::process::program;
 use crate::wait;
 use anyhow::{Context, ensure};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::process::Command;
 use std::time::Duration;
 
 /// The name asked for, and its address.
@@ -99,4 +101,42 @@ pub fn answer(question: &[u8]) -> Option<Vec<u8>> {
     message.extend((ADDRESS.octets().len() as u16).to_be_bytes());
     message.extend(ADDRESS.octets());
     Some(message)
+}
+
+/// dnsmasq, to be started: it answers for [`NAME`] at this port, at these addresses or at all.
+pub fn dnsmasq(port: u16, addresses: &[&str]) -> Command {
+    let mut command = program("dnsmasq");
+    command.args(["--no-daemon", "--conf-file=/dev/null", "--pid-file="]);
+    command.args(["--user=root", "--no-resolv", "--no-hosts"]);
+    command.arg(format!("--port={port}"));
+    if !addresses.is_empty() {
+        command.arg("--bind-interfaces");
+    }
+    let listens = addresses.iter();
+    command.args(listens.map(|address| format!("--listen-address={address}")));
+    command.arg(format!("--address=/{NAME}/{ADDRESS}"));
+    command
+}
+
+/// unbound, to be started: it answers for [`NAME`], by the lines of its `server:` that are given.
+pub fn unbound(server: &str) -> anyhow::Result<Command> {
+    let folder = std::env::current_dir()?;
+    let configuration = format!(
+        "server:
+{server}
+  username: \"\"
+  chroot: \"\"
+  directory: {folder:?}
+  pidfile: \"\"
+  use-syslog: no
+  module-config: iterator
+  local-data: \"{NAME}. A {ADDRESS}\"
+remote-control:
+  control-enable: no
+"
+    );
+    std::fs::write("unbound.conf", configuration)?;
+    let mut command = program("unbound");
+    command.args(["-d", "-c"]).arg(folder.join("unbound.conf"));
+    Ok(command)
 }
