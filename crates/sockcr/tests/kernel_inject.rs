@@ -567,15 +567,23 @@ fn flooded(family: Family) -> Outcome {
                 }
             }
         });
-        let done = (0..100).try_for_each(|_| {
+        let _stop = Stop(&stop);
+        (0..100).try_for_each(|_| {
             let target = family.udp()?;
             inject(target.as_fd(), &[family.plain(b"x"); 20])?;
             assert_eq!(socket::receive_now(&target)?, vec![b"x"; 20]);
             Ok(())
-        });
-        stop.store(true, Ordering::Relaxed);
-        done
+        })
     })
+}
+
+/// Ends the flood, also when the test panics.
+struct Stop<'a>(&'a AtomicBool);
+
+impl Drop for Stop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
 }
 
 #[test]
