@@ -332,13 +332,13 @@ fn control_group_of_the_client() -> Outcome {
     let group = Group::enter()?;
     let mut client = Client::connect(Path::new(PATH))?;
     let socket = UdpSocket::bind("127.0.0.1:0")?;
-    let own = reader.users(socket.as_fd())?.group;
+    let own = reader.origin(socket.as_fd())?.group;
     ensure!(
-        own != reader.users(at_home.as_fd())?.group,
+        own != reader.origin(at_home.as_fd())?.group,
         "is in no other group"
     );
     let restored = there_and_back(&mut client, socket.into())?;
-    let its = reader.users(restored.as_fd())?.group;
+    let its = reader.origin(restored.as_fd())?.group;
     ensure!(
         its == own,
         "was made in group {its}, and the client is in {own}"

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::BorrowedFd;
 
 use super::btf::Field;
-use super::copier::Copier;
+use super::copier::{Copier, Sock};
 use super::layout::File;
 use super::reader::{Reader, damaged};
 use super::walk::{View, WalkPage};
@@ -24,6 +24,11 @@ pub struct Users {
     pub registrations: usize,
     /// A part of the kernel keeps data of its own with it: a tunnel, a BPF map (`sk_user_data`).
     pub kernel: bool,
+}
+
+/// What the kernel remembers of the moment in which a socket was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
     /// The number of the control group that it was made in; 0: the kernel has none.
     pub group: u64,
     /// The user and the group of whoever made it, for whom firewalls ask (`file->f_cred`).
@@ -35,14 +40,10 @@ impl Reader {
     ///
     /// `Unsupported`: this kernel does not tell. References come and go while its owners run.
     pub fn users(&self, socket: BorrowedFd<'_>) -> io::Result<Users> {
-        let layout = self.layout.file.as_ref().map_err(|error| {
-            let why = format!("the users of a file: {error}");
-            io::Error::new(io::ErrorKind::Unsupported, why)
-        })?;
+        let layout = self.file_layout()?;
         let sock = self.sock(socket)?;
         let member = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
-        let file = member(self.layout.sock.socket)?;
-        let file = self.pointer(file, self.layout.path.socket_file)?;
+        let file = self.file_of(&sock)?;
         let raw = self.bytes(file, layout.extent())?;
         let count = layout.references.value(&raw).ok_or_else(damaged)?;
         let list = layout.watchers.value(&raw).ok_or_else(damaged)?;
@@ -52,10 +53,37 @@ impl Reader {
                 false => count,
             },
             registrations: self.registrations(list)?,
-            group: self.group(&sock.raw, layout)?,
-            maker: self.maker(file, layout)?,
             kernel: member(self.layout.sock.user_data)? != 0,
         })
+    }
+
+    /// Where a socket was made, and by whom.
+    ///
+    /// `Unsupported`: this kernel does not tell.
+    pub fn origin(&self, socket: BorrowedFd<'_>) -> io::Result<Origin> {
+        let layout = self.file_layout()?;
+        let sock = self.sock(socket)?;
+        Ok(Origin {
+            group: self.group(&sock.raw, layout)?,
+            maker: self.maker(self.file_of(&sock)?, layout)?,
+        })
+    }
+
+    fn file_layout(&self) -> io::Result<&'static File> {
+        self.layout.file.as_ref().map_err(|error| {
+            let why = format!("the users of a file: {error}");
+            io::Error::new(io::ErrorKind::Unsupported, why)
+        })
+    }
+
+    fn file_of(&self, sock: &Sock) -> io::Result<u64> {
+        let socket = self
+            .layout
+            .sock
+            .socket
+            .value(&sock.raw)
+            .ok_or_else(damaged)?;
+        self.pointer(socket, self.layout.path.socket_file)
     }
 
     fn maker(&self, file: u64, layout: &File) -> io::Result<(u32, u32)> {

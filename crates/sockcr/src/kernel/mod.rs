@@ -33,7 +33,7 @@ use std::os::fd::OwnedFd;
 use sockcr_sys::bpf;
 
 pub use cork::Corked;
-pub use file::Users;
+pub use file::{Origin, Users};
 pub use inet6::Hidden6;
 pub(crate) use iterator::needs_scope;
 pub use iterator::{SocketFile, sockets};

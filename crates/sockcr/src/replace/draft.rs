@@ -241,10 +241,10 @@ fn make(
     let failed = |error| Failure::at("control group", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
     let (socket, pid) = (found.socket.as_fd(), found.holder.pid);
-    let users = reader.users(socket).map_err(failed)?;
-    let make = || match users.maker == (geteuid().as_raw(), getegid().as_raw()) {
+    let maker = reader.origin(socket).map_err(failed)?.maker;
+    let make = || match maker == (geteuid().as_raw(), getegid().as_raw()) {
         true => wanted.make(Some(netns)),
-        false => credentials::as_maker(users.maker, || wanted.make(Some(netns)))
+        false => credentials::as_maker(maker, || wanted.make(Some(netns)))
             .map_err(|error| Failure::at("become its user", error))?,
     };
     match group::inside(reader, socket, pid, make) {

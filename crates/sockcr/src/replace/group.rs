@@ -18,7 +18,7 @@ pub(super) fn inside<T>(
     make: impl FnOnce() -> T,
 ) -> io::Result<T> {
     let here = crate::netns::probe()?;
-    let group = |fd| Ok::<_, io::Error>(reader.users(fd)?.group);
+    let group = |fd| Ok::<_, io::Error>(reader.origin(fd)?.group);
     let wanted = group(socket)?;
     if wanted == group(here.as_fd())? {
         return Ok(make());
