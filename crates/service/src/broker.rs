@@ -13,7 +13,10 @@ use crate::restorer::{self, How};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid};
+use rustix::process::{
+    DumpableBehavior, Signal, WaitId, WaitIdOptions, pidfd_send_signal, set_dumpable_behavior,
+    waitid,
+};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use sockcr::check::{Feature, features};
 use sockcr::find::{self, Found, Holder, Listed};
@@ -56,6 +59,9 @@ pub fn run(
     service: &OwnedFd,
     stop: &OwnedFd,
 ) -> io::Result<()> {
+    // Whoever has rights in the user namespace that a restorer enters could look into it from then on
+    // (`__ptrace_may_access`).
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
     set_socket_timeout(&connection, Timeout::Send, Some(PATIENCE))?;
     let client = match Client::new(connection.try_clone()?, metrics, service.as_fd()) {
         Ok(client) => client,
@@ -234,7 +240,7 @@ impl Client {
 
     /// Whether a process of its user has this socket there, now.
     fn holds(&self, holder: &Holder, inode: u64) -> bool {
-        let Some(owned) = self.peer.owned(holder.pid) else {
+        let Some(owned) = self.peer.owned(holder) else {
             return false;
         };
         let link = format!("/proc/{}/fd/{}", holder.tid, holder.fd);
@@ -316,7 +322,7 @@ impl Client {
         if self.administers {
             return (work(), false);
         }
-        let owned = self.peer.owned(holder.pid);
+        let owned = self.peer.owned(&holder);
         let done = work();
         (done, owned.is_some_and(|owned| owned.is_there()))
     }
@@ -419,6 +425,7 @@ impl Client {
                 Ok(_) => {
                     add_messages(&mut answer, request, &socket.dump()?)?;
                     self.metrics.add(Counter::Dumped, 1);
+                    self.tell_begun(&mut answer)?;
                 }
                 Err(error) if error.kind() == ErrorKind::NotSupported && found.len() > 1 => {
                     answer.push(self.left_out(request, socket)?);
@@ -427,6 +434,17 @@ impl Client {
             }
         }
         Ok(answer)
+    }
+
+    /// Sends what there is of an answer, if it is much: the queues of many sockets are not kept at once.
+    fn tell_begun(&self, answer: &mut Vec<Vec<u8>>) -> Result<(), Error> {
+        const MUCH: usize = 1 << 20;
+        if answer.iter().map(Vec::len).sum::<usize>() < MUCH {
+            return Ok(());
+        }
+        let told = self.send_all(answer);
+        answer.clear();
+        told.map_err(|error| Error::system("answer", error))
     }
 
     /// A socket of a kind that is not carried, of several.
@@ -817,6 +835,10 @@ impl Broker<'_> {
         }
         let status = waitid(WaitId::PidFd(child.as_fd()), WaitIdOptions::EXITED)?;
         let code = status.and_then(|status| status.exit_status());
+        if code == Some(restorer::UNTOLD.into()) {
+            // What it had begun to tell is not whole.
+            return Err(io::ErrorKind::BrokenPipe.into());
+        }
         let (errno, text) = match (ended?, code) {
             (true, Some(code)) if code != i32::from(sockcr_sys::process::PANICKED) => {
                 return Ok(code);

@@ -7,6 +7,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use sockcr::find::Holder;
 use sockcr::{Error, ErrorKind, control_group, kernel};
 use sockcr_sys::{credentials, namespace, netns, sockopt};
 use std::io;
@@ -127,15 +128,22 @@ impl Peer {
         self.can(namespace::owner(network)?.as_fd(), capability::NET_RAW)
     }
 
-    /// A process of the client's own user: real, effective, saved and of files. It stays the same process as long as
-    /// the answer is not dropped and says that it [`is there`](Owned::is_there).
-    pub fn owned(&self, pid: i32) -> Option<Owned> {
-        let process = pidfd_open(Pid::from_raw(pid)?, PidfdFlags::empty()).ok()?;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    /// A thread of a process of the client's own user: real, effective, saved and of files. As long as the answer is
+    /// not dropped and says that it [`is there`](Owned::is_there), nobody else has had its number.
+    pub fn owned(&self, holder: &Holder) -> Option<Owned> {
+        /// Of one thread, since 6.9; else a pidfd is of the first.
+        const PIDFD_THREAD: u32 = 0o200;
+        let flags = match holder.tid == holder.pid {
+            true => PidfdFlags::empty(),
+            false => PidfdFlags::from_bits_retain(PIDFD_THREAD),
+        };
+        let thread = pidfd_open(Pid::from_raw(holder.tid)?, flags).ok()?;
+        let Holder { pid, tid, .. } = holder;
+        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
         let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         let mut users = users.split_whitespace();
         let all = users.all(|user| user.parse() == Ok(self.user));
-        all.then_some(Owned(process))
+        all.then_some(Owned(thread))
     }
 
     /// What is called here what the client calls so: a thread of its PID namespace.
@@ -155,7 +163,7 @@ impl Peer {
     }
 }
 
-/// A process of the client's user.
+/// A thread of a process of the client's user.
 #[derive(Debug)]
 pub struct Owned(OwnedFd);
 

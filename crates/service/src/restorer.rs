@@ -22,6 +22,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 /// What a group is called that has no number in a user namespace (`overflowgid`).
 const OVERFLOW: u32 = 65534;
 
+/// What a child ends with that could not tell the client all: nobody is there, or takes it.
+pub const UNTOLD: u8 = 254;
+
 /// How a socket is to be restored.
 #[derive(Clone, Copy, Debug)]
 pub struct How {
@@ -51,8 +54,7 @@ pub fn as_client<T>(
     };
     match told {
         Ok(()) => u8::try_from(errno).unwrap_or(u8::MAX),
-        // Nobody is there to be told.
-        Err(_) => rustix::io::Errno::PIPE.raw_os_error() as u8,
+        Err(_) => UNTOLD,
     }
 }
 

@@ -148,7 +148,10 @@ impl Server {
         };
         let [_, user, _] = peer::numbers(connection.as_fd())?;
         let of_one = self.clients.iter().filter(|client| client.user == user);
-        if self.clients.len() >= MOST_CLIENTS || of_one.count() >= MOST_OF_ONE {
+        // Who has many users keeps out others, and not that of the service.
+        let own = user == rustix::process::geteuid().as_raw();
+        let full = self.clients.len() >= MOST_CLIENTS && !own;
+        if full || of_one.count() >= MOST_OF_ONE {
             self.turn_away(connection.as_fd(), Errno::USERS, "too many clients");
             return Ok(());
         }
@@ -178,7 +181,14 @@ impl Server {
     }
 
     /// What the process of a client does.
-    fn broker(&self, connection: BorrowedFd<'_>) -> u8 {
+    fn broker(&mut self, connection: BorrowedFd<'_>) -> u8 {
+        // What is for all clients is not for the processes of one.
+        self.clients.clear();
+        let closed = self.stop.0.try_clone().map(|other| self.listener = other);
+        if let Err(error) = closed {
+            warn!(%error, "client");
+            return 1;
+        }
         let served = connection
             .try_clone_to_owned()
             .and_then(|own| broker::run(own, self.metrics, &self.network, &self.stop.0));
