@@ -246,7 +246,7 @@ impl Client {
         let link = format!("/proc/{}/fd/{}", holder.tid, holder.fd);
         let is =
             |name: std::path::PathBuf| name.as_os_str() == format!("socket:[{inode}]").as_str();
-        std::fs::read_link(link).is_ok_and(is) && owned.is_there()
+        std::fs::read_link(link).is_ok_and(is) && owned.is_still()
     }
 
     fn may_dump_elsewhere(&self, socket: &Listed) -> Verdict {
@@ -324,7 +324,7 @@ impl Client {
         }
         let owned = self.peer.owned(&holder);
         let done = work();
-        (done, owned.is_some_and(|owned| owned.is_there()))
+        (done, owned.is_some_and(|owned| owned.is_still()))
     }
 
     fn of_process(&self, target: &Target, thread: i32) -> Result<Vec<Found>, Error> {
@@ -657,12 +657,11 @@ impl Broker<'_> {
             if self.used.elapsed() >= READY {
                 self.injector = None;
             }
-            let [line, stop] = wait.map(|end| !end.revents().is_empty());
-            if stop {
-                return Ok(());
-            }
-            if !line {
-                continue;
+            match wait.map(|end| !end.revents().is_empty()) {
+                // What was asked for before is answered first.
+                [true, _] => {}
+                [false, true] => return Ok(()),
+                [false, false] => continue,
             }
             let packet = receiver.receive(self.line.as_fd())?;
             if packet.bytes.is_empty() {

@@ -222,7 +222,7 @@ impl Header {
             let _ = about.u32(ERROR_OFFSET, offset);
         }
         let flags = flags::CAPPED | flags::ACK_TLVS;
-        let errno = (-errno).to_ne_bytes();
+        let errno = errno.saturating_neg().to_ne_bytes();
         self.answer(ERROR, flags, &[&errno, &self.bytes(), &about.finish()])
     }
 }

@@ -15,7 +15,7 @@ pub const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Reads until the client has closed, or sends what ends its connection.
 pub fn run(client: &OwnedFd, broker: &OwnedFd) -> io::Result<()> {
-    let mut kept = [2, client.as_raw_fd(), broker.as_raw_fd()];
+    let mut kept = [client.as_raw_fd(), broker.as_raw_fd()];
     sockcr_sys::process::close_others(&mut kept)?;
     // An image, and what its encoding adds.
     sandbox::enter(MAX_RESTORE as u64 * 2)?;

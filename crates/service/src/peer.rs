@@ -20,6 +20,8 @@ pub mod capability {
     pub const NET_ADMIN: u32 = 12;
     /// CAP_NET_RAW
     pub const NET_RAW: u32 = 13;
+    /// CAP_SYS_PTRACE
+    pub const SYS_PTRACE: u32 = 19;
     /// CAP_CHECKPOINT_RESTORE, since 5.9
     pub const CHECKPOINT_RESTORE: u32 = 40;
 }
@@ -128,22 +130,36 @@ impl Peer {
         self.can(namespace::owner(network)?.as_fd(), capability::NET_RAW)
     }
 
-    /// A thread of a process of the client's own user: real, effective, saved and of files. As long as the answer is
-    /// not dropped and says that it [`is there`](Owned::is_there), nobody else has had its number.
-    pub fn owned(&self, holder: &Holder) -> Option<Owned> {
+    /// A thread of a process of the client's own user: real, effective, saved and of files; in its user namespace, or
+    /// in one where it could trace others, since the same user counts for less in a namespace inside (a sandbox).
+    pub fn owned<'a>(&'a self, holder: &Holder) -> Option<Owned<'a>> {
         /// Of one thread, since 6.9; else a pidfd is of the first.
         const PIDFD_THREAD: u32 = 0o200;
         let flags = match holder.tid == holder.pid {
             true => PidfdFlags::empty(),
             false => PidfdFlags::from_bits_retain(PIDFD_THREAD),
         };
-        let thread = pidfd_open(Pid::from_raw(holder.tid)?, flags).ok()?;
-        let Holder { pid, tid, .. } = holder;
-        let status = std::fs::read_to_string(format!("/proc/{pid}/task/{tid}/status")).ok()?;
+        let owned = Owned {
+            thread: pidfd_open(Pid::from_raw(holder.tid)?, flags).ok()?,
+            holder: *holder,
+            peer: self,
+        };
+        owned.is_still().then_some(owned)
+    }
+
+    fn has(&self, folder: &str) -> Option<bool> {
+        let status = std::fs::read_to_string(format!("{folder}/status")).ok()?;
         let users = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
         let mut users = users.split_whitespace();
-        let all = users.all(|user| user.parse() == Ok(self.user));
-        all.then_some(Owned(thread))
+        if !users.all(|user| user.parse() == Ok(self.user)) {
+            return Some(false);
+        }
+        let namespace = std::fs::File::open(format!("{folder}/ns/user")).ok()?;
+        let own = id(self.user_namespace.as_fd()).ok()?;
+        match id(namespace.as_fd()).ok()? == own {
+            true => Some(true),
+            false => self.can(namespace.as_fd(), capability::SYS_PTRACE).ok(),
+        }
     }
 
     /// What is called here what the client calls so: a thread of its PID namespace.
@@ -165,12 +181,20 @@ impl Peer {
 
 /// A thread of a process of the client's user.
 #[derive(Debug)]
-pub struct Owned(OwnedFd);
+pub struct Owned<'a> {
+    thread: OwnedFd,
+    holder: Holder,
+    peer: &'a Peer,
+}
 
-impl Owned {
-    /// Whether it has not ended: until then nobody else had its number.
-    pub fn is_there(&self) -> bool {
-        has_ended(self.0.as_fd()).is_ok_and(|ended| !ended)
+impl Owned<'_> {
+    /// Whether it is one now: it has not ended, so that nobody else had its number, and has not become another user by
+    /// execve(2). Asked before and after, it was one all the time: a process that is more meanwhile has the rights of
+    /// another user only until it gives them up, and then it is the client's user's.
+    pub fn is_still(&self) -> bool {
+        let Holder { pid, tid, .. } = self.holder;
+        let has = self.peer.has(&format!("/proc/{pid}/task/{tid}"));
+        has == Some(true) && has_ended(self.thread.as_fd()).is_ok_and(|ended| !ended)
     }
 }
 

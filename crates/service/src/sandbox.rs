@@ -3,22 +3,14 @@
 use landlock::{
     ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, Ruleset, RulesetAttr, Scope,
 };
-use rustix::process::{
-    DumpableBehavior, Gid, Resource, Rlimit, Uid, set_dumpable_behavior, setrlimit,
-};
-use rustix::thread::{
-    CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs, set_thread_groups,
-    set_thread_res_gid, set_thread_res_uid,
-};
+use rustix::process::{DumpableBehavior, Resource, Rlimit, set_dumpable_behavior, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets, set_capabilities, set_no_new_privs};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter,
     SeccompRule,
 };
 use std::collections::BTreeMap;
 use std::io;
-
-/// Who owns nothing.
-const NOBODY: u32 = 65534;
 
 /// The system calls that are let through; any other one ends the process.
 const CALLS: &[libc::c_long] = &[
@@ -47,8 +39,9 @@ const CALLS: &[libc::c_long] = &[
     libc::SYS_write,
 ];
 
-/// Gives up, for good, every right of this process: capabilities, its user where that may be, all files, all
-/// connections, and every system call that is not needed to receive, send and use memory.
+/// Gives up, for good, every right of this process: capabilities, all files, all connections, and every system call that
+/// is not needed to receive, send and use memory. It keeps its user, whom nobody shares that has less than the service:
+/// who has the same user may kill it.
 ///
 /// `most` bounds the files that it makes in memory, in bytes. Landlock is used as far as the kernel has it (5.13); all
 /// else must succeed.
@@ -56,14 +49,7 @@ pub fn enter(most: u64) -> io::Result<()> {
     setrlimit(Resource::Fsize, limit(most))?;
     setrlimit(Resource::Core, limit(0))?;
     // More than any request, and what is made of it.
-    setrlimit(Resource::Data, limit(most.saturating_mul(16)))?;
-    if rustix::process::geteuid().is_root() {
-        set_thread_groups(&[])?;
-        let group = Gid::from_raw(NOBODY);
-        set_thread_res_gid(group, group, group)?;
-        let user = Uid::from_raw(NOBODY);
-        set_thread_res_uid(user, user, user)?;
-    }
+    setrlimit(Resource::Data, limit(most.saturating_mul(4)))?;
     let none = CapabilitySet::empty();
     set_capabilities(
         None,

@@ -17,6 +17,7 @@ use sd_notify::NotifyState;
 use sockcr::{Error, ErrorKind, kernel};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use tracing::{info, warn};
@@ -43,8 +44,8 @@ struct Served {
 #[derive(Debug)]
 pub struct Server {
     listener: OwnedFd,
-    /// Removed at the end; `None`: the socket is not of our making.
-    path: Option<PathBuf>,
+    /// Removed at the end, if device and inode are those; `None`: the socket is not of our making.
+    path: Option<(PathBuf, (u64, u64))>,
     signals: OwnedFd,
     metrics: Metrics,
     network: OwnedFd,
@@ -62,7 +63,11 @@ impl Server {
             (Some(listener), None) => (listener, None),
             (_, path) => {
                 let path = path.unwrap_or(Path::new(DEFAULT_PATH));
-                (listen_at(path)?, Some(path.to_owned()))
+                let listener = listen_at(path)?;
+                let made = std::fs::symlink_metadata(path).map_err(|error| {
+                    Error::system(format!("listen at {}", path.display()), error)
+                })?;
+                (listener, Some((path.to_owned(), (made.dev(), made.ino()))))
             }
         };
         let failed = |what: &'static str| move |error| Error::system(what, error);
@@ -87,7 +92,7 @@ impl Server {
     pub fn run(mut self) -> Result<(), Error> {
         let told = sd_notify::notify(false, &[NotifyState::Ready]);
         told.map_err(|error| Error::system("tell the service manager", error))?;
-        info!(path = ?self.path, "serves");
+        info!(path = ?self.path.as_ref().map(|(path, _)| path), "serves");
         let served = self.serve();
         let ended = self.end();
         served
@@ -184,13 +189,14 @@ impl Server {
     fn broker(&mut self, connection: BorrowedFd<'_>) -> u8 {
         // What is for all clients is not for the processes of one.
         self.clients.clear();
-        let closed = self.stop.0.try_clone().map(|other| self.listener = other);
-        if let Err(error) = closed {
-            warn!(%error, "client");
-            return 1;
-        }
-        let served = connection
-            .try_clone_to_owned()
+        let mut closed = || -> io::Result<()> {
+            for end in [&mut self.listener, &mut self.signals, &mut self.stop.1] {
+                *end = self.stop.0.try_clone()?;
+            }
+            Ok(())
+        };
+        let served = closed()
+            .and_then(|()| connection.try_clone_to_owned())
             .and_then(|own| broker::run(own, self.metrics, &self.network, &self.stop.0));
         match served {
             Ok(()) => 0,
@@ -203,12 +209,7 @@ impl Server {
 
     /// Lets the clients end.
     fn end(&mut self) -> io::Result<()> {
-        if let Some(path) = &self.path {
-            match std::fs::remove_file(path) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
+        let removed = self.remove();
         let end = Instant::now() + LAST_REQUESTS;
         rustix::io::write(&self.stop.1, b".")?;
         let brokers = std::mem::take(&mut self.clients).into_iter();
@@ -224,7 +225,20 @@ impl Server {
             }
             waitid(WaitId::PidFd(broker.as_fd()), WaitIdOptions::EXITED)?;
         }
-        Ok(())
+        removed
+    }
+
+    /// Removes the socket, unless another service has its place by now.
+    fn remove(&self) -> io::Result<()> {
+        let Some((path, own)) = &self.path else {
+            return Ok(());
+        };
+        match std::fs::symlink_metadata(path) {
+            Ok(now) if (now.dev(), now.ino()) == *own => std::fs::remove_file(path),
+            Ok(_) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -261,7 +275,9 @@ fn listen_at(path: &Path) -> Result<OwnedFd, Error> {
         let listener = open()?;
         match bind(&listener, &address) {
             // What another one left behind answers nobody.
-            Err(Errno::ADDRINUSE) if connect(open()?, &address) == Err(Errno::CONNREFUSED) => {
+            Err(Errno::ADDRINUSE)
+                if is_socket(path) && connect(open()?, &address) == Err(Errno::CONNREFUSED) =>
+            {
                 rustix::fs::unlink(path)?;
                 bind(&listener, &address)?;
             }
@@ -274,12 +290,19 @@ fn listen_at(path: &Path) -> Result<OwnedFd, Error> {
     made().map_err(|error| {
         let failed = failed(error.into());
         match error {
-            Errno::ADDRINUSE => {
+            Errno::ADDRINUSE if is_socket(path) => {
                 failed.help("another service listens there: --socket names another path")
+            }
+            Errno::ADDRINUSE => {
+                failed.help("there is a file that is no socket: it is left as it is")
             }
             _ => failed,
         }
     })
+}
+
+fn is_socket(path: &Path) -> bool {
+    std::fs::symlink_metadata(path).is_ok_and(|there| there.file_type().is_socket())
 }
 
 /// Has everything loaded that each process of a client needs, once for all of them.
