@@ -134,6 +134,13 @@ fn the_command_prints_the_same() -> Outcome {
     by_service(&["dump", pid, "--stop", "-o", "x"])?.misused()?;
     by_service(&["set", pid, "SO_PRIORITY=1"])?.misused()?;
     sockcr(["metrics"]).run()?.misused()?;
+    std::fs::write("precious", "text")?;
+    let file = sockcr(["serve", "--socket", "precious"]).run()?.refused()?;
+    file.says(&["listen at precious"])?.helps("is no socket")?;
+    ensure!(
+        std::fs::read("precious")? == b"text",
+        "the file is another one"
+    );
     let none = sockcr(["list", "--service", "nowhere"]).run()?.refused()?;
     none.helps("sockcr serve --socket nowhere")?;
     Ok(())

@@ -101,6 +101,8 @@ const OWNER: &str = "4001";
 enum Who {
     /// The user whose the sockets are.
     Same,
+    /// The same user, root of a user namespace of its own: a sandbox.
+    Sandboxed,
     /// Another user.
     Other,
     /// Another user, root of a user namespace of its own; in a network namespace that is not of it.
@@ -115,12 +117,13 @@ enum Who {
     Nothing,
 }
 
-use Who::{CheckpointRestore, Container, NetAdmin, Nothing, Other, RootOfItsOwn, Same};
+use Who::{CheckpointRestore, Container, NetAdmin, Nothing, Other, RootOfItsOwn, Same, Sandboxed};
 
 impl Who {
     fn orders(self) -> Vec<String> {
         let orders: &[&str] = match self {
             Same => &["be 4001"],
+            Sandboxed => &["be 4001", "unshare user"],
             Other => &["be 4002"],
             RootOfItsOwn => &["be 4002", "unshare user"],
             Container => &["be 4002", "unshare both"],
@@ -144,7 +147,7 @@ impl Who {
             Other => ["be 4002", "unshare both"],
             Nothing => ["be 0", "unshare both"],
             NetAdmin | CheckpointRestore => ["be 4003", "unshare both"],
-            RootOfItsOwn | Container => {
+            RootOfItsOwn | Container | Sandboxed => {
                 return [format!("user-of {}", guest.pid()), "unshare net".into()];
             }
         };
@@ -166,10 +169,13 @@ enum Place {
 use Place::{Child, Foreign, Own};
 
 /// What is answered to a dump by INODE, by TARGET `PID:FD`, and by PASSED.
-const DUMPS: [(Who, Place, [i32; 3]); 21] = [
+const DUMPS: [(Who, Place, [i32; 3]); 24] = [
     (Same, Own, [OK, OK, OK]),
     (Same, Child, [ENOENT, OK, OK]),
     (Same, Foreign, [ENOENT, ENOENT, ENOENT]),
+    (Sandboxed, Own, [EPERM, EPERM, OK]),
+    (Sandboxed, Child, [ENOENT, OK, OK]),
+    (Sandboxed, Foreign, [ENOENT, ENOENT, ENOENT]),
     (Other, Own, [EPERM, EPERM, OK]),
     (Other, Child, [ENOENT, OK, OK]),
     (Other, Foreign, [ENOENT, ENOENT, ENOENT]),
