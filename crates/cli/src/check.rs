@@ -4,7 +4,7 @@ use crate::Outcome;
 use crate::output::{self, GOOD, WARNING, line, styled};
 use crate::source::Source;
 use serde_json::json;
-use sockcr::check::{Feature, features};
+use sockcr::check::{Feature, delivery, features};
 
 /// Say what this kernel and this user can do, and why not
 #[derive(clap::Args)]
@@ -17,7 +17,12 @@ pub struct Arguments {
 pub fn run(arguments: &Arguments, source: &mut Source) -> anyhow::Result<Outcome> {
     let features = match source {
         Source::Here => features(),
-        Source::Service(client) => client.check()?,
+        Source::Service(client) => {
+            let mut features = client.check()?;
+            // What a restored socket is delivered by is not the service's.
+            features.push(delivery());
+            features
+        }
     };
     if arguments.json {
         output::json(&json!({ "features": features }))?;

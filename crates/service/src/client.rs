@@ -4,7 +4,6 @@ use crate::message::{
     self, Answer, Command, FAMILY_NAME, Fault, Header, MAX_MESSAGE, controller, flags, read_answer,
 };
 use crate::packet::{Receiver, send};
-use crate::request::Passed;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{
     AddressFamily, Shutdown, SocketAddrUnix, SocketFlags, SocketType, connect, shutdown,
@@ -373,7 +372,7 @@ impl Client {
         Ok(Some(Part {
             command,
             attributes: attributes.to_vec(),
-            descriptor: packet.descriptor.filter(|_| packet.passed == Passed::One),
+            descriptor: packet.descriptor(),
         }))
     }
 }

@@ -1,15 +1,29 @@
-//! How datagrams and errors get into a socket that is restored: the restorer, which has only the client's rights,
-//! asks the broker, which has BPF.
+//! What a child that has become the client says to its broker: what has come of its task, and before that, which
+//! datagrams and errors are to be put into the socket that it restores, for which it has not the rights.
 
 use crate::packet::{Receiver, decode, encode, send};
 use crate::parser::in_memory;
 use crate::request::MAX_RESTORE;
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
+use sockcr::check::Feature;
 use sockcr::kernel::inject::{Datagram, Fill, Injected, Injector, Notice};
 use sockcr::netns;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+/// What a child says.
+#[derive(Debug, Serialize, Deserialize)]
+pub enum Said {
+    /// Something is to be put into the socket beside it; what, is in the file in memory beside it.
+    Wish,
+    /// The socket beside it was restored; the attributes of the answer.
+    Restored(Vec<u8>),
+    /// What can be done as the client.
+    Able(Vec<Feature>),
+    /// errno, and words.
+    Failed(i32, String),
+}
 
 /// What is asked for, of the socket whose descriptor is beside it.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,12 +48,15 @@ pub struct Remote(pub OwnedFd);
 impl Remote {
     fn ask(&self, socket: BorrowedFd<'_>, wish: &Wish<'_>) -> io::Result<Done> {
         let file = in_memory(&encode(wish)?)?;
-        send(self.0.as_fd(), b"?", &[socket, file.as_fd()])?;
+        send(
+            self.0.as_fd(),
+            &encode(&Said::Wish)?,
+            &[socket, file.as_fd()],
+        )?;
         let mut receiver = Receiver::default();
-        if receiver.receive(self.0.as_fd())?.bytes.is_empty() {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        match decode(&content(file.into())?)? {
+        let answer = receiver.receive(self.0.as_fd())?.descriptor();
+        let answer = answer.ok_or(io::ErrorKind::UnexpectedEof)?;
+        match decode(&content(answer)?)? {
             Done::Failed(errno, text) => Err(Foreign::error(errno, text)),
             done => Ok(done),
         }
@@ -87,35 +104,32 @@ impl std::fmt::Display for Foreign {
 
 impl std::error::Error for Foreign {}
 
-/// Answers one wish that has come by the broker's end; answers whether there was one.
-pub fn serve(line: BorrowedFd<'_>, injector: &mut Option<Injector>) -> io::Result<bool> {
-    let mut receiver = Receiver::default();
-    let packet = receiver.receive_two(line)?;
-    let Some([socket, file]) = packet else {
-        return Ok(false);
-    };
-    let mut file = std::fs::File::from(file);
-    let raw = content(file.try_clone()?)?;
-    let done = match fulfil(&socket, &raw, injector) {
+/// Answers a wish, by a file in memory of our own.
+pub fn answer(
+    line: BorrowedFd<'_>,
+    beside: Vec<OwnedFd>,
+    injector: &mut Option<Injector>,
+) -> io::Result<()> {
+    let done = match fulfil(beside, injector) {
         Ok(done) => done,
         Err(error) => {
             let errno = Errno::from_io_error(&error).map(Errno::raw_os_error);
             Done::Failed(errno, error.to_string())
         }
     };
-    file.set_len(0)?;
-    file.seek(SeekFrom::Start(0))?;
-    file.write_all(&encode(&done)?)?;
-    send(line, b"!", &[])?;
-    Ok(true)
+    let file = in_memory(&encode(&done)?)?;
+    send(line, b"!", &[file.as_fd()])
 }
 
-fn fulfil(socket: &OwnedFd, raw: &[u8], injector: &mut Option<Injector>) -> io::Result<Done> {
+fn fulfil(beside: Vec<OwnedFd>, injector: &mut Option<Injector>) -> io::Result<Done> {
+    let [socket, file] =
+        <[OwnedFd; 2]>::try_from(beside).map_err(|_| io::ErrorKind::InvalidInput)?;
+    let raw = content(file)?;
     // The injector is of the client's network namespace: a packet of it must meet a socket there.
     if netns::cookie(socket.as_fd())? != netns::own_cookie()? {
         return Err(io::ErrorKind::PermissionDenied.into());
     }
-    let wish: Wish<'_> = postcard::from_bytes(raw).map_err(io::Error::other)?;
+    let wish: Wish<'_> = postcard::from_bytes(&raw).map_err(io::Error::other)?;
     let injector = match injector {
         Some(injector) => injector,
         empty => empty.insert(Injector::new()?),
@@ -130,9 +144,12 @@ fn fulfil(socket: &OwnedFd, raw: &[u8], injector: &mut Option<Injector>) -> io::
     }
 }
 
-/// What is in a file in memory, from its beginning.
-pub fn content(mut file: std::fs::File) -> io::Result<Vec<u8>> {
+/// What is in a file in memory, from its beginning. Any other file could keep who reads it waiting: only those in
+/// memory have seals.
+pub fn content(file: OwnedFd) -> io::Result<Vec<u8>> {
     let most = MAX_RESTORE as u64 * 2;
+    rustix::fs::fcntl_get_seals(&file)?;
+    let mut file = std::fs::File::from(file);
     file.seek(SeekFrom::Start(0))?;
     let mut content = Vec::new();
     file.take(most + 1).read_to_end(&mut content)?;

@@ -13,6 +13,7 @@
 //! `docs/service.md` describes the messages, and who may do what.
 #![forbid(unsafe_code)]
 
+mod answer;
 mod broker;
 pub mod client;
 mod fill;
@@ -22,10 +23,12 @@ mod packet;
 mod parser;
 mod peer;
 pub mod policy;
+mod reach;
 pub mod request;
 mod restorer;
 mod sandbox;
 mod server;
+mod session;
 
 pub use client::Client;
 pub use server::{DEFAULT_PATH, MOST_CLIENTS, MOST_OF_ONE, Server};

@@ -12,7 +12,8 @@ const BUCKETS: [u64; 11] = [
 ];
 /// The kernel has fewer.
 const ERRNOS: usize = 140;
-const VERBS: usize = Command::ALL.len() + 1;
+/// The family, the commands, and what is wrong.
+const VERBS: usize = Command::ALL.len() + 2;
 
 const REQUESTS: usize = 0;
 const FAILURES: usize = REQUESTS + VERBS;
@@ -98,6 +99,36 @@ const SINGLES: [(Counter, &str, &str, &str); 10] = [
     (Counter::Timed, "", "", ""),
 ];
 
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// The family.
+    Family,
+    /// A command of it.
+    Of(Command),
+    /// Nothing that is understood.
+    Wrong,
+}
+
+impl Verb {
+    fn place(self) -> usize {
+        match self {
+            Verb::Family => 0,
+            Verb::Of(command) => command as usize,
+            Verb::Wrong => VERBS - 1,
+        }
+    }
+
+    /// What it is called.
+    pub fn name(self) -> &'static str {
+        match self {
+            Verb::Family => "family",
+            Verb::Of(command) => command.name(),
+            Verb::Wrong => "wrong",
+        }
+    }
+}
+
 /// The counters.
 #[derive(Clone, Copy, Debug)]
 pub struct Metrics(&'static [AtomicU64]);
@@ -120,10 +151,9 @@ impl Metrics {
         }
     }
 
-    /// A request was answered, with this errno or 0; `None`: by the controller.
-    pub fn answered(&self, command: Option<Command>, errno: i32, took: Duration) {
-        let verb = command.map_or(0, |command| command as usize);
-        self.at(REQUESTS + verb, 1);
+    /// A request was answered, with this errno or 0.
+    pub fn answered(&self, verb: Verb, errno: i32, took: Duration) {
+        self.at(REQUESTS + verb.place(), 1);
         if errno != 0 {
             let known = usize::try_from(errno).unwrap_or(0).min(ERRNOS - 1);
             self.at(FAILURES + known, 1);
@@ -150,18 +180,11 @@ impl Metrics {
     pub fn text(&self) -> String {
         let mut text = String::new();
         head(&mut text, "requests_total", "counter", "Requests answered.");
-        for verb in 0..VERBS {
-            let name = u8::try_from(verb).ok().and_then(Command::from_number);
-            let name = name.map_or("family", Command::name);
-            // Queue is no request.
-            if name != Command::Queue.name() {
-                let count = self.get(REQUESTS + verb);
-                line(
-                    &mut text,
-                    &format!("requests_total{{command=\"{name}\"}}"),
-                    count,
-                );
-            }
+        let asked = Command::ALL.into_iter().filter(|c| *c != Command::Queue);
+        let verbs = asked.map(Verb::Of).chain([Verb::Family, Verb::Wrong]);
+        for verb in verbs {
+            let name = format!("requests_total{{command=\"{}\"}}", verb.name());
+            line(&mut text, &name, self.get(REQUESTS + verb.place()));
         }
         head(
             &mut text,

@@ -84,15 +84,23 @@ impl Default for Receiver {
     }
 }
 
-/// A packet that came, and what came beside it: one descriptor at most, others are closed.
+/// A packet that came, and what came beside it: two descriptors at most, others are closed.
 #[derive(Debug)]
 pub struct Packet<'a> {
     /// Its bytes; empty when the other side has closed.
     pub bytes: &'a [u8],
-    /// The descriptor.
-    pub descriptor: Option<OwnedFd>,
+    /// The descriptors.
+    pub descriptors: Vec<OwnedFd>,
     /// How many there were.
     pub passed: Passed,
+}
+
+impl Packet<'_> {
+    /// The one descriptor beside it; `None` where there are more or fewer.
+    pub fn descriptor(self) -> Option<OwnedFd> {
+        let mut descriptors = self.descriptors.into_iter();
+        descriptors.next().filter(|_| self.passed == Passed::One)
+    }
 }
 
 impl Receiver {
@@ -108,37 +116,18 @@ impl Receiver {
                 told => break told?,
             }
         };
-        let mut descriptors = descriptors(&mut beside);
+        let descriptors = descriptors(&mut beside);
         // What had no room the kernel has not given to us (`scm_detach_fds`).
-        let more = told.flags.contains(ReturnFlags::CTRUNC) || descriptors.len() > 1;
-        let passed = match (more, descriptors.len()) {
-            (true, _) => Passed::Many,
+        let passed = match (told.flags.contains(ReturnFlags::CTRUNC), descriptors.len()) {
             (false, 0) => Passed::None,
-            (false, _) => Passed::One,
+            (false, 1) => Passed::One,
+            _ => Passed::Many,
         };
         Ok(Packet {
             bytes: self.room.get(..told.bytes).unwrap_or_default(),
-            descriptor: descriptors.pop(),
+            descriptors,
             passed,
         })
-    }
-}
-
-impl Receiver {
-    /// The two descriptors beside the next packet; `None`: the other side has closed.
-    pub fn receive_two(&mut self, from: BorrowedFd<'_>) -> io::Result<Option<[OwnedFd; 2]>> {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut beside = RecvAncillaryBuffer::new(&mut space);
-        let mut room = [IoSliceMut::new(&mut self.room)];
-        let told = recvmsg(from, &mut room, &mut beside, RecvFlags::CMSG_CLOEXEC)?;
-        match (
-            told.bytes,
-            <[OwnedFd; 2]>::try_from(descriptors(&mut beside)),
-        ) {
-            (0, _) => Ok(None),
-            (_, Ok(two)) => Ok(Some(two)),
-            (_, Err(_)) => Err(Errno::INVAL.into()),
-        }
     }
 }
 

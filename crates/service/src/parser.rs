@@ -44,9 +44,8 @@ fn read(client: BorrowedFd<'_>, broker: BorrowedFd<'_>) -> io::Result<()> {
         if packet.bytes.is_empty() {
             return Ok(());
         }
-        let descriptor = packet.descriptor;
         if let Some(read) = reader.packet(packet.bytes, packet.passed)
-            && !hand_on(broker, read, descriptor.as_ref())?
+            && !hand_on(broker, read, packet.descriptor().as_ref())?
         {
             return Ok(());
         }

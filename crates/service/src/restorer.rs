@@ -1,9 +1,9 @@
 //! The process that restores one socket: it becomes the client first, so that the kernel judges what it may.
 
-use crate::broker::{Client, fault};
-use crate::fill::{self, Remote};
+use crate::fill::{self, Remote, Said};
+use crate::packet::{encode, send};
 use crate::peer::{self, Peer};
-use crate::request::Request;
+use crate::session::{Session, fault};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{
     CapabilitySet, CapabilitySets, LinkNameSpaceType, capabilities, move_into_link_name_space,
@@ -12,18 +12,15 @@ use rustix::thread::{
 };
 use sockcr::kernel::inject::Lazy;
 use sockcr::state::descriptor::{Descriptor, Owner};
-use sockcr::{Checkpoint, Error, RestoreOptions, Restored};
+use sockcr::{Checkpoint, Error, Note, RestoreOptions, Restored};
 use sockcr_image::attribute::Writer;
-use sockcr_image::number;
+use sockcr_image::{Error as ImageError, number};
 use sockcr_sys::descriptor;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 /// What a group is called that has no number in a user namespace (`overflowgid`).
 const OVERFLOW: u32 = 65534;
-
-/// What a child ends with that could not tell the client all: nobody is there, or takes it.
-pub const UNTOLD: u8 = 254;
 
 /// How a socket is to be restored.
 #[derive(Clone, Copy, Debug)]
@@ -34,82 +31,75 @@ pub struct How {
     pub alone: bool,
 }
 
-/// Does something as the client, and answers the client. Answers the errno, 0 for success; nothing of this process is to
-/// be used afterwards.
-pub fn as_client<T>(
-    client: &Client,
-    request: &Request,
-    work: impl FnOnce() -> Result<T, Error>,
-    tell: impl FnOnce(T) -> io::Result<()>,
+/// What a task comes to: what is said, and the descriptor beside it.
+pub type Done = (Said, Option<OwnedFd>);
+
+/// Does something as the client, in a process of its own, and says to the broker what has come of it.
+pub fn as_client(
+    session: &Session,
+    broker: &OwnedFd,
+    work: impl FnOnce() -> Result<Done, Error>,
 ) -> u8 {
-    let done = become_client(&client.peer, client.connection.as_fd())
+    let done = become_client(&session.peer, session.connection.as_fd())
         .map_err(|error| Error::system("become the client", error))
         .and_then(|()| work());
-    let (errno, told) = match done {
-        Ok(done) => (0, tell(done)),
-        Err(error) => {
-            let (errno, text) = fault(&error);
-            (errno, client.refuse(request, errno, &text, None))
-        }
-    };
-    match told {
-        Ok(()) => u8::try_from(errno).unwrap_or(u8::MAX),
-        Err(_) => UNTOLD,
-    }
+    let (said, beside) = done.unwrap_or_else(|error| {
+        let (errno, text) = fault(&error);
+        (Said::Failed(errno, text), None)
+    });
+    let beside: Vec<BorrowedFd<'_>> = beside.iter().map(AsFd::as_fd).collect();
+    let told = encode(&said).and_then(|packet| send(broker.as_fd(), &packet, &beside));
+    // Who hears nothing says so to the client.
+    u8::from(told.is_err())
 }
 
-/// Restores the socket of an image as the client.
-pub fn run(client: &Client, request: &Request, image: OwnedFd, how: How, broker: OwnedFd) -> u8 {
-    as_client(
-        client,
-        request,
-        || restore(client, image, how, broker),
-        |restored| client.give(request, &answer(&restored), restored.fd.as_fd()),
-    )
-}
-
-fn restore(client: &Client, image: OwnedFd, how: How, broker: OwnedFd) -> Result<Restored, Error> {
-    let image = fill::content(image.into()).map_err(|error| Error::system("restore", error))?;
+/// Restores the socket of an image, whose holder is the client from then on.
+pub fn restore(
+    session: &Session,
+    image: OwnedFd,
+    how: How,
+    broker: &OwnedFd,
+) -> Result<Done, Error> {
+    let failed = |error| Error::system("restore", error);
+    let image = fill::content(image).map_err(failed)?;
     let options = RestoreOptions {
         lossy: how.lossy,
         alone: how.alone,
         verify: true,
         ..RestoreOptions::default()
     };
-    let mut injector = Lazy::of(Box::new(Remote(broker)));
+    let line = broker.try_clone().map_err(failed)?;
+    let mut injector = Lazy::of(Box::new(Remote(line)));
     let checkpoint = Checkpoint::from_bytes(&image)?;
     let restored = checkpoint.restore_by(&options, &mut injector)?;
-    // The process that holds it is the client from now on.
     if let Some(Descriptor {
         owner: Owner::Holder,
         ..
     }) = checkpoint.descriptor
     {
-        descriptor::set_owner(
-            restored.fd.as_fd(),
-            descriptor::OWNER_PROCESS,
-            client.peer.pid,
-        )
-        .map_err(|error| Error::system("restore: owner", error))?;
+        let (fd, client) = (restored.fd.as_fd(), session.peer.pid);
+        descriptor::set_owner(fd, descriptor::OWNER_PROCESS, client)
+            .map_err(|error| Error::system("restore: owner", error))?;
     }
-    Ok(restored)
+    Ok((Said::Restored(answer(&restored)?), Some(restored.fd)))
 }
 
-/// What a restored socket lacks, as attributes of the answer.
-fn answer(restored: &Restored) -> Vec<u8> {
+/// What a restored socket lacks, as attributes of the answer: a message has room for so many.
+fn answer(restored: &Restored) -> Result<Vec<u8>, ImageError> {
+    const MOST: usize = 200;
     let mut writer = Writer::new();
     // The place of the descriptor among those of the message.
-    let mut written = writer.u32(number::SOCK_FD, 0);
-    for note in &restored.report.not_carried {
-        written = written.and_then(|()| {
-            writer.nested(number::NOT_CARRIED, |inner| {
-                inner.str(number::WHAT, &note.what)?;
-                inner.str(number::REASON, &note.reason)
-            })
-        });
+    writer.u32(number::SOCK_FD, 0)?;
+    let lost = &restored.report.not_carried;
+    let more = lost.len().saturating_sub(MOST);
+    let more = (more > 0).then(|| Note::new("more", format!("{more} more are lost")));
+    for note in lost.iter().take(MOST).chain(&more) {
+        writer.nested(number::NOT_CARRIED, |inner| {
+            inner.str(number::WHAT, &note.what)?;
+            inner.str(number::REASON, &note.reason)
+        })?;
     }
-    debug_assert!(written.is_ok(), "notes are short");
-    writer.finish()
+    Ok(writer.finish())
 }
 
 /// Takes on the user namespace of the client, its user, its groups and its capabilities, as far as we have them

@@ -4,6 +4,7 @@ use crate::broker;
 use crate::metrics::{Counter, Metrics};
 use crate::packet::{send, take_leave};
 use crate::peer;
+use crate::session::nothing;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{Mode, chmod};
 use rustix::io::Errno;
@@ -179,7 +180,7 @@ impl Server {
     fn turn_away(&self, connection: BorrowedFd<'_>, errno: Errno, why: &str) {
         self.metrics.add(Counter::TurnedAway, 1);
         warn!(why, "turned away");
-        let answer = broker::nothing().error(errno.raw_os_error(), why, None);
+        let answer = nothing().error(errno.raw_os_error(), why, None);
         // It may have gone; a fresh connection has room for it.
         let _ = send(connection, &answer, &[]);
         take_leave(connection);

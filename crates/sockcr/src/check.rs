@@ -5,13 +5,13 @@ use crate::netns;
 use crate::protocol;
 use rustix::fd::AsFd;
 use rustix::net::SendFlags;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::borrow::Cow;
 use std::io;
 use std::os::fd::BorrowedFd;
 
 /// One ability.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Feature {
     /// What can be done.
     pub what: Cow<'static, str>,
@@ -21,8 +21,32 @@ pub struct Feature {
     pub without: Cow<'static, str>,
 }
 
-/// Tries every ability out, on sockets of its own.
+/// Tries every ability out.
 pub fn features() -> Vec<Feature> {
+    let mut features = of_sockets();
+    features.push(delivery());
+    features
+}
+
+/// Whether sockets can be put into running processes, tried on one that is started for it.
+pub fn delivery() -> Feature {
+    feature(
+        "put sockets into a running process (ptrace, 5.3)",
+        crate::deliver::rehearse().map_err(io::Error::other),
+        "move and restore --into do not work",
+    )
+}
+
+fn feature(what: &'static str, result: io::Result<()>, without: &'static str) -> Feature {
+    Feature {
+        what: what.into(),
+        missing: result.err().map(|error| crate::error::reason(&error)),
+        without: without.into(),
+    }
+}
+
+/// Tries out what can be done with sockets, on some of its own.
+pub fn of_sockets() -> Vec<Feature> {
     let socket = netns::probe();
     let on_socket = |attempt: fn(BorrowedFd<'_>) -> io::Result<()>| match &socket {
         Ok(socket) => attempt(socket.as_fd()),
@@ -31,11 +55,6 @@ pub fn features() -> Vec<Feature> {
     let set = |level: i32, number: i32, value: u32| {
         let socket = netns::probe()?;
         sockcr_sys::sockopt::set(socket.as_fd(), level, number, &value.to_ne_bytes())
-    };
-    let feature = |what: &'static str, result: io::Result<()>, without: &'static str| Feature {
-        what: what.into(),
-        missing: result.err().map(|error| crate::error::reason(&error)),
-        without: without.into(),
     };
     vec![
         feature(
@@ -52,11 +71,6 @@ pub fn features() -> Vec<Feature> {
             "look into a running process (pidfd_getfd, 5.6)",
             own_descriptor(),
             "only sockets of our own can be checkpointed",
-        ),
-        feature(
-            "put sockets into a running process (ptrace, 5.3)",
-            crate::deliver::rehearse().map_err(io::Error::other),
-            "move and restore --into do not work",
         ),
         feature(
             "see who else has a socket, by BPF, to replace it",

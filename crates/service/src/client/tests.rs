@@ -23,7 +23,7 @@ fn connected() -> (Client, OwnedFd) {
 fn first() -> Header {
     Header {
         sequence: 1,
-        ..crate::broker::nothing()
+        ..crate::session::nothing()
     }
 }
 
