@@ -11,6 +11,7 @@ use sockcr_service::message::{self, Command as Ask, Header, flags};
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -197,18 +198,19 @@ impl Client {
 impl Service {
     /// Starts it, with a first client.
     pub fn start(path: &Path) -> anyhow::Result<Service> {
+        let told = path.with_extension("ready");
+        let ready = UnixDatagram::bind(&told)?;
+        ready.set_read_timeout(Some(Duration::from_secs(10)))?;
         let process = Command::new(std::env::current_exe()?)
             .arg(SERVE)
             .arg(path)
+            .env("NOTIFY_SOCKET", &told)
             .spawn()?;
-        let end = Instant::now() + Duration::from_secs(10);
-        let client = loop {
-            match Client::connect(path) {
-                Ok(client) => break client,
-                Err(error) => ensure!(Instant::now() < end, "the service does not listen: {error}"),
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        };
+        // It says when it listens.
+        ready
+            .recv(&mut [0; 64])
+            .context("the service does not listen")?;
+        let client = Client::connect(path)?;
         Ok(Service { process, client })
     }
 

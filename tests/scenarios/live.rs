@@ -346,7 +346,13 @@ fn a_stopped_process_stays_stopped() -> Outcome {
 
 fn without_its_first_thread() -> Outcome {
     compiled(&[])?;
-    is_given(&Victim::start("recv", 3, &["leaderless"])?, 3)
+    let victim = Victim::start("recv", 3, &["leaderless"])?;
+    // While it ends, pthread_exit(3) has a library open.
+    wait::until("the end of the first thread", || {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", victim.pid))?;
+        Ok(status.contains("State:\tZ").then_some(()))
+    })?;
+    is_given(&victim, 3)
 }
 
 /// A thread has one datagram of recvmmsg(2) and waits for the second; it is told no error afterwards.

@@ -25,7 +25,8 @@ pub enum Standing {
     Administrator,
     /// It has CAP_NET_RAW there.
     Sender,
-    /// Its user is that of a process that holds the socket, in its whole; that of the service for the figures.
+    /// Its user is that of a process that holds the socket, real, effective, saved and of files, in its user namespace
+    /// or in one where it may trace; that of the service for the figures.
     Owner,
     /// It holds the socket, and has sent a descriptor of it.
     Bearer,

@@ -146,6 +146,7 @@ impl Server {
             // It has gone, or there is no room for it now.
             Err(Errno::AGAIN | Errno::INTR | Errno::CONNABORTED) => return Ok(()),
             Err(error @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
+                // Nothing tells when there is room again.
                 warn!(%error, "accept");
                 std::thread::sleep(Duration::from_millis(10));
                 return Ok(());
