@@ -551,6 +551,7 @@ fn refused_by_name() -> Outcome {
         ("traced", "is traced by process"),
         ("raw", "raw socket"),
         ("sent_epoll", "epoll"),
+        ("full", "no free descriptor left"),
     ] {
         is_refused(how, why).with_context(|| how.to_owned())?;
     }

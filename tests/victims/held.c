@@ -4,7 +4,7 @@
 //
 // HOW: ring (a file of an io_uring), request (a request of one), message (in a message on its way), map (in
 // a sockmap), tunnel (of the kernel), traced, raw, unlisted (registered in an epoll instance under a number
-// that is closed), sent_epoll (in an instance that nobody has open).
+// that is closed), sent_epoll (in an instance that nobody has open), full (no descriptor is free).
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -20,6 +20,7 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -121,6 +122,8 @@ int main(int count, char **words) {
         close(epoll);
     }
     if (is("traced")) traced(sock);
+    struct rlimit limit = {.rlim_cur = sock + 1, .rlim_max = 1024};
+    if (is("full") && setrlimit(RLIMIT_NOFILE, &limit)) fail("RLIMIT_NOFILE");
     printf("{\"fd\": %d, \"port\": %d}\n", sock, ntohs(address.sin_port));
     fflush(stdout);
     if (is("request") || is("raw") || is("tunnel")) pause();

@@ -17,9 +17,9 @@ use crate::checkpoint::Checkpoint;
 use crate::deliver::Place;
 use crate::deliver::process;
 use crate::error::{Error, ErrorKind};
-use crate::find::{Found, Holder, is_gone};
+use crate::find::{Found, Holder};
 use crate::kernel::inject::Lazy;
-use crate::kernel::{self, Mark, Reader};
+use crate::kernel::{self, Mark, Reader, Users};
 use crate::map::{self, Mapping};
 use crate::protocol;
 use crate::report::Report;
@@ -47,6 +47,9 @@ const SO_BINDTOIFINDEX: i32 = 62;
 const NO_DEVICE: i32 = i32::MAX;
 /// How often it is tried again where the socket changes meanwhile.
 const ATTEMPTS: u32 = 8;
+/// How long a process that an owner has just started may keep what it was born with, before it executes a program or
+/// ends; so many times longer with each attempt.
+const BIRTH: Duration = Duration::from_micros(300);
 /// What an owner does that we see half way.
 const GONE: &str = "an owner closed it, or ended";
 /// Who is no descriptor of any process.
@@ -116,6 +119,8 @@ pub struct Replaced {
 enum Trouble {
     /// It may the next time.
     Again(&'static str),
+    /// It may when the new socket can be given datagrams of these protocols: IPv4, IPv6.
+    Unprepared(bool, bool),
     /// The socket cannot be replaced, because of this.
     Refused(String),
     /// It failed.
@@ -251,7 +256,8 @@ fn reader(name: &str) -> Result<&'static Reader, Error> {
 }
 
 impl Replacement<'_> {
-    /// Replaces it. On an error the old one is where it was, with all that it had.
+    /// Replaces it. On an error the old one is where it was, with all that it had. Meanwhile this thread is kept off the
+    /// processor that an owner runs on, if there is another one (`sched_setaffinity(2)`).
     ///
     /// If this process is killed meanwhile, its owners have the old socket or the new one, in all their
     /// descriptors, and go on.
@@ -265,6 +271,10 @@ impl Replacement<'_> {
             };
             let why = match trouble {
                 Trouble::Again(why) => why,
+                Trouble::Unprepared(ipv4, ipv6) => {
+                    self.draft.get_ready(&mut self.injector, (ipv4, ipv6))?;
+                    "datagrams came that nothing was prepared for"
+                }
                 Trouble::Refused(why) => return Err(self.refused(&why)),
                 Trouble::Failed(error) => return Err(error),
             };
@@ -314,8 +324,6 @@ impl Replacement<'_> {
             inode: self.found.inode,
             asynchronous: self.draft.asynchronous(&seats),
             undo: self.undo()?,
-            // The new one is complete before it is committed.
-            finish: Vec::new(),
             tables,
         };
         let mut supervisor = Supervisor::start(&plan)
@@ -329,6 +337,7 @@ impl Replacement<'_> {
             instances,
             injector: &mut self.injector,
             report: self.draft.report.clone(),
+            patience: (attempts - 1) * BIRTH,
         };
         let since = Instant::now();
         let there = told(supervisor.hold(), &plan.tables);
@@ -336,7 +345,7 @@ impl Replacement<'_> {
         for (table, _) in plan.tables.iter().zip(there).filter(|(_, there)| !there) {
             seats.retain(|seat| (seat.pid, seat.tid) != (table.pid, table.tid));
         }
-        let ready = match attempt.get_ready(seats.len() + ours) {
+        let ready = match attempt.get_ready(&mut supervisor, seats.len() + ours) {
             Ok(ready) => ready,
             Err(trouble) => {
                 drop(supervisor);
@@ -414,6 +423,20 @@ struct Attempt<'a> {
     instances: Option<Instances>,
     injector: &'a mut Lazy,
     report: Report,
+    /// How long is waited for those who have it for a moment.
+    patience: Duration,
+}
+
+/// What is known before the new socket takes its place.
+struct Looked {
+    registrations: Vec<Registration>,
+    wanted: Checkpoint,
+    /// What waits in the old one behind it is not in the new one.
+    mark: Mark,
+    /// What comes to the new one.
+    own: Stragglers,
+    /// How many datagrams that has.
+    loaded: usize,
 }
 
 /// All that is needed to have the descriptors changed.
@@ -436,8 +459,35 @@ impl<'a> Attempt<'a> {
         (self.found.socket.as_fd(), self.draft.new.as_fd())
     }
 
-    /// Sees that nobody else uses it, and has the new socket take its place.
-    fn get_ready(&mut self, seen: usize) -> Result<Ready, Trouble> {
+    /// Sees that nobody else uses it, while the owners are given the new socket, and has that take its place.
+    fn get_ready(&mut self, supervisor: &mut Supervisor, seen: usize) -> Result<Ready, Trouble> {
+        let looked = self.look(seen);
+        // Where that failed, the owners run again, and what was seen is not the reason.
+        told(supervisor.given(), self.tables)?;
+        let Looked {
+            registrations,
+            wanted,
+            mark,
+            own,
+            loaded,
+        } = looked?;
+        let taking = Instant::now();
+        match self.take_place(&wanted) {
+            Ok(()) => Ok(Ready {
+                registrations,
+                wanted,
+                stragglers: Stragglers::behind(mark),
+                own,
+                taking,
+                placed: Instant::now(),
+                loaded,
+            }),
+            Err(error) => Err(self.give_back(own, error.into())),
+        }
+    }
+
+    /// Sees that nobody else uses it, and makes up for what happened to it; nothing of the old socket is touched.
+    fn look(&mut self, seen: usize) -> Result<Looked, Trouble> {
         let registrations = self.registrations(seen)?;
         let now = self.draft.now(self.found)?;
         let mut mark = Mark::default();
@@ -457,46 +507,56 @@ impl<'a> Attempt<'a> {
         draft::exact(&wanted, &self.report, self.options)?;
         let own = self.reader.end_of_queue(self.draft.new.as_fd());
         let own = Stragglers::behind(own.map_err(unseen)?);
-        let taking = Instant::now();
-        match self.take_place(&wanted) {
-            Ok(()) => Ok(Ready {
-                registrations,
-                wanted,
-                stragglers: Stragglers::behind(mark),
-                own,
-                taking,
-                placed: Instant::now(),
-                loaded,
-            }),
-            Err(error) => Err(self.give_back(own, error).into()),
-        }
+        self.approach(&wanted)?;
+        Ok(Looked {
+            registrations,
+            wanted,
+            mark,
+            own,
+            loaded,
+        })
     }
 
     /// What the new socket got in the place that it had for a moment goes to the old one, which has it
     /// again.
-    fn give_back(&mut self, mut own: Stragglers, error: Error) -> Error {
+    fn give_back(&mut self, mut own: Stragglers, trouble: Trouble) -> Trouble {
         let (old, new) = self.both();
         if !self.draft.same_port {
-            return error;
+            return trouble;
         }
         let given = deafen(new).and_then(|()| {
             own.look(self.reader, new, old)?;
             let (before, none) = (&self.draft.old, &mut Report::default());
             own.put_in(before, (new, old), &[], self.injector, none)
         });
-        match given {
-            Ok(_) => error,
-            Err(why) => error.help(format!(
-                "and what came meanwhile is lost: {}",
-                crate::error::reason(&why)
-            )),
+        match (given, trouble) {
+            (Ok(_), trouble) => trouble,
+            (Err(why), Trouble::Failed(error)) => {
+                let why = crate::error::reason(&why);
+                error
+                    .help(format!("and what came meanwhile is lost: {why}"))
+                    .into()
+            }
+            (Err(why), _) => Error::system("put back what came meanwhile", why).into(),
+        }
+    }
+
+    /// Who uses it: nobody new while its owners stand still, but perhaps somebody who was just started.
+    fn users(&self, seen: usize) -> io::Result<Users> {
+        let end = Instant::now() + self.patience;
+        loop {
+            let users = self.reader.users(self.both().0)?;
+            if users.references == seen as u64 + 1 || Instant::now() >= end {
+                return Ok(users);
+            }
+            std::thread::yield_now();
         }
     }
 
     /// Where it is registered, if nobody has it whom nobody sees.
     /// `seen`: the descriptors of all of them, and ours; the child has one more.
     fn registrations(&mut self, seen: usize) -> Result<Vec<Registration>, Trouble> {
-        let users = self.reader.users(self.both().0).map_err(unseen)?;
+        let users = self.users(seen).map_err(unseen)?;
         if users.kernel {
             let why = "is used by the kernel itself: a tunnel, or a BPF map (sockmap)";
             return Err(Trouble::Refused(why.into()));
@@ -526,21 +586,28 @@ impl<'a> Attempt<'a> {
         }
     }
 
+    /// What the new socket needs for its place, and what nobody sees.
+    fn approach(&self, wanted: &Checkpoint) -> Result<(), Error> {
+        let (old, new) = self.both();
+        give_signals(old, new)
+            .map_err(|error| Error::system("whom SIGIO is for (F_SETOWN)", error))?;
+        match self.draft.same_port {
+            true => share(wanted, new, true),
+            false => Ok(()),
+        }
+    }
+
     /// Has the new socket take its place, beside the old one where that has the same port.
     fn take_place(&mut self, wanted: &Checkpoint) -> Result<(), Error> {
         let (old, new) = self.both();
-        let failed = |error| Error::system(format!("{}: SO_REUSEADDR", wanted.name()), error);
-        let share = |fd, on: bool| meanwhile::set(fd, SOL_SOCKET, SO_REUSEADDR, on.into());
-        give_signals(old, new)
-            .map_err(|error| Error::system("whom SIGIO is for (F_SETOWN)", error))?;
         if self.draft.same_port {
-            share(old, true).and(share(new, true)).map_err(failed)?;
+            share(wanted, old, true)?;
         }
         wanted
             .settle(new, self.draft.beside, self.injector, &mut self.report)
             .map_err(|failure| draft::explain(wanted, failure))?;
         if self.draft.same_port {
-            share(new, wanted.options.has("SO_REUSEADDR")).map_err(failed)?;
+            share(wanted, new, wanted.options.has("SO_REUSEADDR"))?;
         }
         wanted.compare_placed(new, &mut self.report)?;
         draft::exact(wanted, &self.report, self.options)
@@ -555,21 +622,16 @@ impl<'a> Attempt<'a> {
         attempts: u32,
     ) -> Result<Replaced, Trouble> {
         let (old, new) = self.both();
-        if let Err(error) = supervisor.commit(&ready.registrations) {
-            let stale = is_gone(&error);
-            let error = Error::system("the process that watches over it", error);
-            let error = self.give_back(ready.own, error);
-            return Err(match stale {
-                true => Trouble::Again(GONE),
-                false => error.into(),
-            });
+        let committed = supervisor.commit(&ready.registrations);
+        if let Err(trouble) = told(committed, self.tables) {
+            return Err(self.give_back(ready.own, trouble));
         }
         let mut stragglers = ready.stragglers;
         let before = Instant::now();
         self.tell(deafen(old));
         let deaf = Instant::now();
         self.tell(stragglers.look(self.reader, old, new));
-        let swapped = supervisor.swap();
+        let swapped = supervisor.let_go();
         let mut count = self.put_in(&mut stragglers);
         // Who had found the old one before it was deaf has put into it what it had.
         wait_for_all();
@@ -674,6 +736,11 @@ impl<'a> Attempt<'a> {
 fn own(registrations: &[Registration]) -> usize {
     let own = |one: &&Registration| one.role != Role::Other;
     registrations.iter().filter(own).count()
+}
+
+fn share(wanted: &Checkpoint, fd: BorrowedFd<'_>, on: bool) -> Result<(), Error> {
+    let failed = |error| Error::system(format!("{}: SO_REUSEADDR", wanted.name()), error);
+    meanwhile::set(fd, SOL_SOCKET, SO_REUSEADDR, on.into()).map_err(failed)
 }
 
 /// From now on it hears nobody; what it has heard stays (`udp_lib_rehash`, `sock_bindtoindex_locked`). It

@@ -12,7 +12,7 @@
 use crate::path::{self, Path};
 use crate::ptrace::{self, Sleep};
 use crate::registers::{CALL, Registers, Waiting};
-use rustix::fs::{Mode, OFlags, RawDir, open};
+use rustix::fs::{Mode, OFlags, RawDir, open, stat};
 use std::io;
 use std::mem::MaybeUninit;
 use std::time::Instant;
@@ -43,6 +43,8 @@ pub enum Wrong {
     Receive,
     /// It cannot have a descriptor of that number.
     Number,
+    /// An epoll instance of it cannot be had.
+    Renewal,
     /// The one that does all this failed itself.
     Other,
 }
@@ -63,6 +65,7 @@ impl Wrong {
             Taken,
             Receive,
             Number,
+            Renewal,
         ];
         let mut all = all.into_iter();
         all.find(|wrong| *wrong as i32 == number).unwrap_or(Other)
@@ -244,6 +247,13 @@ impl<'a> Held<'a> {
             _ => Failure::new(Wrong::Hold, asked, &error),
         };
         let path = Path::new(format_args!("/proc/{asked}/task"));
+        // One link for each thread, beside the two of any directory (`proc_task_getattr`).
+        let links = stat(path.as_c_str())
+            .map_err(|e| failed(e.into()))?
+            .st_nlink;
+        if usize::try_from(links) == Ok(self.threads.len() + 2) {
+            return Ok(false);
+        }
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = open(path.as_c_str(), flags, Mode::empty()).map_err(|e| failed(e.into()))?;
         let mut buffer = [MaybeUninit::uninit(); 4096];
@@ -320,6 +330,7 @@ impl<'a> Held<'a> {
         if !unfiltered && ptrace::is_filtered(tid).map_err(failed)? {
             return Err(Failure::plain(Wrong::Seccomp, tid));
         }
+        // Not those that it had when it stopped: another thread may have executed a program, and be this one now.
         let mut registers = ptrace::registers(tid).map_err(failed)?;
         leave_sequence(tid, &mut registers).map_err(failed)?;
         let calls = Calls {

@@ -19,6 +19,7 @@ pub mod netns;
 mod pass;
 mod path;
 pub mod process;
+mod processor;
 pub mod ptrace;
 mod registers;
 mod renewal;

@@ -14,6 +14,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// A socket, and the ways by which a process may get it.
 #[derive(Debug)]
@@ -100,12 +101,28 @@ fn is_refusal(error: &io::Error) -> bool {
 /// An answer of the process, which may be an error, or why there is none.
 type Told = Result<io::Result<u64>, Failure>;
 
+/// Whether this kernel has Yama, as far as is known.
+static HAS_YAMA: AtomicBool = AtomicBool::new(true);
+
+/// Looks whether somebody has to be let look into us, which is not done then while that one stands still.
+pub(crate) fn learn_of_yama() {
+    // SAFETY: it takes a number, here that of nobody.
+    let known = unsafe { libc::prctl(libc::PR_SET_PTRACER, 0 as libc::c_ulong) };
+    HAS_YAMA.store(known == 0, Relaxed);
+}
+
+/// Lets a process, and no other one, look into us, as Yama asks for.
+fn let_look(pid: i32) {
+    if HAS_YAMA.load(Relaxed) {
+        // SAFETY: it takes a number.
+        unsafe { libc::prctl(libc::PR_SET_PTRACER, pid as libc::c_ulong) };
+    }
+}
+
 /// The process takes it from us.
 fn fetch(offer: &Offer<'_>, into: &mut Held<'_>) -> Result<io::Result<Received>, Failure> {
     let us = rustix::process::getpid().as_raw_pid() as u64;
-    // Yama asks for this; other kernels do not know it.
-    // SAFETY: it takes a number.
-    unsafe { libc::prctl(libc::PR_SET_PTRACER, offer.pid as libc::c_ulong) };
+    let_look(offer.pid);
     let opened = into.call(libc::SYS_pidfd_open, [us, 0, 0, 0, 0, 0])?;
     let way = match opened.number() {
         Ok(way) => way,

@@ -127,12 +127,6 @@ impl Renewal {
         }
     }
 
-    pub(crate) fn clear(&mut self) {
-        self.registrations.clear();
-        self.others.clear();
-        self.epolls.clear();
-    }
-
     /// Adds one, and takes its epoll instance from the thread: the last thing that can fail.
     pub(crate) fn add(
         &mut self,

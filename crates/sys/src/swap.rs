@@ -5,9 +5,9 @@
 //!
 //! - *Not committed yet.* It undoes: the descriptors that it has given are closed, the options of the old socket put
 //!   back, the processes let go. They have the old socket, as ever.
-//! - *Committed.* It goes forward without us: every seat gets the new socket. All that could fail has been done by
-//!   then: each table has a descriptor of the new socket, its numbers are within its limit, every epoll instance
-//!   is at hand.
+//! - *Committed.* It goes forward without us: every seat gets the new socket, at once, while we look after the old
+//!   one. All that could fail has been done by then: each table has a descriptor of the new socket, its numbers are
+//!   within its limit, every epoll instance is at hand.
 //!
 //! Our silence is as our end after ten seconds: no process stands still for ever because we do.
 //! Holders that end meanwhile take their descriptors with them, and are no error for the others.
@@ -22,6 +22,7 @@ use crate::foreign::{self, Failure, Held, Thread, Wrong};
 use crate::guard::Step;
 use crate::pass::{self, Offer, Received};
 use crate::path::{self, Path};
+use crate::processor::{self, Apart};
 use crate::ptrace::Sleep;
 use crate::renewal::{self, Remains, Renewal};
 pub use crate::renewal::{REGISTRATIONS, Registration, Role};
@@ -39,8 +40,9 @@ const STOPPING: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How long processes stand still while we say nothing.
 const SILENCE: Duration = Duration::from_secs(10);
-/// How often an answer is asked for without a pause: some 50 µs.
+/// How often an answer is asked for without a pause, some 50 µs, by those who have a processor of their own meanwhile.
 const AT_ONCE: u32 = 200;
+
 /// One table of descriptors, and the seats of the old socket in it.
 #[derive(Debug)]
 pub struct Table {
@@ -80,8 +82,6 @@ pub struct Swap<'a> {
     pub asynchronous: Option<RawFd>,
     /// Taken on the old socket when it stays.
     pub undo: Vec<Step>,
-    /// Taken on the new socket when we end, or are silent, between `commit` and `swap`.
-    pub finish: Vec<Step>,
 }
 
 /// What has been done.
@@ -99,22 +99,34 @@ pub struct Swapped {
 #[derive(Debug)]
 pub struct Supervisor {
     child: Child,
-    line: Option<OwnedFd>,
+    line: Option<Line>,
     tables: usize,
+    /// What we do while they stand still is done beside what it does.
+    _apart: Option<Apart>,
+}
+
+/// An end of the connection between the two.
+#[derive(Debug)]
+struct Line {
+    socket: OwnedFd,
+    /// How often it is asked without a pause.
+    at_once: u32,
 }
 
 /// What the supervisor is told, by one word.
 const HOLD: i32 = 1;
-const RELEASE: i32 = 2;
-const COMMIT: i32 = 3;
-const SWAP: i32 = 4;
+const COMMIT: i32 = 2;
+const LET_GO: i32 = 3;
+/// What it says before it stops anybody.
+const BEGUN: i32 = 4;
 /// Why it does not answer.
 const ENDED: &str = "it has ended: it was killed, or had to wait for us for more than 10 s";
 /// The answer that begins a report of success.
 const DONE: i32 = 0;
 
 impl Supervisor {
-    /// Starts it. Nothing is touched yet; it holds one descriptor of either socket.
+    /// Starts it. Nothing is touched yet; it holds one descriptor of either socket. As long as it is there this thread is
+    /// kept off the processor of the first thread of the plan, if it has another one.
     pub fn start(plan: &Swap<'_>) -> io::Result<Supervisor> {
         use rustix::net::sockopt::{Timeout, set_socket_timeout};
         use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
@@ -126,19 +138,32 @@ impl Supervisor {
         let kept = kept(plan, &far);
         let mut rooms: Vec<Vec<Thread>> = Vec::new();
         let mut state = State::for_plan(plan, &mut rooms);
-        let child = Child::start(&line, &kept, || work(plan, &mut state, &far))?;
+        let first = plan.tables.first();
+        let processor = first.and_then(|table| processor::last_of(table.tid));
+        let apart = processor.and_then(Apart::from);
+        let at_once = if apart.is_some() { AT_ONCE } else { 0 };
+        let [line, far] = [line, far].map(|socket| Line { socket, at_once });
+        let child = Child::start(&line.socket, &kept, || {
+            if let Some(processor) = processor.filter(|_| apart.is_some()) {
+                processor::move_to(processor);
+            }
+            work(plan, &mut state, &far);
+        })?;
         Ok(Supervisor {
             child,
             line: Some(line),
             tables: plan.tables.len(),
+            _apart: apart,
         })
     }
 
-    /// Stops every process, and gives each table a descriptor of the new socket, at any number. Says for each table
-    /// whether it has seats still: its process may have ended, or closed them all. After a failure everything is
-    /// undone, and it has ended.
+    /// Stops every process. Says for each table whether it has seats still: its process may have ended, or closed
+    /// them all. After a failure everything is undone, and it has ended.
+    ///
+    /// When this returns it goes on by itself, and gives each table a descriptor of the new socket, at any number.
     pub fn hold(&mut self) -> io::Result<Result<Vec<bool>, Failure>> {
         self.tell(&[HOLD])?;
+        self.begins()?;
         if let Some(failure) = self.failure()? {
             return Ok(Err(failure));
         }
@@ -149,29 +174,41 @@ impl Supervisor {
         Ok(Ok(there))
     }
 
-    /// Takes the given descriptors back, and lets the processes go; they can be held again.
-    pub fn release(&mut self) -> io::Result<()> {
-        self.tell(&[RELEASE])?;
-        self.done()
+    /// Waits until it is about to stop them: whoever is awake by then need not be woken up while they stand still.
+    fn begins(&self) -> io::Result<()> {
+        let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+        let mut word = [0; 4];
+        let heard = || rustix::net::recv(&line.socket, &mut word, RecvFlags::WAITALL);
+        match rustix::io::retry_on_intr(heard) {
+            Ok((_, 4)) => Ok(()),
+            _ => Err(io::Error::other(ENDED)),
+        }
     }
 
-    /// From here on it goes forward whatever becomes of us, if this succeeds. If not, they are held still:
-    /// `ESRCH` or `EBADF` when the process with the epoll instance has ended, so that the plan is no longer
-    /// true; `E2BIG` for more than [`REGISTRATIONS`]; `EINVAL` for a number beyond our own limit.
-    pub fn commit(&mut self, registrations: &[Registration]) -> io::Result<()> {
+    /// Waits until every table has its descriptor. After a failure everything is undone, and it has ended.
+    pub fn given(&mut self) -> io::Result<Result<(), Failure>> {
+        Ok(self.failure()?.map_or(Ok(()), Err))
+    }
+
+    /// From here on it goes forward whatever becomes of us, if this succeeds: it puts the new socket in the place of
+    /// the old one, everywhere. If not, the processes are held still, with the old one: `Wrong::Ended` when the
+    /// process with an epoll instance has ended, so that the plan is no longer true.
+    ///
+    /// `E2BIG` for more than [`REGISTRATIONS`].
+    pub fn commit(&mut self, registrations: &[Registration]) -> io::Result<Result<(), Failure>> {
         if registrations.len() > REGISTRATIONS {
             return Err(io::Error::from_raw_os_error(libc::E2BIG));
         }
         let mut words = vec![COMMIT, registrations.len() as i32];
         words.extend(registrations.iter().flat_map(|one| one.to_words()));
         self.tell(&words)?;
-        self.done()
+        Ok(self.failure()?.map_or(Ok(()), Err))
     }
 
-    /// Puts the new socket in the place of the old one, everywhere, and lets the processes go.
-    pub fn swap(self) -> io::Result<Result<Swapped, Failure>> {
-        // It may have gone forward already: then it has told so, and ended.
-        let told = self.tell(&[SWAP]);
+    /// Lets the processes go, when the new socket is in its place, and says what was done.
+    pub fn let_go(self) -> io::Result<Result<Swapped, Failure>> {
+        // It may have let them go already: then it has told so, and ended.
+        let told = self.tell(&[LET_GO]);
         if let Some(failure) = self.failure().or_else(|error| told.and(Err(error)))? {
             return Ok(Err(failure));
         }
@@ -190,7 +227,7 @@ impl Supervisor {
         let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut rest = bytes.as_slice();
         while !rest.is_empty() {
-            match rustix::net::send(line, rest, SendFlags::NOSIGNAL) {
+            match rustix::net::send(&line.socket, rest, SendFlags::NOSIGNAL) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(Errno::INTR) => {}
                 Err(Errno::PIPE | Errno::CONNRESET) => return Err(io::Error::other(ENDED)),
@@ -203,7 +240,7 @@ impl Supervisor {
     fn word(&self) -> io::Result<i32> {
         let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut bytes = [0; 4];
-        match read(line, &mut bytes, 0) {
+        match line.read(&mut bytes) {
             Ok(()) => Ok(i32::from_ne_bytes(bytes)),
             Err(_) => Err(io::Error::other(ENDED)),
         }
@@ -218,14 +255,6 @@ impl Supervisor {
                 tid: self.word()?,
                 errno: self.word()?,
             })),
-        }
-    }
-
-    fn done(&self) -> io::Result<()> {
-        match self.failure()? {
-            None => Ok(()),
-            Some(Failure { errno: 0, .. }) => Err(io::Error::from_raw_os_error(libc::ESRCH)),
-            Some(Failure { errno, .. }) => Err(io::Error::from_raw_os_error(errno)),
         }
     }
 }
@@ -248,23 +277,26 @@ fn kept(plan: &Swap<'_>, far: &OwnedFd) -> Vec<RawFd> {
     kept
 }
 
-fn read(line: &OwnedFd, bytes: &mut [u8], at_once: u32) -> rustix::io::Result<()> {
-    let (mut at, mut asked) = (0, 0);
-    while at < bytes.len() {
-        // Processes stand still: to go to sleep and be woken up would take longer than most answers.
-        let flags = match asked < at_once {
-            true => RecvFlags::DONTWAIT,
-            false => RecvFlags::empty(),
-        };
-        match rustix::net::recv(line, &mut bytes[at..], flags) {
-            Ok((_, 0)) => return Err(Errno::PIPE),
-            Ok((_, length)) => at += length,
-            Err(Errno::INTR) => {}
-            Err(Errno::AGAIN) if asked < at_once => asked += 1,
-            Err(error) => return Err(error),
+impl Line {
+    /// Reads all of it.
+    fn read(&self, bytes: &mut [u8]) -> rustix::io::Result<()> {
+        let (mut at, mut asked) = (0, 0);
+        while at < bytes.len() {
+            // Processes stand still: to go to sleep and be woken up would take longer than most answers.
+            let flags = match asked < self.at_once {
+                true => RecvFlags::DONTWAIT,
+                false => RecvFlags::empty(),
+            };
+            match rustix::net::recv(&self.socket, &mut bytes[at..], flags) {
+                Ok((_, 0)) => return Err(Errno::PIPE),
+                Ok((_, length)) => at += length,
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if asked < self.at_once => asked += 1,
+                Err(error) => return Err(error),
+            }
         }
+        Ok(())
     }
-    Ok(())
 }
 
 /// Everything below is done by the supervisor, and allocates nothing: this is its room.
@@ -283,6 +315,8 @@ struct Given {
     process: usize,
     /// The thread that makes its calls.
     tid: i32,
+    /// It has seats.
+    is_there: bool,
     received: Option<Received>,
 }
 
@@ -304,6 +338,7 @@ impl<'a> State<'a> {
         let given = |table: &Table| Given {
             process: pids.binary_search(&table.pid).unwrap_or(0),
             tid: table.tid,
+            is_there: false,
             received: None,
         };
         let seats = plan.tables.iter().enumerate();
@@ -329,13 +364,6 @@ impl<'a> State<'a> {
         let received = given.received?;
         process.speak_by(given.tid).then_some((process, received))
     }
-
-    fn let_go(&mut self) {
-        self.processes.iter_mut().for_each(Held::let_go);
-        self.tables
-            .iter_mut()
-            .for_each(|given| given.received = None);
-    }
 }
 
 impl Owned {
@@ -350,50 +378,44 @@ impl Owned {
 }
 
 /// What the child does.
-fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
+fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
     // A number that a process has may be beyond our own limit; where it cannot be raised, `commit` says so.
     let _ = raise_limit();
-    while next(far, Silence::IsAllowed) == Some(HOLD) {
-        if let Err(failure) = hold(plan, state) {
-            undo(plan, state);
-            // Its end lets those threads go that did not stop.
-            return tell_failure(far, failure);
-        }
-        report_hold(state, far);
-        look_at_flags(state);
-        match until_committed(state, far) {
-            After::Released => tell(far, [DONE]),
-            After::Undone => break,
-            After::Committed => return go_forward(plan, state, far),
-        }
+    if next(far, Silence::IsAllowed) != Some(HOLD) {
+        return undo(plan, state);
     }
-    undo(plan, state);
+    if let Err(failure) = hold(plan, state, far) {
+        undo(plan, state);
+        // Its end lets those threads go that did not stop.
+        return tell_failure(far, failure);
+    }
+    report_hold(state, far);
+    if let Err(failure) = give_all(plan, state) {
+        undo(plan, state);
+        return tell_failure(far, failure);
+    }
+    tell(far, [DONE]);
+    look_at_flags(state);
+    match is_committed(state, far) {
+        true => go_forward(plan, state, far),
+        false => undo(plan, state),
+    }
 }
 
-/// What has become of processes that were held.
-enum After {
-    Released,
-    Undone,
-    Committed,
-}
-
-fn until_committed(state: &mut State<'_>, far: &OwnedFd) -> After {
-    loop {
-        match next(far, Silence::IsTheEnd) {
-            Some(RELEASE) => {
-                release(state);
-                return After::Released;
-            }
-            Some(COMMIT) => match prepare(state, far) {
-                Ok(()) => {
-                    tell(far, [DONE]);
-                    return After::Committed;
-                }
-                Err(failure) => tell_failure(far, failure),
-            },
-            _ => return After::Undone,
+fn is_committed(state: &mut State<'_>, far: &Line) -> bool {
+    if next(far, Silence::IsTheEnd) != Some(COMMIT) {
+        return false;
+    }
+    match prepare(state, far) {
+        Ok(()) => tell(far, [DONE]),
+        Err(failure) => {
+            tell_failure(far, failure);
+            // The old one has its place again before anybody runs.
+            next(far, Silence::IsTheEnd);
+            return false;
         }
     }
+    true
 }
 
 /// Whether we may say nothing: not while processes stand still.
@@ -404,22 +426,22 @@ enum Silence {
 }
 
 /// The next word; `None` when there is nobody any more, or only silence (`SO_RCVTIMEO`).
-fn next(far: &OwnedFd, silence: Silence) -> Option<i32> {
+fn next(far: &Line, silence: Silence) -> Option<i32> {
     if silence == Silence::IsAllowed {
-        let mut asked = [PollFd::new(far, PollFlags::IN)];
+        let mut asked = [PollFd::new(&far.socket, PollFlags::IN)];
         rustix::io::retry_on_intr(|| poll(&mut asked, None)).ok()?;
     }
     words(far).map(|[word]| word)
 }
 
-fn words<const COUNT: usize>(far: &OwnedFd) -> Option<[i32; COUNT]> {
+fn words<const COUNT: usize>(far: &Line) -> Option<[i32; COUNT]> {
     let mut bytes = [[0; 4]; COUNT];
-    read(far, bytes.as_flattened_mut(), AT_ONCE).ok()?;
+    far.read(bytes.as_flattened_mut()).ok()?;
     Some(bytes.map(i32::from_ne_bytes))
 }
 
 /// Whoever waited for it may be gone. In few pieces: each wakes somebody.
-fn tell(far: &OwnedFd, words: impl IntoIterator<Item = i32>) {
+fn tell(far: &Line, words: impl IntoIterator<Item = i32>) {
     let mut bytes = [0; 1024];
     let mut words = words.into_iter().peekable();
     while words.peek().is_some() {
@@ -428,18 +450,18 @@ fn tell(far: &OwnedFd, words: impl IntoIterator<Item = i32>) {
             piece.copy_from_slice(&word.to_ne_bytes());
             length += 4;
         }
-        let _ = rustix::net::send(far, &bytes[..length], SendFlags::NOSIGNAL);
+        let _ = rustix::net::send(&far.socket, &bytes[..length], SendFlags::NOSIGNAL);
     }
 }
 
-fn tell_failure(far: &OwnedFd, failure: Failure) {
+fn tell_failure(far: &Line, failure: Failure) {
     let Failure { wrong, tid, errno } = failure;
     tell(far, [wrong as i32, tid, errno]);
 }
 
-fn report_hold(state: &State<'_>, far: &OwnedFd) {
+fn report_hold(state: &State<'_>, far: &Line) {
     let tables = state.tables.iter();
-    let there = tables.map(|given| i32::from(given.received.is_some()));
+    let there = tables.map(|given| i32::from(given.is_there));
     tell(far, [DONE].into_iter().chain(there));
 }
 
@@ -451,11 +473,15 @@ fn unless_ended<T>(done: Result<T, Failure>) -> Result<Option<T>, Failure> {
     }
 }
 
-fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
+fn hold(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) -> Result<(), Failure> {
     let end = Instant::now() + STOPPING;
+    let mut begun = Ok(());
     for process in &mut state.processes {
-        unless_ended(process.begin(end))?;
+        begun = begun.and(unless_ended(process.begin(end)).map(drop));
     }
+    pass::learn_of_yama();
+    tell(far, [BEGUN]);
+    begun?;
     state.since = Instant::now();
     for process in &mut state.processes {
         process.interrupt()?;
@@ -463,11 +489,10 @@ fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
     for process in &mut state.processes {
         unless_ended(process.complete(Sleep::IsTheEnd))?;
     }
-    be_patient(state);
     for at in 0..plan.tables.len() {
-        let received = give(plan, state, at);
+        let there = has_seats(plan, state, at)?;
         if let Some(given) = state.tables.get_mut(at) {
-            given.received = unless_ended(received)?.flatten();
+            given.is_there = there;
         }
     }
     // Before it gets a place: SIGIO tells only of what comes later.
@@ -476,7 +501,7 @@ fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
         let tid = plan.tables.first().map_or(0, |table| table.tid);
         on.map_err(|error| number_failure(tid, error.raw_os_error().unwrap_or(0)))?;
     }
-    match state.tables.iter().any(|given| given.received.is_some()) {
+    match state.tables.iter().any(|given| given.is_there) {
         true => Ok(()),
         false => Err(Failure::plain(
             Wrong::Ended,
@@ -485,37 +510,48 @@ fn hold(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
     }
 }
 
-/// Gives a table the new socket; `None` when it has no seats any more.
-fn give(plan: &Swap<'_>, state: &mut State<'_>, at: usize) -> Result<Option<Received>, Failure> {
-    let (Some(table), Some(given)) = (plan.tables.get(at), state.tables.get(at).copied()) else {
-        return Ok(None);
+/// Whether a table has seats still, and which; finds the thread that makes its calls.
+fn has_seats(plan: &Swap<'_>, state: &mut State<'_>, at: usize) -> Result<bool, Failure> {
+    let (Some(table), Some(given)) = (plan.tables.get(at), state.tables.get_mut(at)) else {
+        return Ok(false);
     };
     let Some(process) = state.processes.get_mut(given.process) else {
-        return Ok(None);
+        return Ok(false);
     };
     if !process.speak_by(table.tid) && !process.speak_by_any(|tid| is_heir(plan, at, tid)) {
-        return Ok(None);
+        return Ok(false);
     }
-    let tid = process.tid();
-    state.tables[at].tid = tid;
+    given.tid = process.tid();
     let mut any = false;
     for owned in state.seats.iter_mut().filter(|owned| owned.table == at) {
-        owned.is_old = is_old(plan, tid, owned.seat.fd);
+        owned.is_old = is_old(plan, given.tid, owned.seat.fd);
         any |= owned.is_old;
         if owned.is_old {
             is_within_limit(table.pid, owned.seat.fd)?;
         }
     }
-    if !any {
-        return Ok(None);
+    Ok(any)
+}
+
+/// Gives each table that has seats the new socket.
+fn give_all(plan: &Swap<'_>, state: &mut State<'_>) -> Result<(), Failure> {
+    be_patient(state);
+    for (table, given) in plan.tables.iter().zip(&mut state.tables) {
+        let process = state.processes.get_mut(given.process);
+        let Some(process) = process.filter(|_| given.is_there) else {
+            continue;
+        };
+        process.speak_by(given.tid);
+        let offer = Offer {
+            socket: plan.new,
+            pid: table.pid,
+            sees_us: table.sees_us,
+            listener: table.listener.as_ref(),
+        };
+        // One that ends now was counted as a holder: it is counted anew.
+        given.received = Some(pass::receive(&offer, process)?);
     }
-    let offer = Offer {
-        socket: plan.new,
-        pid: table.pid,
-        sees_us: table.sees_us,
-        listener: table.listener.as_ref(),
-    };
-    pass::receive(&offer, process).map(Some)
+    Ok(())
 }
 
 /// Whether this thread may have the table of one that has ended: another one of the plan is not its.
@@ -609,7 +645,7 @@ fn release(state: &mut State<'_>) {
             close_both(process, received);
         }
     }
-    state.let_go();
+    state.processes.iter_mut().for_each(Held::let_go);
 }
 
 fn be_patient(state: &mut State<'_>) {
@@ -642,14 +678,16 @@ fn undo(plan: &Swap<'_>, state: &mut State<'_>) {
 }
 
 /// Reads the registrations, and takes the epoll instances: the last thing that can fail.
-fn prepare(state: &mut State<'_>, far: &OwnedFd) -> Result<(), Failure> {
+fn prepare(state: &mut State<'_>, far: &Line) -> Result<(), Failure> {
     let lost = Failure::plain(Wrong::Other, 0);
     let [count] = words(far).ok_or(lost)?;
+    if count == 0 {
+        return Ok(());
+    }
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current;
     let State {
         renewal, tables, ..
     } = state;
-    renewal.clear();
     let mut added = Ok(());
     for _ in 0..count {
         let registration = Registration::from_words(words(far).ok_or(lost)?);
@@ -657,26 +695,28 @@ fn prepare(state: &mut State<'_>, far: &OwnedFd) -> Result<(), Failure> {
         // All are read, whatever becomes of the first.
         added = added.and_then(|()| {
             let added = renewal.add(registration, tid, limit);
-            added.map_err(|error| number_failure(tid, error.raw_os_error().unwrap_or(0)))
+            added.map_err(|error| match error.raw_os_error() {
+                Some(libc::ESRCH | libc::EBADF) => Failure::plain(Wrong::Ended, tid),
+                errno => Failure {
+                    wrong: Wrong::Renewal,
+                    tid,
+                    errno: errno.unwrap_or(0),
+                },
+            })
         });
     }
     added
 }
 
-/// The swap, when we are told to, or are not there any more.
-fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &OwnedFd) {
-    if next(far, Silence::IsTheEnd) != Some(SWAP) {
-        for step in &plan.finish {
-            // There is nobody to hear of an error.
-            let _ = step.take(plan.new);
-        }
-    }
+/// The swap; when it is done, and we have said so or are not there any more, the processes run on.
+fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
     be_patient(state);
     let Remains { failed, armed } = state.renewal.renew_all(plan.old, plan.new);
     let mut swapped = Ok(());
     for owned in 0..state.seats.len() {
         swapped = swapped.and(take_seat(state, owned));
     }
+    next(far, Silence::IsTheEnd);
     release(state);
     let micros = state.since.elapsed().as_micros();
     match swapped {
@@ -708,40 +748,4 @@ fn take_seat(state: &mut State<'_>, at: usize) -> Result<(), Failure> {
         Some(Err(error)) => Err(Failure::new(Wrong::Number, tid, &error)),
         Some(Ok(_)) | None => Ok(()),
     }
-}
-
-/// How long a process stands still for the least that could be done in it: one getpid(2).
-pub fn floor(pid: i32) -> io::Result<Result<Duration, Failure>> {
-    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
-    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
-    let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
-    let mut room = foreign::room(pid);
-    let child = Child::start(&line, &[far.as_raw_fd()], || {
-        match least(pid, &mut room) {
-            Ok(stopped) => {
-                let micros = i32::try_from(stopped.as_micros()).unwrap_or(i32::MAX);
-                tell(&far, [DONE, micros]);
-            }
-            Err(failure) => tell_failure(&far, failure),
-        };
-    })?;
-    drop(far);
-    let supervisor = Supervisor {
-        child,
-        line: Some(line),
-        tables: 0,
-    };
-    if let Some(failure) = supervisor.failure()? {
-        return Ok(Err(failure));
-    }
-    let micros = u64::try_from(supervisor.word()?).unwrap_or(0);
-    Ok(Ok(Duration::from_micros(micros)))
-}
-
-fn least(pid: i32, room: &mut Vec<Thread>) -> Result<Duration, Failure> {
-    let start = Instant::now();
-    let mut process = Held::new(pid, room, start + PATIENCE)?;
-    process.call(libc::SYS_getpid, [0; 6])?;
-    process.let_go();
-    Ok(start.elapsed())
 }

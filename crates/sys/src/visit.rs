@@ -1,16 +1,50 @@
 //! The least that can be done in a process that stands still: the floor of everything else that is.
 
+use crate::child::Child;
+use crate::processor::{self, Apart};
 use crate::ptrace;
-use rustix::io::Errno;
+use rustix::io::{Errno, retry_on_intr};
+use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
+use rustix::net::{recv, send, socketpair};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// No call takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Stops a thread that waits in a system call, has it make getpid(2), and lets it go on; answers what that
-/// answered.
-pub fn visit(tid: i32) -> io::Result<i64> {
+/// How long it takes to attach to a thread that waits in a system call, have it make getpid(2), and detach from it:
+/// by a process that does nothing else, on the same processor, as `swap` does more.
+pub fn floor(tid: i32) -> io::Result<Duration> {
+    let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
+    let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
+    let processor = processor::last_of(tid);
+    let apart = processor.and_then(Apart::from);
+    let child = Child::start(&line, &[far.as_raw_fd()], || {
+        if let Some(processor) = processor.filter(|_| apart.is_some()) {
+            processor::move_to(processor);
+        }
+        if let Ok(took) = visit(tid) {
+            // Whoever waited for it may be gone.
+            let _ = send(
+                &far,
+                &(took.as_nanos() as u64).to_ne_bytes(),
+                SendFlags::NOSIGNAL,
+            );
+        }
+    })?;
+    drop(far);
+    let mut bytes = [0; 8];
+    let heard = retry_on_intr(|| recv(&line, &mut bytes, RecvFlags::WAITALL));
+    child.collect()?;
+    match heard? {
+        (_, 8) => Ok(Duration::from_nanos(u64::from_ne_bytes(bytes))),
+        _ => Err(io::Error::other("it cannot be visited")),
+    }
+}
+
+fn visit(tid: i32) -> io::Result<Duration> {
+    let start = Instant::now();
     let stopped = ptrace::stop(tid)?;
     let own = ptrace::registers(tid)?;
     let at = own.call_address().ok_or(Errno::INVAL)?;
@@ -22,5 +56,8 @@ pub fn visit(tid: i32) -> io::Result<i64> {
     ptrace::back_to_stop(tid)?;
     ptrace::set_registers(tid, &own)?;
     drop(stopped);
-    Ok(answer)
+    match answer > 0 {
+        true => Ok(start.elapsed()),
+        false => Err(Errno::NOSYS.into()),
+    }
 }

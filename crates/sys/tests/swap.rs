@@ -190,8 +190,7 @@ fn plan<'a>(victim: &Victim, old: &'a UdpSocket, new: &'a UdpSocket) -> io::Resu
         new: new.as_fd(),
         inode: inode(old)?,
         tables: victim.tables.iter().map(table).collect(),
-        undo: vec![off.clone()],
-        finish: vec![off],
+        undo: vec![off],
     })
 }
 
@@ -269,19 +268,20 @@ fn replaced(victim: &Victim, before: impl Fn(&str)) -> io::Result<(Swapped, u64)
     let mut supervisor = Supervisor::start(&plan)?;
     before("hold");
     let there = supervisor.hold()?.map_err(failed)?;
+    supervisor.given()?.map_err(failed)?;
     assert!(there.iter().all(|there| *there), "{there:?}");
     set_socket_reuseaddr(&old, true)?;
     set_socket_reuseaddr(&new, true)?;
     rustix::net::bind(&new, &victim.address())?;
+    set_socket_reuseaddr(&new, false)?;
     let registrations = registrations(victim, plan.inode)?;
     before("commit");
-    supervisor.commit(&registrations)?;
-    before("swap");
+    supervisor.commit(&registrations)?.map_err(failed)?;
+    before("let go");
     // What comes from now on comes to the new one; what the old one has goes there too.
     old.set_nonblocking(true)?;
     drain(&old)?;
-    set_socket_reuseaddr(&new, false)?;
-    let swapped = supervisor.swap()?.map_err(failed)?;
+    let swapped = supervisor.let_go()?.map_err(failed)?;
     drain(&old)?;
     before("end");
     Ok((swapped, inode(&new)?))
@@ -299,6 +299,7 @@ fn bound_alike(victim: &Victim, old: &UdpSocket) -> io::Result<UdpSocket> {
     set_socket_reuseaddr(old, true)?;
     set_socket_reuseaddr(&new, true)?;
     rustix::net::bind(&new, &victim.address())?;
+    set_socket_reuseaddr(&new, false)?;
     Ok(new)
 }
 
@@ -377,16 +378,22 @@ fn by_a_message() {
         let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
         let held = supervisor.hold().expect("it has ended");
         held.expect("is not held");
+        let given = supervisor.given().expect("it has ended");
+        given.expect("is not given");
         // Taken back, and held again.
-        supervisor.release().expect("is not let go");
+        drop(supervisor);
         assert_eq!(victim.descriptors(), before);
+        set_socket_reuseaddr(&old, true).expect("no option");
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
         let held = supervisor.hold().expect("it has ended");
         held.expect("is not held again");
+        let given = supervisor.given().expect("it has ended");
+        given.expect("is not given");
         let registrations = registrations(&victim, plan.inode).expect("no registrations");
-        supervisor.commit(&registrations).expect("not committed");
-        let swapped = supervisor.swap().expect("it has ended");
+        let committed = supervisor.commit(&registrations).expect("it has ended");
+        committed.expect("not committed");
+        let swapped = supervisor.let_go().expect("it has ended");
         swapped.expect("is not swapped");
-        set_socket_reuseaddr(&new, false).expect("no option");
         drop(plan);
         drop((old, new));
         victim.is_fine();
@@ -429,13 +436,16 @@ fn without_a_holder_that_ends() {
         end(round == 0);
         let there = supervisor.hold().expect("it has ended");
         let there = there.expect("the others are not held");
+        let given = supervisor.given().expect("it has ended");
+        given.expect("is not given");
         assert_eq!(there, [true, true, true, round != 0]);
         end(round == 1);
         let registrations = registrations(&victim, plan.inode).expect("no registrations");
         assert_eq!(registrations.len(), 1);
-        supervisor.commit(&registrations).expect("not committed");
+        let committed = supervisor.commit(&registrations).expect("it has ended");
+        committed.expect("not committed");
         end(round == 2);
-        let swapped = supervisor.swap().expect("it has ended");
+        let swapped = supervisor.let_go().expect("it has ended");
         let swapped = swapped.expect("the others are not swapped");
         assert_eq!(swapped.failed_registrations, 0);
         let expected = format!("socket:[{}]", inode(&new).expect("no inode"));
@@ -460,9 +470,12 @@ fn by_an_heir() {
             let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
             let held = supervisor.hold().expect("it has ended");
             held.expect("is not held");
+            let given = supervisor.given().expect("it has ended");
+            given.expect("is not given");
             let registrations = registrations(&victim, plan.inode).expect("no registrations");
-            supervisor.commit(&registrations).expect("not committed");
-            let swapped = supervisor.swap().expect("it has ended");
+            let committed = supervisor.commit(&registrations).expect("it has ended");
+            committed.expect("not committed");
+            let swapped = supervisor.let_go().expect("it has ended");
             swapped.expect("is not swapped");
             let names = [&old, &new].map(|one| inode(one).expect("no inode"));
             let names = names.map(|inode| format!("socket:[{inode}]"));
@@ -490,6 +503,8 @@ fn dropped_before_the_commit() {
         let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
         let held = supervisor.hold().expect("it has ended");
         held.expect("is not held");
+        let given = supervisor.given().expect("it has ended");
+        given.expect("is not given");
         drop(supervisor);
         assert_eq!(rustix::net::sockopt::socket_reuseaddr(&old), Ok(false));
         drop(plan);
@@ -515,16 +530,19 @@ fn in_silence() {
         let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
         let held = supervisor.hold().expect("it has ended");
         held.expect("is not held");
+        let given = supervisor.given().expect("it has ended");
+        given.expect("is not given");
         if *commits {
             let registrations = registrations(victim, plan.inode).expect("no registrations");
-            supervisor.commit(&registrations).expect("not committed");
+            let committed = supervisor.commit(&registrations).expect("it has ended");
+            committed.expect("not committed");
         }
         supervisors.push(supervisor);
     }
     for (_, victim) in &victims {
         await_release(victim);
     }
-    let committed = supervisors.pop().map(Supervisor::swap);
+    let committed = supervisors.pop().map(Supervisor::let_go);
     assert!(matches!(committed, Some(Ok(Ok(_)))), "{committed:?}");
     let undone = supervisors.pop().map(|mut undone| undone.commit(&[]));
     assert!(matches!(undone, Some(Err(_))), "{undone:?}");
@@ -589,30 +607,62 @@ fn worker() {
         return;
     };
     let victim = Victim::parse(None, &line).expect("no such victim");
+    let last = std::env::var(LAST).unwrap_or_default();
     let say = |step: &str| {
         let mut output = io::stdout().lock();
         let said = writeln!(output, "step {step}");
         said.and_then(|()| output.flush()).expect("nobody listens");
+        if step == last {
+            loop {
+                std::thread::park();
+            }
+        }
     };
     replaced(&victim, say).expect("is not replaced");
 }
 
 const WORKER: &str = "SOCKCR_TEST_SWAP";
+/// The step before which it comes to rest.
+const LAST: &str = "SOCKCR_TEST_LAST";
 
-/// Starts a worker, and kills it so long after its first word; answers its words, and that the supervisor has
-/// been seen to end.
-fn killed(victim: &Victim, after: Duration) -> io::Result<Vec<String>> {
+/// When a worker is killed.
+#[derive(Clone, Copy)]
+enum Moment {
+    /// So long after its first word.
+    After(Duration),
+    /// Before this step.
+    Before(&'static str),
+}
+
+/// Starts a worker, and kills it; answers its words, and that the supervisor has been seen to end.
+fn killed(victim: &Victim, moment: Moment) -> io::Result<Vec<String>> {
     let mut command = Command::new(std::env::current_exe()?);
     let command = command.args(["--exact", "worker", "--nocapture"]);
     let command = command.env(WORKER, &victim.line).stdout(Stdio::piped());
+    if let Moment::Before(step) = moment {
+        command.env(LAST, step);
+    }
     let mut worker = command.spawn()?;
     let output = worker.stdout.take().ok_or(io::ErrorKind::NotFound)?;
     let mut lines = BufReader::new(output).lines().map_while(Result::ok);
     let mut steps: Vec<String> = Vec::new();
-    steps.extend(lines.find(|line| line == "step start"));
-    let start = Instant::now();
-    while start.elapsed() < after {
-        std::hint::spin_loop();
+    match moment {
+        Moment::After(time) => {
+            steps.extend(lines.find(|line| line == "step start"));
+            let start = Instant::now();
+            while start.elapsed() < time {
+                std::hint::spin_loop();
+            }
+        }
+        Moment::Before(step) => {
+            let step = format!("step {step}");
+            let last = lines.by_ref().find(|line| {
+                let said = line.starts_with("step ").then(|| line.clone());
+                steps.extend(said);
+                *line == step
+            });
+            assert!(last.is_some(), "{steps:?}");
+        }
     }
     let supervisors = stopped_with_children(&worker)?;
     worker.kill()?;
@@ -662,13 +712,17 @@ fn is_whole_when_killed(victim: &mut Victim, rounds: u32) {
     for round in 0..rounds {
         let before = victim.descriptors();
         let old = inode(&victim.socket().expect("no socket")).expect("no inode");
-        let after = whole * (round % 50) / 50;
-        let steps = killed(victim, after).expect("no worker");
+        // The steps take too little time for each to be met by chance.
+        let moment = match (round % 5, round / 5 % 3) {
+            (0, at) => Moment::Before(["hold", "commit", "let go"][at as usize]),
+            _ => Moment::After(whole * (round % 50) / 50),
+        };
+        let steps = killed(victim, moment).expect("no worker");
         let socket = victim.socket().expect("no socket");
         let new = inode(&socket).expect("no inode");
         let said = |step: &str| steps.iter().any(|said| said.ends_with(step));
         assert!(new == old || said("commit"), "replaced without: {steps:?}");
-        assert!(new != old || !said("swap"), "committed, not replaced");
+        assert!(new != old || !said("let go"), "committed, not replaced");
         let names = [old, new].map(|inode| format!("socket:[{inode}]"));
         let expected: Vec<String> = before
             .iter()
@@ -702,8 +756,9 @@ fn swapped_at_once(victim: &Victim) -> io::Result<Duration> {
     let registrations = registrations(victim, plan.inode)?;
     let mut supervisor = Supervisor::start(&plan)?;
     supervisor.hold()?.map_err(failed)?;
-    supervisor.commit(&registrations)?;
-    Ok(supervisor.swap()?.map_err(failed)?.stopped)
+    supervisor.given()?.map_err(failed)?;
+    supervisor.commit(&registrations)?.map_err(failed)?;
+    Ok(supervisor.let_go()?.map_err(failed)?.stopped)
 }
 
 /// `cargo test --release -p sockcr-sys --test swap -- --ignored --nocapture`
@@ -721,8 +776,7 @@ fn how_long_it_stands_still() {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
         for _ in 0..500 {
             ours.push(swapped_at_once(&victim).expect("is not replaced"));
-            let least = sockcr_sys::swap::floor(victim.tables[0].0).expect("no floor");
-            floor.push(least.expect("no floor"));
+            floor.push(sockcr_sys::visit::floor(victim.tables[0].0).expect("no floor"));
         }
         for all in [&mut ours, &mut floor] {
             all.sort_unstable();

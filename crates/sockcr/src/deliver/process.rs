@@ -248,6 +248,8 @@ pub(crate) fn explain(place: Place, failure: Failure) -> Error {
         (Wrong::Receive, _) => system("have it receive the socket")
             .help("it may neither look into other processes nor be reached in its network namespace"),
         (Wrong::Number, _) => system("give the descriptor its number"),
+        (Wrong::Renewal, _) => system("have its epoll instances")
+            .help("sockcr itself needs a descriptor for each, of the same number as theirs: `ulimit -n` may be too low"),
         (Wrong::Other, _) => system("make system calls in it"),
     }
 }

@@ -30,6 +30,15 @@ pub(super) struct Before {
     pub socket: Checkpoint,
     /// The bytes of the kernel's own structure, where they alone tell that nothing has changed.
     bytes: Option<Vec<u8>>,
+    /// What tells whether it is in use.
+    signs: Signs,
+}
+
+/// What changes where somebody sends to a socket, or its owner reads from it.
+#[derive(Debug, PartialEq, Eq)]
+struct Signs {
+    bytes: Vec<u8>,
+    times: Vec<String>,
 }
 
 impl Before {
@@ -37,7 +46,7 @@ impl Before {
     /// when the owner stands still.
     pub fn of(found: &Found) -> Result<Before, Error> {
         let fd = found.socket.as_fd();
-        let before = looks(fd)?;
+        let signs = signs(found)?;
         let mut socket = found.dump_without_queue()?;
         // Behind these there is more than is in the structure itself.
         let plain = socket.memberships.is_empty()
@@ -45,7 +54,10 @@ impl Before {
             && socket.errors.queue.is_empty()
             && socket.cork.is_none()
             && socket.reuseport_index.is_none();
-        let bytes = (plain && looks(fd)? == before).then_some(before);
+        let bytes = match plain && looks(fd)? == signs.bytes {
+            true => Some(signs.bytes.clone()),
+            false => None,
+        };
         match super::reader(&socket.name())?.receive_queue(fd) {
             Ok(queue) => {
                 let report = &mut socket.report;
@@ -56,7 +68,11 @@ impl Before {
             Err(error) => return Err(Error::system("read the receive queue", error)),
         }
         learn_devices(&mut socket, fd);
-        Ok(Before { socket, bytes })
+        Ok(Before {
+            socket,
+            bytes,
+            signs,
+        })
     }
 }
 
@@ -90,8 +106,8 @@ impl Draft {
         let Before {
             socket: mut old,
             bytes,
+            signs: before,
         } = before;
-        let before = (looks(found.socket.as_fd())?, times(found));
         let wanted = wanted(old.clone(), options)?;
         let mut report = Report::default();
         wanted.known_losses(&mut report);
@@ -114,7 +130,7 @@ impl Draft {
         let (socket, fd) = (found.socket.as_fd(), new.as_fd());
         give_owner(socket, fd)
             .map_err(|error| Error::system(format!("{}: its owner", old.name()), error))?;
-        if (looks(found.socket.as_fd())?, times(found)) != before {
+        if signs(found)? != before {
             // Some will come until it is replaced.
             get_ready(fd, injector, heard(&wanted))?;
         }
@@ -142,22 +158,27 @@ impl Draft {
         })
     }
 
+    /// Prepares to put datagrams of these protocols, IPv4 and IPv6, into the new socket.
+    pub fn get_ready(&self, injector: &mut Lazy, protocols: (bool, bool)) -> Result<(), Error> {
+        get_ready(self.new.as_fd(), injector, protocols)
+    }
+
     /// The number that SIGIO tells, if it is on (O_ASYNC); of several, which it was nobody tells.
     pub fn asynchronous(&self, seats: &[Holder]) -> Option<RawFd> {
         let on = self.old.descriptor.is_some_and(|flags| flags.asynchronous);
         seats.first().filter(|_| on).map(|seat| seat.fd)
     }
 
-    /// The old socket as it is now, without its queue: as it was, where not one byte of it has changed.
-    pub fn now(&self, found: &Found) -> Result<Checkpoint, Error> {
+    /// The old socket as it is now, without its queue; `None` where not one byte of it has changed.
+    pub fn now(&self, found: &Found) -> Result<Option<Checkpoint>, Error> {
         let fd = found.socket.as_fd();
         let same = match &self.bytes {
             Some(bytes) => looks(fd)? == *bytes && self.has_flags(found),
             None => false,
         };
         match same {
-            true => Ok(self.old.clone()),
-            false => found.dump_without_queue(),
+            true => Ok(None),
+            false => found.dump_without_queue().map(Some),
         }
     }
 
@@ -169,20 +190,23 @@ impl Draft {
     }
 
     /// Makes up for what happened since the dump: what the owner has read is read away, what came is put
-    /// in. Both must stand still. `now`: the old `socket` as it is, without its queue, which is `queue`.
-    /// Answers what the new one is to be, and how many datagrams it has.
+    /// in. Both must stand still. `now`: the old `socket` as [`Draft::now`] says; `queue`: what waits in it. Answers
+    /// what the new one is to be, and how many datagrams it has.
     pub fn catch_up(
         &self,
         socket: BorrowedFd<'_>,
-        mut now: Checkpoint,
+        now: Option<Checkpoint>,
         queue: Vec<Queued>,
         options: &ReplaceOptions,
         injector: &mut Lazy,
         report: &mut Report,
     ) -> Result<(Checkpoint, usize), Trouble> {
-        if !is_same(&self.old, &now) {
-            return Err(Trouble::Again("its owner changes it meanwhile"));
-        }
+        let mut now = match now {
+            Some(now) if !is_same(&self.old, &now) => {
+                return Err(Trouble::Again("its owner changes it meanwhile"));
+            }
+            now => now.unwrap_or_else(|| self.old.clone()),
+        };
         let losses = &mut now.report;
         now.receive_queue = receive_queue::told(queue, now.protocol, &now.options, losses);
         learn_devices(&mut now, socket);
@@ -195,10 +219,9 @@ impl Draft {
         wanted.receive_queue.drain(..kept);
         let later = &wanted.receive_queue;
         if !later.is_empty() && !is_ready(injector, later) {
-            get_ready(self.new.as_fd(), injector, protocols(later))?;
-            return Err(Trouble::Again(
-                "datagrams came that nothing was prepared for",
-            ));
+            // It takes milliseconds: not while they stand still.
+            let (ipv4, ipv6) = protocols(later);
+            return Err(Trouble::Unprepared(ipv4, ipv6));
         }
         let new = self.new.as_fd();
         read_away(new, gone).map_err(|error| Error::system("read away", error))?;
@@ -213,6 +236,13 @@ fn looks(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Error> {
     let failed = |error| Error::system("look whether it is used", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
     reader.bytes_of(fd).map_err(failed)
+}
+
+fn signs(found: &Found) -> Result<Signs, Error> {
+    Ok(Signs {
+        bytes: looks(found.socket.as_fd())?,
+        times: times(found),
+    })
 }
 
 /// How long the threads of its owner have run: who reads datagrams runs.
