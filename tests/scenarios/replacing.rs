@@ -47,6 +47,11 @@ pub const ALL: &[Scenario] = &[
     ),
     Scenario::new("replacing::an_ending_process", CC, an_ending_process),
     Scenario::new("replacing::by_a_closed_number", CC, by_a_closed_number),
+    Scenario::new(
+        "replacing::a_program_that_executes_another",
+        CC,
+        a_program_that_executes_another,
+    ),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
     Scenario::new("replacing::beside_others", ROOT, beside_others),
     Scenario::new("replacing::driven_by_signals", PYTHON, driven_by_signals),
@@ -572,6 +577,35 @@ fn by_a_closed_number() -> Outcome {
         echoes(local(serde_json::from_value(facts["port"].clone())?))?;
     }
     Ok(())
+}
+
+/// By another thread than its first, so that one that was held is another one suddenly.
+fn a_program_that_executes_another() -> Outcome {
+    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/held.c");
+    run("cc", &["-O1", "-o", "held", source])?;
+    let mut held = Process::start(program("./held").arg("executes"))?;
+    let facts = held.facts()?;
+    let fd: i32 = serde_json::from_value(facts["fd"].clone())?;
+    let target = format!("{}:{fd}", held.pid());
+    let (mut replaced, mut between) = (0, 0);
+    while replaced < times(60) {
+        let ran = sockcr(["replace", &target]).run()?;
+        // For a moment it has no thread that has descriptors.
+        let whys = ["no such process", "is gone meanwhile"];
+        match whys.iter().any(|why| ran.errors.contains(why)) {
+            true => {
+                ran.refused()?;
+                between += 1;
+            }
+            false => {
+                ran.done()?;
+                replaced += 1;
+            }
+        }
+        ensure!(between < replaced + 20, "has ended");
+    }
+    echoes(local(serde_json::from_value(facts["port"].clone())?))?;
+    none_in_the_kernel()
 }
 
 /// Nothing of it is touched.

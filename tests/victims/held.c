@@ -4,13 +4,15 @@
 //
 // HOW: ring (a file of an io_uring), request (a request of one), message (in a message on its way), map (in
 // a sockmap), tunnel (of the kernel), traced, raw, unlisted (registered in an epoll instance under a number
-// that is closed), sent_epoll (in an instance that nobody has open), full (no descriptor is free).
+// that is closed), sent_epoll (in an instance that nobody has open), full (no descriptor is free), executes (another thread
+// executes the program anew, each few milliseconds until something is sent to it).
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
 #include <linux/bpf.h>
 #include <linux/io_uring.h>
 #include <linux/udp.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -23,6 +25,7 @@
 #include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 static const char *how;
@@ -97,11 +100,52 @@ static void traced(int sock) {
     close(ready[0]), close(ready[1]);
 }
 
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static int rests;
+
+static void *execute(void *fd) {
+    for (;;) {
+        struct timespec now;
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        usleep(now.tv_nsec % 5000);
+        pthread_mutex_lock(&lock);
+        if (!rests) execl("/proc/self/exe", "held", "executes", (char *)fd, NULL);
+        pthread_mutex_unlock(&lock);
+    }
+    return NULL;
+}
+
+// Until something has come, which it leaves where it is.
+static void executed(int sock) {
+    static char fd[16];
+    pthread_t thread;
+    snprintf(fd, sizeof fd, "%d", sock);
+    if (pthread_create(&thread, NULL, execute, fd)) fail("pthread_create");
+    if (recv(sock, buffer, 1, MSG_PEEK) < 0) fail("recv");
+    pthread_mutex_lock(&lock);
+    rests = 1;
+    pthread_mutex_unlock(&lock);
+}
+
+static void echo(int sock) {
+    struct sockaddr_in from;
+    for (;;) {
+        socklen_t size = sizeof from;
+        long length = recvfrom(sock, buffer, sizeof buffer, 0, (struct sockaddr *)&from, &size);
+        if (length < 0) fail("recvfrom");
+        sendto(sock, buffer, length, 0, (struct sockaddr *)&from, size);
+    }
+}
+
 int main(int count, char **words) {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)}, from;
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
-    if (count != 2) return 2;
+    if (count != 2 && count != 3) return 2;
     how = words[1];
+    if (count == 3) {
+        executed(atoi(words[2]));
+        echo(atoi(words[2]));
+    }
     // Whatever it was started with.
     close_range(3, ~0U, 0);
     int sock = is("raw") ? socket(AF_INET, SOCK_RAW, IPPROTO_ICMP) : socket(AF_INET, SOCK_DGRAM, 0);
@@ -127,10 +171,6 @@ int main(int count, char **words) {
     printf("{\"fd\": %d, \"port\": %d}\n", sock, ntohs(address.sin_port));
     fflush(stdout);
     if (is("request") || is("raw") || is("tunnel")) pause();
-    for (;;) {
-        size = sizeof from;
-        long length = recvfrom(sock, buffer, sizeof buffer, 0, (struct sockaddr *)&from, &size);
-        if (length < 0) fail("recvfrom");
-        sendto(sock, buffer, length, 0, (struct sockaddr *)&from, size);
-    }
+    if (is("executes")) executed(sock);
+    echo(sock);
 }

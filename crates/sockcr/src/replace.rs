@@ -32,7 +32,7 @@ use rustix::fd::AsFd;
 use rustix::process::{geteuid, getuid};
 use sockcr_sys::foreign::{Failure, Wrong};
 use sockcr_sys::guard::Step;
-use sockcr_sys::swap::{REGISTRATIONS, Registration, Role, Supervisor, Swap, Table};
+use sockcr_sys::swap::{REGISTRATIONS, Registration, Role, Supervisor, Swap, Swapped, Table};
 use sockcr_sys::{barrier, credentials, descriptor};
 use std::io;
 use std::net::SocketAddr;
@@ -431,26 +431,20 @@ struct Attempt<'a> {
 struct Looked {
     registrations: Vec<Registration>,
     wanted: Checkpoint,
-    /// What waits in the old one behind it is not in the new one.
-    mark: Mark,
+    /// What comes to the old one from now on.
+    stragglers: Stragglers,
     /// What comes to the new one.
     own: Stragglers,
-    /// How many datagrams that has.
+    /// How many datagrams the new one has.
     loaded: usize,
 }
 
 /// All that is needed to have the descriptors changed.
 struct Ready {
-    registrations: Vec<Registration>,
-    wanted: Checkpoint,
-    stragglers: Stragglers,
-    /// What comes to the new socket.
-    own: Stragglers,
+    looked: Looked,
     /// When it began to take its place, and when it had it.
     taking: Instant,
     placed: Instant,
-    /// How many datagrams it had before it took its place.
-    loaded: usize,
 }
 
 impl<'a> Attempt<'a> {
@@ -464,25 +458,15 @@ impl<'a> Attempt<'a> {
         let looked = self.look(seen);
         // Where that failed, the owners run again, and what was seen is not the reason.
         told(supervisor.given(), self.tables)?;
-        let Looked {
-            registrations,
-            wanted,
-            mark,
-            own,
-            loaded,
-        } = looked?;
+        let looked = looked?;
         let taking = Instant::now();
-        match self.take_place(&wanted) {
+        match self.take_place(&looked.wanted) {
             Ok(()) => Ok(Ready {
-                registrations,
-                wanted,
-                stragglers: Stragglers::behind(mark),
-                own,
+                looked,
                 taking,
                 placed: Instant::now(),
-                loaded,
             }),
-            Err(error) => Err(self.give_back(own, error.into())),
+            Err(error) => Err(self.give_back(looked.own, error.into())),
         }
     }
 
@@ -511,7 +495,7 @@ impl<'a> Attempt<'a> {
         Ok(Looked {
             registrations,
             wanted,
-            mark,
+            stragglers: Stragglers::behind(mark),
             own,
             loaded,
         })
@@ -571,11 +555,11 @@ impl<'a> Attempt<'a> {
             Some(instances) => instances.registrations(self.tables, self.found.inode)?,
             None => Vec::new(),
         };
-        if own(&all) != users.registrations {
+        if of_itself(&all) != users.registrations {
             let instances = Instances::find(self.tables)?;
             all = instances.registrations(self.tables, self.found.inode)?;
         }
-        if own(&all) != users.registrations {
+        if of_itself(&all) != users.registrations {
             return Err(Trouble::Again(ELSEWHERE));
         }
         match all.len() <= REGISTRATIONS {
@@ -622,11 +606,22 @@ impl<'a> Attempt<'a> {
         attempts: u32,
     ) -> Result<Replaced, Trouble> {
         let (old, new) = self.both();
-        let committed = supervisor.commit(&ready.registrations);
+        let Ready {
+            looked,
+            taking,
+            placed,
+        } = ready;
+        let Looked {
+            registrations,
+            wanted,
+            mut stragglers,
+            own,
+            loaded,
+        } = looked;
+        let committed = supervisor.commit(&registrations);
         if let Err(trouble) = told(committed, self.tables) {
-            return Err(self.give_back(ready.own, trouble));
+            return Err(self.give_back(own, trouble));
         }
-        let mut stragglers = ready.stragglers;
         let before = Instant::now();
         self.tell(deafen(old));
         let deaf = Instant::now();
@@ -643,33 +638,22 @@ impl<'a> Attempt<'a> {
             }
             swapped => told(swapped, self.tables)?,
         };
-        let wanted = &ready.wanted;
-        self.check_group(wanted);
-        self.check_errors(wanted);
-        if swapped.failed_registrations > 0 {
-            let why = format!("{} could not be made again", swapped.failed_registrations);
-            self.report.lose("epoll registrations", why);
-        }
-        let disarmed = |one: &&Registration| one.role == Role::Armed && is_disarmed(one.events);
-        let given_up = ready.registrations.iter().filter(disarmed).count();
-        let armed = swapped.armed_registrations + given_up;
-        if armed > 0 {
-            let why = format!("{armed} of them tell of EPOLLERR until they are armed again");
-            self.report.lose("disarmed epoll registrations", why);
-        }
+        self.check_group(&wanted);
+        self.check_errors(&wanted);
+        self.check_registrations(&registrations, &swapped);
         Ok(Replaced {
             old: side(&self.draft.old, self.found.inode),
-            new: side(wanted, inode(new)?),
+            new: side(&wanted, inode(new)?),
             seats,
-            registrations: own(&ready.registrations) - swapped.failed_registrations,
+            registrations: of_itself(&registrations) - swapped.failed_registrations,
             stopped: swapped.stopped,
-            unbound: ready.placed.saturating_duration_since(before),
-            crowded: if self.is_crowded(wanted) {
-                deaf - ready.taking
+            unbound: placed.saturating_duration_since(before),
+            crowded: if self.is_crowded(&wanted) {
+                deaf - taking
             } else {
                 Duration::ZERO
             },
-            carried: ready.loaded + count,
+            carried: loaded + count,
             reordered: count,
             attempts,
             report: self.report,
@@ -691,6 +675,21 @@ impl<'a> Attempt<'a> {
         if let Err(error) = done {
             let what = "datagrams that came meanwhile";
             self.report.lose(what, crate::error::reason(&error));
+        }
+    }
+
+    /// Which registrations in epoll instances are not as they were.
+    fn check_registrations(&mut self, registrations: &[Registration], swapped: &Swapped) {
+        if swapped.failed_registrations > 0 {
+            let why = format!("{} could not be made again", swapped.failed_registrations);
+            self.report.lose("epoll registrations", why);
+        }
+        let disarmed = |one: &&Registration| one.role == Role::Armed && is_disarmed(one.events);
+        let given_up = registrations.iter().filter(disarmed).count();
+        let armed = swapped.armed_registrations + given_up;
+        if armed > 0 {
+            let why = format!("{armed} of them tell of EPOLLERR until they are armed again");
+            self.report.lose("disarmed epoll registrations", why);
         }
     }
 
@@ -733,7 +732,7 @@ impl<'a> Attempt<'a> {
 }
 
 /// How many are of the socket itself.
-fn own(registrations: &[Registration]) -> usize {
+fn of_itself(registrations: &[Registration]) -> usize {
     let own = |one: &&Registration| one.role != Role::Other;
     registrations.iter().filter(own).count()
 }

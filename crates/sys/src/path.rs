@@ -56,6 +56,16 @@ pub(crate) fn read<'a>(path: &CStr, buffer: &'a mut [u8]) -> io::Result<&'a [u8]
     Ok(&buffer[..length])
 }
 
+/// The fields of /proc/TID/stat, from the third on: the state.
+pub(crate) fn stat(tid: i32, buffer: &mut [u8; 1024]) -> Option<impl Iterator<Item = &str>> {
+    let path = Path::new(format_args!("/proc/{tid}/stat"));
+    let text = read(path.as_c_str(), buffer).ok()?;
+    // The name before them, in brackets, can hold anything.
+    let name = text.iter().rposition(|byte| *byte == b')')?;
+    let rest = std::str::from_utf8(text.get(name + 1..)?).ok()?;
+    Some(rest.split_ascii_whitespace())
+}
+
 /// The number that stands behind a name in a file of lines such as /proc/PID/status.
 pub(crate) fn number_after(text: &[u8], name: &str) -> Option<i32> {
     let mut lines = text.split(|byte| *byte == b'\n');

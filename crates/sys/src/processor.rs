@@ -4,19 +4,22 @@
 //! has to be woken up, which takes many times as long where an idle processor sleeps, above all in a virtual machine. The
 //! scheduler does not know who will wait for whom.
 
+use crate::path;
 use rustix::process::Pid;
 use rustix::thread::{CpuSet, gettid, sched_getaffinity, sched_setaffinity};
 
-/// Keeps this thread off a processor as long as it lives.
+/// Keeps this thread off the processor of another one as long as it lives.
 #[derive(Debug)]
 pub(crate) struct Apart {
+    processor: usize,
     thread: Pid,
     before: CpuSet,
 }
 
 impl Apart {
-    /// `None`: it has no other one, or may not run on this one.
-    pub fn from(processor: usize) -> Option<Apart> {
+    /// From a thread that shares its processor with others. `None`: ours has no other one, or may not run on that one.
+    pub fn from(tid: i32) -> Option<Apart> {
+        let processor = last_of(tid)?;
         let before = sched_getaffinity(None).ok()?;
         if processor >= CpuSet::MAX_CPU || !before.is_set(processor) {
             return None;
@@ -25,9 +28,19 @@ impl Apart {
         others.unset(processor);
         let moved = others.count() > 0 && sched_setaffinity(None, &others).is_ok();
         moved.then(|| Apart {
+            processor,
             thread: gettid(),
             before,
         })
+    }
+
+    /// Has this thread, of a child process, go to that processor; the scheduler may take it away from there when others
+    /// need that. It works without.
+    pub fn join(&self) {
+        let mut only = CpuSet::new();
+        only.set(self.processor);
+        let _ = sched_setaffinity(None, &only);
+        let _ = sched_setaffinity(None, &self.before);
     }
 }
 
@@ -38,32 +51,11 @@ impl Drop for Apart {
     }
 }
 
-/// Has this thread run on one processor, and lets the scheduler take it away from there where others need that; where
-/// it is not allowed, it runs where it did.
-pub(crate) fn move_to(processor: usize) {
-    let Ok(before) = sched_getaffinity(None) else {
-        return;
-    };
-    let mut only = CpuSet::new();
-    if processor < CpuSet::MAX_CPU {
-        only.set(processor);
-        let _ = sched_setaffinity(None, &only);
-        let mut all = before;
-        all.set(processor);
-        let _ = sched_setaffinity(None, &all);
-    }
-}
-
 /// The processor that a thread runs on, or has run on last (/proc/PID/stat: `processor`); `None` where it need not
 /// share that with others (`policy`: real time, deadlines).
-pub(crate) fn last_of(tid: i32) -> Option<usize> {
+fn last_of(tid: i32) -> Option<usize> {
     let mut buffer = [0; 1024];
-    let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
-    let text = crate::path::read(path.as_c_str(), &mut buffer).ok()?;
-    // Its name, in brackets, can hold anything; the state behind it is the third field of all.
-    let name = text.iter().rposition(|byte| *byte == b')')?;
-    let rest = std::str::from_utf8(text.get(name + 1..)?).ok()?;
-    let mut fields = rest.split_ascii_whitespace().skip(39 - 3);
+    let mut fields = path::stat(tid, &mut buffer)?.skip(39 - 3);
     let (processor, _priority, policy) = (fields.next()?, fields.next()?, fields.next()?);
     let policy: i32 = policy.parse().ok()?;
     let shares = [libc::SCHED_OTHER, libc::SCHED_BATCH, libc::SCHED_IDLE].contains(&policy);

@@ -224,11 +224,8 @@ fn is_asleep(tid: i32) -> bool {
 /// The letter for what a thread does; `None`: it is gone.
 fn state(tid: i32) -> Option<u8> {
     let mut buffer = [0; 1024];
-    let path = crate::path::Path::new(format_args!("/proc/{tid}/stat"));
-    let text = crate::path::read(path.as_c_str(), &mut buffer).ok()?;
-    // Its name, in brackets, can hold anything.
-    let at = text.iter().rposition(|byte| *byte == b')')? + 2;
-    text.get(at).copied()
+    let letter = crate::path::stat(tid, &mut buffer)?.next()?;
+    letter.bytes().next()
 }
 
 /// Whether SIGCHLD stays pending, so that [`await_news`] ends with it: it is blocked (and not ignored).

@@ -22,7 +22,7 @@ use crate::foreign::{self, Failure, Held, Thread, Wrong};
 use crate::guard::Step;
 use crate::pass::{self, Offer, Received};
 use crate::path::{self, Path};
-use crate::processor::{self, Apart};
+use crate::processor::Apart;
 use crate::ptrace::Sleep;
 use crate::renewal::{self, Remains, Renewal};
 pub use crate::renewal::{REGISTRATIONS, Registration, Role};
@@ -139,14 +139,11 @@ impl Supervisor {
         let mut rooms: Vec<Vec<Thread>> = Vec::new();
         let mut state = State::for_plan(plan, &mut rooms);
         let first = plan.tables.first();
-        let processor = first.and_then(|table| processor::last_of(table.tid));
-        let apart = processor.and_then(Apart::from);
+        let apart = first.and_then(|table| Apart::from(table.tid));
         let at_once = if apart.is_some() { AT_ONCE } else { 0 };
         let [line, far] = [line, far].map(|socket| Line { socket, at_once });
         let child = Child::start(&line.socket, &kept, || {
-            if let Some(processor) = processor.filter(|_| apart.is_some()) {
-                processor::move_to(processor);
-            }
+            apart.as_ref().inspect(|apart| apart.join());
             work(plan, &mut state, &far);
         })?;
         Ok(Supervisor {
@@ -475,10 +472,8 @@ fn unless_ended<T>(done: Result<T, Failure>) -> Result<Option<T>, Failure> {
 
 fn hold(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) -> Result<(), Failure> {
     let end = Instant::now() + STOPPING;
-    let mut begun = Ok(());
-    for process in &mut state.processes {
-        begun = begun.and(unless_ended(process.begin(end)).map(drop));
-    }
+    let mut processes = state.processes.iter_mut();
+    let begun = processes.try_for_each(|process| unless_ended(process.begin(end)).map(drop));
     pass::learn_of_yama();
     tell(far, [BEGUN]);
     begun?;

@@ -1,7 +1,7 @@
 //! The least that can be done in a process that stands still: the floor of everything else that is.
 
 use crate::child::Child;
-use crate::processor::{self, Apart};
+use crate::processor::Apart;
 use crate::ptrace;
 use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
@@ -18,19 +18,13 @@ const PATIENCE: Duration = Duration::from_secs(5);
 pub fn floor(tid: i32) -> io::Result<Duration> {
     let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
     let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
-    let processor = processor::last_of(tid);
-    let apart = processor.and_then(Apart::from);
+    let apart = Apart::from(tid);
     let child = Child::start(&line, &[far.as_raw_fd()], || {
-        if let Some(processor) = processor.filter(|_| apart.is_some()) {
-            processor::move_to(processor);
-        }
+        apart.as_ref().inspect(|apart| apart.join());
         if let Ok(took) = visit(tid) {
+            let nanos = (took.as_nanos() as u64).to_ne_bytes();
             // Whoever waited for it may be gone.
-            let _ = send(
-                &far,
-                &(took.as_nanos() as u64).to_ne_bytes(),
-                SendFlags::NOSIGNAL,
-            );
+            let _ = send(&far, &nanos, SendFlags::NOSIGNAL);
         }
     })?;
     drop(far);
