@@ -544,9 +544,25 @@ pub(crate) fn no_difference() -> Outcome {
 
 // Refused
 
-fn refused_by_name() -> Outcome {
+fn compile_held() -> Outcome {
     let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/held.c");
-    run("cc", &["-O1", "-o", "held", source])?;
+    run("cc", &["-O1", "-o", "held", source])
+}
+
+/// The program with a socket that is held by more than its descriptor: that, and its address.
+fn held(how: &str) -> anyhow::Result<(Process, i32, SocketAddr)> {
+    let mut held = Process::start(program("./held").arg(how))?;
+    let facts = held.facts()?;
+    let port = serde_json::from_value(facts["port"].clone())?;
+    Ok((
+        held,
+        serde_json::from_value(facts["fd"].clone())?,
+        local(port),
+    ))
+}
+
+fn refused_by_name() -> Outcome {
+    compile_held()?;
     for (how, why) in [
         ("ring", "io_uring"),
         ("request", "io_uring"),
@@ -565,27 +581,21 @@ fn refused_by_name() -> Outcome {
 
 /// In an epoll instance, where it stays under the number that it had.
 fn by_a_closed_number() -> Outcome {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/held.c");
-    run("cc", &["-O1", "-o", "held", source])?;
-    let mut held = Process::start(program("./held").arg("unlisted"))?;
-    let facts = held.facts()?;
-    let fd: i32 = serde_json::from_value(facts["fd"].clone())?;
+    compile_held()?;
+    let (held, fd, address) = held("unlisted")?;
     let before = Still::now(&[held.pid()], &[fd])?;
     for _ in 0..times(5) {
         replace(&format!("{}:{fd}", held.pid()))?;
         before.is(&Still::now(&[held.pid()], &[fd])?)?;
-        echoes(local(serde_json::from_value(facts["port"].clone())?))?;
+        echoes(address)?;
     }
     Ok(())
 }
 
 /// By another thread than its first, so that one that was held is another one suddenly.
 fn a_program_that_executes_another() -> Outcome {
-    let source = concat!(env!("CARGO_MANIFEST_DIR"), "/victims/held.c");
-    run("cc", &["-O1", "-o", "held", source])?;
-    let mut held = Process::start(program("./held").arg("executes"))?;
-    let facts = held.facts()?;
-    let fd: i32 = serde_json::from_value(facts["fd"].clone())?;
+    compile_held()?;
+    let (held, fd, address) = held("executes")?;
     let target = format!("{}:{fd}", held.pid());
     let (mut replaced, mut between) = (0, 0);
     while replaced < times(60) {
@@ -604,15 +614,13 @@ fn a_program_that_executes_another() -> Outcome {
         }
         ensure!(between < replaced + 20, "has ended");
     }
-    echoes(local(serde_json::from_value(facts["port"].clone())?))?;
+    echoes(address)?;
     none_in_the_kernel()
 }
 
 /// Nothing of it is touched.
 fn is_refused(how: &str, why: &str) -> Outcome {
-    let mut held = Process::start(program("./held").arg(how))?;
-    let facts = held.facts()?;
-    let fd: i32 = serde_json::from_value(facts["fd"].clone())?;
+    let (held, fd, address) = held(how)?;
     let target = format!("{}:{fd}", held.pid());
     let dump = |image| done(["dump", "--canonical", "-o", image, &target]).map(drop);
     dump("before.skc")?;
@@ -628,7 +636,7 @@ fn is_refused(how: &str, why: &str) -> Outcome {
     }
     // Those do nothing with their socket.
     if !matches!(how, "request" | "raw" | "tunnel") {
-        echoes(local(serde_json::from_value(facts["port"].clone())?))?;
+        echoes(address)?;
     }
     none_in_the_kernel()
 }
