@@ -1,6 +1,7 @@
 //! A child process that outlives us: it undoes, or finishes, what we have begun.
 //!
-//! It is in a session of its own and blocks every signal, so that what is meant for us (Ctrl-C, a SIGKILL
+//! It is in a session of its own and blocks every signal, but for the SIGALRM of its own timer (`ptrace::tick`), so that
+//! what is meant for us (Ctrl-C, a SIGKILL
 //! for the process group) does not end it; it holds no other descriptor. Only who kills both prevents
 //! it: a control group that is killed, or a PID namespace whose first process is.
 
@@ -46,13 +47,31 @@ impl Child {
 fn settle_in(line: &OwnedFd, kept: &[RawFd]) {
     // SAFETY: no argument. It cannot fail: a new process leads no group.
     unsafe { libc::setsid() };
-    // SAFETY: sets what SIGCHLD does to nothing; ignored, it would not tell of stops (`ptrace::wait`).
-    unsafe { libc::signal(libc::SIGCHLD, libc::SIG_DFL) };
+    hear_of_ends();
     // SAFETY: the number is the other side's end, which this copy of the process does not use; open
     // here, it would hide the end of that side.
     unsafe { libc::close(line.as_raw_fd()) };
     close_others(kept);
     stay();
+    touch_stack();
+}
+
+/// Writes to the stack that will be needed: a page that is written for the first time is copied then, and by then somebody
+/// may stand still.
+#[inline(never)]
+fn touch_stack() {
+    const NEEDED: usize = 1 << 16;
+    let mut room = [0_u8; NEEDED];
+    std::hint::black_box(&mut room);
+}
+
+/// Stops of threads that we trace make no SIGCHLD, whatever our parent wanted: we wait for them.
+fn hear_of_ends() {
+    // SAFETY: sigaction is plain data for which all zeroes is a value: SIG_DFL, no flags, no mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_flags = libc::SA_NOCLDSTOP;
+    // SAFETY: it sets what SIGCHLD does to nothing; what it did is not asked for.
+    unsafe { libc::sigaction(libc::SIGCHLD, &raw const action, std::ptr::null_mut()) };
 }
 
 /// It is the last to be killed for want of memory, and not killed by the name of its parent (killall(1)). Neither is

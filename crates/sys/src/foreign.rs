@@ -312,6 +312,14 @@ impl<'a> Held<'a> {
         Ok(())
     }
 
+    /// Whether its calls would be made as they are.
+    pub fn may_call(&mut self) -> Result<(), Failure> {
+        let Thread {
+            tid, unfiltered, ..
+        } = *self.speaker()?;
+        may_call(tid, unfiltered)
+    }
+
     /// Gets the process ready to make calls.
     fn ready(&mut self) -> Result<Calls, Failure> {
         let Thread {
@@ -324,17 +332,13 @@ impl<'a> Held<'a> {
             return Ok(calls);
         }
         let failed = |error: io::Error| Failure::new(Wrong::Other, tid, &error);
-        if ptrace::dispatches_its_calls(tid) {
-            return Err(Failure::plain(Wrong::Dispatch, tid));
-        }
-        if !unfiltered && ptrace::is_filtered(tid).map_err(failed)? {
-            return Err(Failure::plain(Wrong::Seccomp, tid));
-        }
+        may_call(tid, unfiltered)?;
         // Not those that it had when it stopped: another thread may have executed a program, and be this one now.
         let mut registers = ptrace::registers(tid).map_err(failed)?;
-        leave_sequence(tid, &mut registers).map_err(failed)?;
+        let own = leave_sequence(tid, &mut registers).map_err(failed)?;
         let calls = Calls {
-            instruction: instruction(tid, &registers)
+            instruction: own
+                .or_else(|| in_vdso(tid))
                 .ok_or(Failure::plain(Wrong::Instruction, tid))?,
             registers,
             mask: ptrace::blocked_signals(tid).map_err(failed)?,
@@ -428,6 +432,17 @@ impl Thread {
     }
 }
 
+fn may_call(tid: i32, unfiltered: bool) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::new(Wrong::Other, tid, &error);
+    if ptrace::dispatches_its_calls(tid) {
+        return Err(Failure::plain(Wrong::Dispatch, tid));
+    }
+    match !unfiltered && ptrace::is_filtered(tid).map_err(failed)? {
+        true => Err(Failure::plain(Wrong::Seccomp, tid)),
+        false => Ok(()),
+    }
+}
+
 /// What a system call of another process answered.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Answer(pub i64);
@@ -462,42 +477,33 @@ fn stopped(thread: &Thread, end: Instant, sleep: Sleep) -> Result<bool, Failure>
 
 /// What the kernel does with a thread that it stops within a restartable sequence (rseq(2)): to go on
 /// at the abort handler. It does so when it sees the thread's own address, which our calls hide from it.
-fn leave_sequence(tid: i32, registers: &mut Registers) -> io::Result<()> {
-    let Some(area) = ptrace::restartable_sequence(tid) else {
-        return Ok(());
-    };
+///
+/// Answers where the instruction is that made the call that the thread is behind, if it is behind one.
+fn leave_sequence(tid: i32, registers: &mut Registers) -> io::Result<Option<u64>> {
     // struct rseq: cpu_id_start and cpu_id, then rseq_cs.
-    let mut pointer = [0];
-    read_memory(tid, area + 8, &mut pointer)?;
-    let [critical] = pointer;
-    if critical == 0 {
-        return Ok(());
+    let sequence = ptrace::restartable_sequence(tid).map(|area| area + 8);
+    let behind = registers.call_address();
+    let (critical, instruction) = match (sequence, behind) {
+        (Some(sequence), Some(behind)) => read_both(tid, sequence, behind)?,
+        (Some(sequence), None) => (read_word(tid, sequence)?, 0),
+        (None, Some(behind)) => (0, read_word(tid, behind).unwrap_or(0)),
+        (None, None) => (0, 0),
+    };
+    if let Some(sequence) = sequence.filter(|_| critical != 0) {
+        // struct rseq_cs: version and flags, start_ip, post_commit_offset, abort_ip.
+        let mut section = [0; 4];
+        read_memory(tid, critical, &mut section)?;
+        let [_, start, length, abort] = section;
+        if registers.address().wrapping_sub(start) < length {
+            registers.go_on_at(abort);
+            write_memory(tid, sequence, &[0])?;
+            // Whatever happens now, it must not go on within.
+            ptrace::set_registers(tid, registers)?;
+            return Ok(None);
+        }
     }
-    // struct rseq_cs: version and flags, start_ip, post_commit_offset, abort_ip.
-    let mut section = [0; 4];
-    read_memory(tid, critical, &mut section)?;
-    let [_, start, length, abort] = section;
-    if registers.address().wrapping_sub(start) < length {
-        registers.go_on_at(abort);
-        write_memory(tid, area + 8, &[0])?;
-        // Whatever happens now, it must not go on within.
-        ptrace::set_registers(tid, registers)?;
-    }
-    Ok(())
-}
-
-/// The address of an instruction that makes a system call: the one that the thread is behind, or one
-/// of its vdso.
-fn instruction(tid: i32, registers: &Registers) -> Option<u64> {
-    let own = registers.call_address().filter(|at| is_call(tid, *at));
-    own.or_else(|| in_vdso(tid))
-}
-
-fn is_call(tid: i32, at: u64) -> bool {
-    let mut word = [0];
-    let read = read_memory(tid, at, &mut word);
-    let [word] = word;
-    read.is_ok() && word.to_ne_bytes().starts_with(CALL)
+    let is_call = instruction.to_ne_bytes().starts_with(CALL);
+    Ok(behind.filter(|_| is_call))
 }
 
 fn in_vdso(tid: i32) -> Option<u64> {
@@ -526,6 +532,33 @@ fn in_page(tid: i32, page: u64) -> Option<u64> {
     }
     let found = bytes.windows(CALL.len()).position(|window| window == CALL);
     found.map(|at| page + at as u64)
+}
+
+fn read_word(tid: i32, at: u64) -> io::Result<u64> {
+    let mut word = [0];
+    read_memory(tid, at, &mut word)?;
+    let [word] = word;
+    Ok(word)
+}
+
+/// Reads a word, and another one that may not be there: 0 then.
+fn read_both(tid: i32, at: u64, other: u64) -> io::Result<(u64, u64)> {
+    const WORD: usize = size_of::<u64>();
+    let mut words = [0_u64; 2];
+    let own = libc::iovec {
+        iov_base: words.as_mut_ptr().cast(),
+        iov_len: 2 * WORD,
+    };
+    let places = [elsewhere(at, WORD), elsewhere(other, WORD)];
+    let from = places.as_ptr();
+    // SAFETY: it writes at most two words to `words`; the other addresses are checked by the kernel.
+    let read = unsafe { libc::process_vm_readv(tid, &raw const own, 1, from, 2, 0) };
+    let [word, other] = words;
+    match usize::try_from(read) {
+        Err(_) => Err(io::Error::last_os_error()),
+        Ok(0..WORD) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
+        Ok(read) => Ok((word, if read == 2 * WORD { other } else { 0 })),
+    }
 }
 
 /// Reads memory of a stopped thread, all or nothing.

@@ -33,6 +33,11 @@ impl Step {
         }
     }
 
+    /// Becomes the step to what the option is now; on an error it stays what it is.
+    pub(crate) fn renew(&mut self, fd: BorrowedFd<'_>) {
+        let _ = crate::sockopt::get(fd, self.level, self.name, &mut self.value);
+    }
+
     /// An option of four bytes as it is now.
     pub fn now(fd: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<Step> {
         let mut value = vec![0; 4];

@@ -1,6 +1,6 @@
 //! Sockets put into a running process, and taken out of another: all or nothing, whatever becomes of us.
 //!
-//! A child process does it, in a session of its own with every signal blocked, so that what is meant for
+//! A child process does it, in a session of its own with every signal of others blocked, so that what is meant for
 //! us does not end it. It has all it needs when it starts, and asks nothing: if we end, it goes on to
 //! the end, and the sockets are either in the process or not. Before it ends it has put back what it
 //! changed: registers, signal masks, the scratch memory; on an error also the descriptors that it made.
@@ -11,6 +11,7 @@ use crate::child::Child;
 use crate::foreign::{self, Failure, Held, Thread, Wrong};
 use crate::pass::{self, Offer, Received, close, is_socket, link_to};
 use crate::path::{self, Path};
+use crate::ptrace;
 use rustix::fs::{Mode, OFlags, RawDir, open};
 use rustix::net::SendFlags;
 use std::io;
@@ -145,12 +146,15 @@ fn read_report(line: &OwnedFd) -> io::Result<Result<Done, Failure>> {
 
 /// What the child does.
 fn work(plan: &Handover<'_>, room: &mut Room, far: &OwnedFd) {
+    ptrace::tick();
     let start = Instant::now();
     let done = transaction(plan, room);
     let micros = start.elapsed().as_micros();
     // Whoever waited for it may be gone.
     let tell = |number: i32| {
-        let _ = rustix::net::send(far, &number.to_ne_bytes(), SendFlags::NOSIGNAL);
+        let bytes = number.to_ne_bytes();
+        let send = || rustix::net::send(far, &bytes, SendFlags::NOSIGNAL);
+        let _ = rustix::io::retry_on_intr(send);
     };
     match done {
         Ok(()) => {

@@ -6,6 +6,7 @@ use crate::check;
 use crate::registers::{Raw, Registers, Waiting};
 use std::io;
 use std::os::fd::AsFd;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 /// A thread that stands still until this is dropped.
@@ -156,33 +157,16 @@ pub(crate) fn let_go(tid: i32) -> io::Result<()> {
 
 /// Waits for a thread to stop; `ESRCH` when it has ended, `ETIMEDOUT` when it takes too long.
 ///
-/// It asks again and again: when another thread executes a program, who sleeps in wait(2) for the first one is
-/// not woken (`child_wait_callback` sees the exchanged number).
+/// It asks again and again, or whenever it is interrupted: when another thread executes a program, who sleeps in wait(2)
+/// for the first one is not woken (`child_wait_callback` sees the exchanged number).
 fn wait(tid: i32, end: Instant, sleep: Sleep) -> io::Result<libc::c_int> {
-    let mut status = 0;
-    let (mut at_once, mut moment) = (None, SHORTEST_MOMENT);
+    let ticks = TICKS.load(Relaxed);
+    let flags = if ticks { 0 } else { libc::WNOHANG };
+    let (mut status, mut turns) = (0, 0);
     loop {
         // SAFETY: status is writable; __WALL also waits for threads that are no child.
-        match check(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | libc::WNOHANG) }) {
-            Ok(0) if Instant::now() > end => {
-                return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
-            }
-            Ok(0) if at_once.is_none() => {
-                at_once = Some(if hears_of_stops() { 0 } else { AT_ONCE });
-            }
-            // The thread may be one that waits for this processor.
-            Ok(0) if at_once > Some(0) => {
-                at_once = at_once.map(|left| left - 1);
-                std::thread::yield_now();
-            }
-            // The first thread of a process is not told of before the others are collected.
-            Ok(0) if !await_news(moment) && moment == LONGEST_MOMENT && has_ended(tid) => {
-                return Err(io::Error::from_raw_os_error(libc::ESRCH));
-            }
-            Ok(0) if moment == LONGEST_MOMENT && sleep == Sleep::IsTheEnd && is_asleep(tid) => {
-                return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
-            }
-            Ok(0) => moment = LONGEST_MOMENT.min(2 * moment),
+        match check(unsafe { libc::waitpid(tid, &raw mut status, libc::__WALL | flags) }) {
+            Ok(0) => {}
             Ok(_) if libc::WIFSTOPPED(status) => return Ok(status),
             Ok(_) => return Err(io::Error::from_raw_os_error(libc::ESRCH)),
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -192,7 +176,69 @@ fn wait(tid: i32, end: Instant, sleep: Sleep) -> io::Result<libc::c_int> {
             }
             Err(error) => return Err(error),
         }
+        if Instant::now() > end {
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
+        turns += 1;
+        let takes_long = match ticks {
+            true => turns > 1,
+            false => pause(turns),
+        };
+        // The first thread of a process is not told of before the others are collected.
+        if takes_long && has_ended(tid) {
+            return Err(io::Error::from_raw_os_error(libc::ESRCH));
+        }
+        if takes_long && sleep == Sleep::IsTheEnd && is_asleep(tid) {
+            return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT));
+        }
     }
+}
+
+/// Whether wait(2) is interrupted every [`LONGEST_MOMENT`].
+static TICKS: AtomicBool = AtomicBool::new(false);
+
+/// Has this process sleep while it waits for threads, and look up every other millisecond: to ask again and again
+/// takes the processor that they need, and to sleep for a moment sets a timer each time. From now on SIGALRM
+/// interrupts it; only for a child process that is alone with its signals.
+pub(crate) fn tick() {
+    extern "C" fn nothing(_: libc::c_int) {}
+    // SAFETY: sigaction is plain data for which all zeroes is a value.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = nothing as extern "C" fn(libc::c_int) as usize;
+    let moment = libc::timeval {
+        tv_sec: 0,
+        tv_usec: LONGEST_MOMENT.subsec_micros().into(),
+    };
+    let timer = libc::itimerval {
+        it_interval: moment,
+        it_value: moment,
+    };
+    // SAFETY: sigset_t is plain data for which all zeroes is a value.
+    let mut alarm: libc::sigset_t = unsafe { std::mem::zeroed() };
+    // SAFETY: it writes the set it is given.
+    unsafe { libc::sigaddset(&raw mut alarm, libc::SIGALRM) };
+    let (handler, unblocked, every) = (&raw const action, &raw const alarm, &raw const timer);
+    // SAFETY: the handler does nothing; what was before is not asked for.
+    let handled = unsafe { libc::sigaction(libc::SIGALRM, handler, std::ptr::null_mut()) } == 0;
+    // SAFETY: it reads the set; what was before is not asked for.
+    let heard = unsafe { libc::sigprocmask(libc::SIG_UNBLOCK, unblocked, std::ptr::null_mut()) };
+    // SAFETY: it reads the time; what was before is not asked for.
+    let set = || unsafe { libc::setitimer(libc::ITIMER_REAL, every, std::ptr::null_mut()) };
+    let ticks = handled && heard == 0 && set() == 0;
+    TICKS.store(ticks, Relaxed);
+}
+
+/// Waits a while before a thread is asked for again for this time: first not at all, then longer and longer. Says
+/// whether that was long.
+fn pause(turn: u32) -> bool {
+    let Some(turn) = turn.checked_sub(AT_ONCE) else {
+        // The thread may be one that waits for this processor.
+        std::thread::yield_now();
+        return false;
+    };
+    let moment = SHORTEST_MOMENT.saturating_mul(1 << turn.min(16));
+    std::thread::sleep(moment.min(LONGEST_MOMENT));
+    moment >= LONGEST_MOMENT
 }
 
 /// How long is waited for a thread that waits in the kernel for something that nothing interrupts.
@@ -204,7 +250,7 @@ pub(crate) enum Sleep {
     IsTheEnd,
 }
 
-/// How often it is asked without a pause, some 50 µs, by those whom nothing wakes up.
+/// How often it is asked without a pause, some 50 µs, by those that nothing interrupts.
 const AT_ONCE: u32 = 100;
 /// The first pause.
 const SHORTEST_MOMENT: Duration = Duration::from_micros(20);
@@ -226,32 +272,6 @@ fn state(tid: i32) -> Option<u8> {
     let mut buffer = [0; 1024];
     let letter = crate::path::stat(tid, &mut buffer)?.next()?;
     letter.bytes().next()
-}
-
-/// Whether SIGCHLD stays pending, so that [`await_news`] ends with it: it is blocked (and not ignored).
-fn hears_of_stops() -> bool {
-    // SAFETY: sigset_t is plain data for which all zeroes is a value.
-    let mut blocked: libc::sigset_t = unsafe { std::mem::zeroed() };
-    let none = std::ptr::null();
-    // SAFETY: no set is given, and the present one is written to `blocked`.
-    let asked = unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, none, &raw mut blocked) };
-    // SAFETY: it reads the set.
-    asked == 0 && unsafe { libc::sigismember(&raw const blocked, libc::SIGCHLD) } == 1
-}
-
-/// Waits a moment, or until a thread that we trace has stopped: then SIGCHLD is pending, where it is
-/// blocked and not ignored. Says whether it was.
-fn await_news(moment: Duration) -> bool {
-    // SAFETY: sigset_t is plain data for which all zeroes is a value.
-    let mut child: libc::sigset_t = unsafe { std::mem::zeroed() };
-    // SAFETY: it writes the set it is given.
-    unsafe { libc::sigaddset(&raw mut child, libc::SIGCHLD) };
-    let moment = libc::timespec {
-        tv_sec: 0,
-        tv_nsec: moment.subsec_nanos().into(),
-    };
-    // SAFETY: it reads the set and the time; the signal's details are not asked for.
-    unsafe { libc::sigtimedwait(&raw const child, std::ptr::null_mut(), &raw const moment) > 0 }
 }
 
 /// Whether a thread has a seccomp filter, or less.
@@ -307,9 +327,10 @@ pub(crate) fn take_back_disturbance(
 /// lost: there is no way to look at one without taking it.
 fn take_interruption(tid: i32, fd: i32) -> io::Result<()> {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::io::retry_on_intr;
     let socket = crate::descriptor::of_thread(tid, fd)?;
     let mut asked = [PollFd::new(&socket, PollFlags::empty())];
-    poll(&mut asked, Some(&Timespec::default()))?;
+    retry_on_intr(|| poll(&mut asked, Some(&Timespec::default())))?;
     if asked[0].revents().contains(PollFlags::ERR) {
         let mut error = [0; 4];
         let name = libc::SO_ERROR;

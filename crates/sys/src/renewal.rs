@@ -11,6 +11,7 @@
 
 use crate::descriptor;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::retry_on_intr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 
@@ -262,7 +263,7 @@ fn take_other(one: &Registration, tid: i32, epoll: &Epoll) -> io::Result<OwnedFd
 fn is_writable(socket: BorrowedFd<'_>) -> io::Result<bool> {
     let mut asked = [PollFd::new(&socket, PollFlags::OUT)];
     let now = Timespec::default();
-    poll(&mut asked, Some(&now))?;
+    retry_on_intr(|| poll(&mut asked, Some(&now)))?;
     Ok(asked[0].revents().contains(PollFlags::OUT))
 }
 

@@ -21,13 +21,14 @@ use crate::descriptor;
 use crate::foreign::{self, Failure, Held, Thread, Wrong};
 use crate::guard::Step;
 use crate::pass::{self, Offer, Received};
-use crate::path::{self, Path};
+use crate::path::Path;
 use crate::processor::Apart;
-use crate::ptrace::Sleep;
+use crate::ptrace::{self, Sleep};
 use crate::renewal::{self, Remains, Renewal};
 pub use crate::renewal::{REGISTRATIONS, Registration, Role};
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::io::Errno;
+use rustix::fs::{Mode, OFlags, open};
+use rustix::io::{Errno, retry_on_intr};
 use rustix::net::{RecvFlags, SendFlags};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
@@ -80,7 +81,7 @@ pub struct Swap<'a> {
     pub tables: Vec<Table>,
     /// SIGIO is for the new socket (O_ASYNC), and tells this number (`fasync_struct.fa_fd`).
     pub asynchronous: Option<RawFd>,
-    /// Taken on the old socket when it stays.
+    /// Options of the old socket that are put back when it stays, as they were when its owners stood still.
     pub undo: Vec<Step>,
 }
 
@@ -111,6 +112,8 @@ struct Line {
     socket: OwnedFd,
     /// How often it is asked without a pause.
     at_once: u32,
+    /// How long silence may last where reading is interrupted; the supervisor's has `SO_RCVTIMEO` too.
+    silence: Duration,
 }
 
 /// What the supervisor is told, by one word.
@@ -141,7 +144,12 @@ impl Supervisor {
         let first = plan.tables.first();
         let apart = first.and_then(|table| Apart::from(table.tid));
         let at_once = if apart.is_some() { AT_ONCE } else { 0 };
-        let [line, far] = [line, far].map(|socket| Line { socket, at_once });
+        let ends = [(line, Duration::MAX), (far, SILENCE)];
+        let [line, far] = ends.map(|(socket, silence)| Line {
+            socket,
+            at_once,
+            silence,
+        });
         let child = Child::start(&line.socket, &kept, || {
             apart.as_ref().inspect(|apart| apart.join());
             work(plan, &mut state, &far);
@@ -176,13 +184,14 @@ impl Supervisor {
         let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut word = [0; 4];
         let heard = || rustix::net::recv(&line.socket, &mut word, RecvFlags::WAITALL);
-        match rustix::io::retry_on_intr(heard) {
+        match retry_on_intr(heard) {
             Ok((_, 4)) => Ok(()),
             _ => Err(io::Error::other(ENDED)),
         }
     }
 
-    /// Waits until every table has its descriptor. After a failure everything is undone, and it has ended.
+    /// Waits until every table has its descriptor. If one has none, the processes are held still, with the old one, until this
+    /// is dropped: that must have its place again by then.
     pub fn given(&mut self) -> io::Result<Result<(), Failure>> {
         Ok(self.failure()?.map_or(Ok(()), Err))
     }
@@ -277,7 +286,7 @@ fn kept(plan: &Swap<'_>, far: &OwnedFd) -> Vec<RawFd> {
 impl Line {
     /// Reads all of it.
     fn read(&self, bytes: &mut [u8]) -> rustix::io::Result<()> {
-        let (mut at, mut asked) = (0, 0);
+        let (mut at, mut asked, start) = (0, 0, Instant::now());
         while at < bytes.len() {
             // Processes stand still: to go to sleep and be woken up would take longer than most answers.
             let flags = match asked < self.at_once {
@@ -287,7 +296,7 @@ impl Line {
             match rustix::net::recv(&self.socket, &mut bytes[at..], flags) {
                 Ok((_, 0)) => return Err(Errno::PIPE),
                 Ok((_, length)) => at += length,
-                Err(Errno::INTR) => {}
+                Err(Errno::INTR) if start.elapsed() < self.silence => {}
                 Err(Errno::AGAIN) if asked < self.at_once => asked += 1,
                 Err(error) => return Err(error),
             }
@@ -302,6 +311,9 @@ struct State<'a> {
     tables: Vec<Given>,
     seats: Vec<Owned>,
     renewal: Renewal,
+    /// What puts the old socket back, when that is known.
+    undo: Vec<Step>,
+    stand: bool,
     since: Instant,
 }
 
@@ -318,11 +330,12 @@ struct Given {
 }
 
 /// One seat, as it is while its process stands still.
-#[derive(Clone, Copy)]
 struct Owned {
     table: usize,
     seat: Seat,
     is_old: bool,
+    /// Tells the flags of its descriptor, whenever it is read: to open it takes ten times as long.
+    flags: Option<OwnedFd>,
 }
 
 impl<'a> State<'a> {
@@ -349,8 +362,18 @@ impl<'a> State<'a> {
                 .map(|(pid, room)| Held::none_of(*pid, room))
                 .collect(),
             renewal: Renewal::new(),
+            undo: plan.undo.clone(),
+            stand: false,
             since: Instant::now(),
         }
+    }
+
+    /// Nothing is known yet. To write that down now is to have room of our own to write to, not a copy still to be made.
+    fn forget(&mut self) {
+        for given in &mut self.tables {
+            (given.is_there, given.received) = (false, None);
+        }
+        self.seats.iter_mut().for_each(|owned| owned.is_old = false);
     }
 
     /// The process that stands still, with the right thread to make calls in this table; `None` when it
@@ -365,11 +388,11 @@ impl<'a> State<'a> {
 
 impl Owned {
     fn new(table: usize, seat: Seat) -> Owned {
-        let is_old = false;
         Owned {
             table,
             seat,
-            is_old,
+            is_old: false,
+            flags: None,
         }
     }
 }
@@ -388,8 +411,9 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
     }
     report_hold(state, far);
     if let Err(failure) = give_all(plan, state) {
-        undo(plan, state);
-        return tell_failure(far, failure);
+        tell_failure(far, failure);
+        wait_for_old(far);
+        return undo(plan, state);
     }
     tell(far, [DONE]);
     look_at_flags(state);
@@ -407,12 +431,16 @@ fn is_committed(state: &mut State<'_>, far: &Line) -> bool {
         Ok(()) => tell(far, [DONE]),
         Err(failure) => {
             tell_failure(far, failure);
-            // The old one has its place again before anybody runs.
-            next(far, Silence::IsTheEnd);
+            wait_for_old(far);
             return false;
         }
     }
     true
+}
+
+/// The old one has its place again before anybody runs.
+fn wait_for_old(far: &Line) {
+    next(far, Silence::IsTheEnd);
 }
 
 /// Whether we may say nothing: not while processes stand still.
@@ -426,7 +454,7 @@ enum Silence {
 fn next(far: &Line, silence: Silence) -> Option<i32> {
     if silence == Silence::IsAllowed {
         let mut asked = [PollFd::new(&far.socket, PollFlags::IN)];
-        rustix::io::retry_on_intr(|| poll(&mut asked, None)).ok()?;
+        retry_on_intr(|| poll(&mut asked, None)).ok()?;
     }
     words(far).map(|[word]| word)
 }
@@ -447,7 +475,8 @@ fn tell(far: &Line, words: impl IntoIterator<Item = i32>) {
             piece.copy_from_slice(&word.to_ne_bytes());
             length += 4;
         }
-        let _ = rustix::net::send(&far.socket, &bytes[..length], SendFlags::NOSIGNAL);
+        let send = || rustix::net::send(&far.socket, &bytes[..length], SendFlags::NOSIGNAL);
+        let _ = retry_on_intr(send);
     }
 }
 
@@ -471,10 +500,13 @@ fn unless_ended<T>(done: Result<T, Failure>) -> Result<Option<T>, Failure> {
 }
 
 fn hold(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) -> Result<(), Failure> {
+    ptrace::tick();
+    state.forget();
     let end = Instant::now() + STOPPING;
     let mut processes = state.processes.iter_mut();
     let begun = processes.try_for_each(|process| unless_ended(process.begin(end)).map(drop));
     pass::learn_of_yama();
+    open_flags(state);
     tell(far, [BEGUN]);
     begun?;
     state.since = Instant::now();
@@ -484,6 +516,9 @@ fn hold(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) -> Result<(), Failur
     for process in &mut state.processes {
         unless_ended(process.complete(Sleep::IsTheEnd))?;
     }
+    // Until now they may have changed them.
+    state.undo.iter_mut().for_each(|step| step.renew(plan.old));
+    state.stand = true;
     for at in 0..plan.tables.len() {
         let there = has_seats(plan, state, at)?;
         if let Some(given) = state.tables.get_mut(at) {
@@ -517,6 +552,7 @@ fn has_seats(plan: &Swap<'_>, state: &mut State<'_>, at: usize) -> Result<bool, 
         return Ok(false);
     }
     given.tid = process.tid();
+    process.may_call()?;
     let mut any = false;
     for owned in state.seats.iter_mut().filter(|owned| owned.table == at) {
         owned.is_old = is_old(plan, given.tid, owned.seat.fd);
@@ -610,6 +646,23 @@ fn raise_limit() -> io::Result<()> {
     Ok(setrlimit(Resource::Nofile, limit)?)
 }
 
+/// How many of the seats are looked at by files that are open already.
+const MOST_OPEN: usize = 64;
+
+/// Opens what tells of the flags of the seats; where that fails, it is done when they are looked at.
+fn open_flags(state: &mut State<'_>) {
+    for owned in state.seats.iter_mut().take(MOST_OPEN) {
+        let given = state.tables.get(owned.table);
+        owned.flags = given.and_then(|given| info_of(given.tid, owned.seat.fd).ok());
+    }
+}
+
+fn info_of(tid: i32, fd: RawFd) -> rustix::io::Result<OwnedFd> {
+    let path = Path::new(format_args!("/proc/{tid}/fdinfo/{fd}"));
+    let (flags, mode) = (OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty());
+    open(path.as_c_str(), flags, mode)
+}
+
 /// Looks whether the seats are close-on-exec, as they are now; it is done while we look at other things.
 fn look_at_flags(state: &mut State<'_>) {
     for owned in state.seats.iter_mut().filter(|owned| owned.is_old) {
@@ -617,16 +670,20 @@ fn look_at_flags(state: &mut State<'_>) {
             continue;
         };
         let mut buffer = [0; 512];
-        let path = Path::new(format_args!("/proc/{}/fdinfo/{}", given.tid, owned.seat.fd));
-        let text = path::read(path.as_c_str(), &mut buffer).unwrap_or_default();
-        if let Some(flags) = flags(text) {
+        let mut look = |info: &OwnedFd| flags(info, &mut buffer);
+        let told = owned.flags.take().as_ref().and_then(&mut look);
+        // The thread may have ended, and left its table to another.
+        let told = told.or_else(|| look(&info_of(given.tid, owned.seat.fd).ok()?));
+        if let Some(flags) = told {
             owned.seat.close_on_exec = flags & libc::O_CLOEXEC != 0;
         }
     }
 }
 
-/// The line `flags:` of /proc/PID/fdinfo/FD, in octal.
-fn flags(text: &[u8]) -> Option<i32> {
+/// The line `flags:` of /proc/PID/fdinfo/FD, in octal (`seq_show` of fs/proc/fd.c looks the descriptor up for each read).
+fn flags(info: &OwnedFd, buffer: &mut [u8]) -> Option<i32> {
+    let length = rustix::io::pread(info, &mut *buffer, 0).ok()?;
+    let text = buffer.get(..length)?;
     let mut lines = text.split(|byte| *byte == b'\n');
     let line = lines.find_map(|line| line.strip_prefix(b"flags:"))?;
     i32::from_str_radix(std::str::from_utf8(line).ok()?.trim(), 8).ok()
@@ -665,7 +722,7 @@ fn close_both(process: &mut Held<'_>, received: Received) {
 
 /// Everything as it was.
 fn undo(plan: &Swap<'_>, state: &mut State<'_>) {
-    for step in &plan.undo {
+    for step in state.undo.iter().filter(|_| state.stand) {
         // There is nobody to hear of an error.
         let _ = step.take(plan.old);
     }
@@ -725,10 +782,10 @@ fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
 
 /// Puts the new socket at the number of the old one.
 fn take_seat(state: &mut State<'_>, at: usize) -> Result<(), Failure> {
-    let Some(Owned { table, seat, .. }) = state.seats.get(at).filter(|owned| owned.is_old).copied()
-    else {
+    let Some(owned) = state.seats.get(at).filter(|owned| owned.is_old) else {
         return Ok(());
     };
+    let (table, seat) = (owned.table, owned.seat);
     let Some((process, received)) = state.process(table) else {
         return Ok(());
     };

@@ -3,7 +3,7 @@
 use crate::child::Child;
 use crate::processor::Apart;
 use crate::ptrace;
-use rustix::io::{Errno, retry_on_intr};
+use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{recv, send, socketpair};
 use std::io;
@@ -21,6 +21,7 @@ pub fn floor(tid: i32) -> io::Result<Duration> {
     let apart = Apart::from(tid);
     let child = Child::start(&line, &[far.as_raw_fd()], || {
         apart.as_ref().inspect(|apart| apart.join());
+        ptrace::tick();
         if let Ok(took) = visit(tid) {
             let nanos = (took.as_nanos() as u64).to_ne_bytes();
             // Whoever waited for it may be gone.
@@ -29,7 +30,17 @@ pub fn floor(tid: i32) -> io::Result<Duration> {
     })?;
     drop(far);
     let mut bytes = [0; 8];
-    let heard = retry_on_intr(|| recv(&line, &mut bytes, RecvFlags::WAITALL));
+    // A processor that sleeps has to be woken up, as soon as the scheduler sends the thread there.
+    let flags = match &apart {
+        Some(_) => RecvFlags::DONTWAIT,
+        None => RecvFlags::WAITALL,
+    };
+    let heard = loop {
+        match recv(&line, &mut bytes, flags) {
+            Err(Errno::AGAIN | Errno::INTR) => {}
+            heard => break heard,
+        }
+    };
     child.collect()?;
     match heard? {
         (_, 8) => Ok(Duration::from_nanos(u64::from_ne_bytes(bytes))),
