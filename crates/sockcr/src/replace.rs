@@ -20,7 +20,7 @@ use crate::deliver::process;
 use crate::error::{Error, ErrorKind};
 use crate::find::{Found, Holder};
 use crate::kernel::inject::Lazy;
-use crate::kernel::{self, Reader};
+use crate::kernel::{self, Reader, Users};
 use crate::map::{self, Mapping};
 use crate::protocol;
 use crate::report::Report;
@@ -44,6 +44,8 @@ const ATTEMPTS: u32 = 8;
 /// How long a process that an owner has just started may keep what it was born with, before it executes a program or
 /// ends; so many times longer with each attempt.
 const BIRTH: Duration = Duration::from_micros(300);
+/// Who has it that is no process.
+const KERNELS: &str = "is used by the kernel itself: a tunnel, or a BPF map (sockmap)";
 /// What an owner does that we see half way.
 const GONE: &str = "an owner closed it, or ended";
 /// Who is no descriptor of any process.
@@ -221,8 +223,10 @@ fn refuse_kind(found: &Found) -> Result<(), Error> {
     }
     // Not while they stand still.
     reader.get_ready().map_err(failed)?;
-    match reader.users(fd).map_err(failed)?.kernel {
-        true => refused("is used by the kernel itself: a tunnel, or a BPF map (sockmap)"),
+    reader.users(fd).map_err(failed)?;
+    let sock = reader.sock(fd).map_err(failed)?;
+    match reader.is_kernels(&sock).map_err(failed)? {
+        true => refused(KERNELS),
         false => Ok(()),
     }
 }
@@ -279,9 +283,27 @@ impl Replacement<'_> {
                 std::thread::sleep(attempts * Duration::from_millis(2));
             }
             attempts += 1;
-            let old = Before::of(&self.found)?;
-            self.draft = Draft::new(&self.found, old, self.options, &mut self.injector)?;
+            self = self.again()?;
         }
+    }
+
+    /// Another new socket; the one that there was is gone by then: it may have an address already.
+    fn again(self) -> Result<Self, Error> {
+        let Replacement {
+            found,
+            options,
+            draft,
+            mut injector,
+        } = self;
+        drop(draft);
+        let old = Before::of(&found)?;
+        let draft = Draft::new(&found, old, options, &mut injector)?;
+        Ok(Replacement {
+            found,
+            options,
+            draft,
+            injector,
+        })
     }
 
     fn refused(&self, why: &str) -> Error {
@@ -297,11 +319,6 @@ impl Replacement<'_> {
             ours,
         } = holders::find(&self.found)?;
         let old = self.found.socket.as_fd();
-        let users = reader.users(old).map_err(unseen)?;
-        let instances = match users.registrations {
-            0 => None,
-            _ => Some(Instances::find(&tables)?),
-        };
         // It would stand still in the middle of a call of ours.
         if let Some(table) = tables.iter().find(|table| group::is_frozen(table.pid)) {
             let why = format!(
@@ -320,6 +337,11 @@ impl Replacement<'_> {
         };
         let mut supervisor = Supervisor::start(&plan)
             .map_err(|error| Error::system("start the process that watches over it", error))?;
+        let users = rehearse(reader, &plan)?;
+        let instances = match users.registrations {
+            0 => None,
+            _ => Some(Instances::find(&plan.tables)?),
+        };
         let mut attempt = Attempt {
             reader,
             found: &self.found,
@@ -329,6 +351,7 @@ impl Replacement<'_> {
             instances,
             injector: &mut self.injector,
             report: self.draft.report.clone(),
+            touched: false,
             patience: (attempts - 1) * BIRTH,
         };
         let since = Instant::now();
@@ -342,7 +365,9 @@ impl Replacement<'_> {
             Err(trouble) => {
                 drop(supervisor);
                 *stopped += since.elapsed();
-                undo(&plan);
+                if attempt.touched {
+                    undo(&plan);
+                }
                 return Err(trouble);
             }
         };
@@ -368,6 +393,14 @@ impl Replacement<'_> {
         let step = Step::now(self.found.socket.as_fd(), SOL_SOCKET, SO_REUSEADDR);
         Ok(vec![step.map_err(|e| Error::system("SO_REUSEADDR", e))?])
     }
+}
+
+/// Looks at all that will be looked at while the owners stand still. The supervisor has a copy of our memory, of which
+/// each page is copied when it is first written to: that takes longer than the look itself.
+fn rehearse(reader: &Reader, plan: &Swap<'_>) -> Result<Users, Trouble> {
+    reader.read(plan.new).map_err(unseen)?;
+    reader.glance_at_queue(plan.old);
+    reader.users(plan.old).map_err(unseen)
 }
 
 /// The same as the child process does, which may have given us up before the last that we did.

@@ -555,30 +555,52 @@ impl Checkpoint {
     }
 
     /// Compares where the socket is, and, where taking the place may have changed more, all but its queue.
+    /// `same`: another one has had this very place, with the same settings, so that the kernel changes nothing that it has not
+    /// changed there (`inet_bind_sk`, `inet6_bind_sk`, `__ip6_datagram_connect`). What a BPF program of the control group
+    /// sets as it pleases at bind(2) or connect(2) is not seen then.
     pub(crate) fn compare_placed(
         &self,
         fd: BorrowedFd<'_>,
+        same: bool,
         report: &mut Report,
     ) -> Result<(), Error> {
         let endpoint = &self.endpoint;
         let plain = endpoint.peer.is_none() && endpoint.heard.is_none();
-        if plain && !self.protocol.is_ipv6() {
+        if same || plain && !self.protocol.is_ipv6() {
             let failed = |error| Error::system(format!("{}: read its address", self.name()), error);
-            let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
-            let hidden = reader.read(fd).map_err(failed)?;
-            let now = Endpoint::dump(fd, self.protocol, Some(&hidden), report).map_err(failed)?;
-            if now != *endpoint {
-                let why = format!(
-                    "{} became {}, or its locks changed",
-                    endpoint.local, now.local
-                );
-                report.lose("local address", why);
-            }
+            self.compare_endpoint(fd, report).map_err(failed)?;
+            self.compare_device(fd, report);
             return Ok(());
         }
         let mut wanted = self.clone();
         wanted.receive_queue.clear();
         wanted.compare(fd, Checkpoint::dump_own_without_queue(&fd)?, report)
+    }
+
+    fn compare_endpoint(&self, fd: BorrowedFd<'_>, report: &mut Report) -> io::Result<()> {
+        let hidden = kernel::reader().map_err(io::Error::other)?.read(fd)?;
+        let now = Endpoint::dump(fd, self.protocol, Some(&hidden), report)?;
+        let name = |peer: Option<SocketAddr>| peer.map_or("none".into(), |peer| peer.to_string());
+        if now.peer != self.endpoint.peer {
+            let why = format!("{} became {}", name(self.endpoint.peer), name(now.peer));
+            report.lose("peer", why);
+        } else if now != self.endpoint {
+            let (before, now) = (self.endpoint.local, now.local);
+            let why = format!("{before} became {now}, or its locks changed");
+            report.lose("local address", why);
+        }
+        Ok(())
+    }
+
+    /// An address or a peer of one link binds to its device.
+    fn compare_device(&self, fd: BorrowedFd<'_>, report: &mut Report) {
+        const DEVICE: &str = "SO_BINDTODEVICE";
+        let read = |row| option::read_whole(row, fd, None);
+        // One that is gone has no name, here or in a dump.
+        let now = option::find(DEVICE).and_then(|row| read(row).ok().flatten());
+        if now.as_ref() != self.options.get(DEVICE) {
+            report.lose(DEVICE, "it became another one");
+        }
     }
 
     /// Leaves out what nobody sees without BPF: to be as restore made it is all that `now`, read

@@ -91,14 +91,22 @@ fn is_fault(error: &io::Error) -> bool {
 }
 
 /// The copy of a sock and its address.
+#[derive(Debug)]
 pub struct Sock {
-    pub raw: Vec<u8>,
-    pub address: u64,
+    pub(super) raw: Vec<u8>,
+    pub(super) address: u64,
+}
+
+impl Sock {
+    /// Its bytes, which sending, receiving and reading all change.
+    pub fn bytes(&self) -> &[u8] {
+        &self.raw
+    }
 }
 
 impl Reader {
     /// The sock as it is now.
-    pub(super) fn sock(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {
+    pub fn sock(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {
         let page = self.page(socket.as_raw_fd().unsigned_abs(), 0)?;
         Ok(Sock {
             raw: page.raw(self.window)?.to_vec(),

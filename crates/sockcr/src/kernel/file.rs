@@ -22,9 +22,11 @@ pub struct Users {
     pub references: u64,
     /// How often it is registered in epoll instances (`file->f_ep`).
     pub registrations: usize,
-    /// A part of the kernel keeps data of its own with it: a tunnel, a BPF map (`sk_user_data`).
-    pub kernel: bool,
 }
+
+/// Where the kernel has an open file (`struct file`).
+#[derive(Clone, Copy, Debug)]
+pub struct OpenFile(u64);
 
 /// What the kernel remembers of the moment in which a socket was made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,10 +42,13 @@ impl Reader {
     ///
     /// `Unsupported`: this kernel does not tell. References come and go while its owners run.
     pub fn users(&self, socket: BorrowedFd<'_>) -> io::Result<Users> {
-        let layout = self.file_layout()?;
         let sock = self.sock(socket)?;
-        let member = |field: Field| field.value(&sock.raw).ok_or_else(damaged);
-        let file = self.file_of(&sock)?;
+        self.users_of(self.open_file(&sock)?)
+    }
+
+    /// The same of an open file.
+    pub fn users_of(&self, OpenFile(file): OpenFile) -> io::Result<Users> {
+        let layout = self.file_layout()?;
         let raw = self.bytes(file, layout.extent())?;
         let count = layout.references.value(&raw).ok_or_else(damaged)?;
         let list = layout.watchers.value(&raw).ok_or_else(damaged)?;
@@ -53,8 +58,13 @@ impl Reader {
                 false => count,
             },
             registrations: self.registrations(list)?,
-            kernel: member(self.layout.sock.user_data)? != 0,
         })
+    }
+
+    /// Whether a part of the kernel keeps data of its own with a socket: a tunnel, a BPF map (`sk_user_data`).
+    pub fn is_kernels(&self, sock: &Sock) -> io::Result<bool> {
+        let data = self.layout.sock.user_data.value(&sock.raw);
+        Ok(data.ok_or_else(damaged)? != 0)
     }
 
     /// Where a socket was made, and by whom.
@@ -65,7 +75,7 @@ impl Reader {
         let sock = self.sock(socket)?;
         Ok(Origin {
             group: self.group(&sock.raw, layout)?,
-            maker: self.maker(self.file_of(&sock)?, layout)?,
+            maker: self.maker(self.open_file(&sock)?, layout)?,
         })
     }
 
@@ -76,7 +86,8 @@ impl Reader {
         })
     }
 
-    fn file_of(&self, sock: &Sock) -> io::Result<u64> {
+    /// The open file of a socket, which stays the same as long as it is open.
+    pub fn open_file(&self, sock: &Sock) -> io::Result<OpenFile> {
         let socket = self
             .layout
             .sock
@@ -84,9 +95,10 @@ impl Reader {
             .value(&sock.raw)
             .ok_or_else(damaged)?;
         self.pointer(socket, self.layout.path.socket_file)
+            .map(OpenFile)
     }
 
-    fn maker(&self, file: u64, layout: &File) -> io::Result<(u32, u32)> {
+    fn maker(&self, OpenFile(file): OpenFile, layout: &File) -> io::Result<(u32, u32)> {
         let credentials = self.pointer(file, layout.credentials)?;
         let number = |field| self.member(credentials, field);
         Ok((
@@ -112,11 +124,6 @@ impl Reader {
             0 => Ok(0),
             group => self.pointer(self.pointer(group, node)?, number),
         }
-    }
-
-    /// The bytes of a socket, to see whether it is used: sending, receiving and reading all change them.
-    pub fn bytes_of(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<u8>> {
-        Ok(self.sock(socket)?.raw)
     }
 
     /// The length of a list of `epitem.fllink`, whose first word is the next one.

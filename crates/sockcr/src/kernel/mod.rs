@@ -32,8 +32,9 @@ use std::os::fd::OwnedFd;
 
 use sockcr_sys::bpf;
 
+pub use copier::Sock;
 pub use cork::Corked;
-pub use file::{Origin, Users};
+pub use file::{OpenFile, Origin, Users};
 pub use inet6::Hidden6;
 pub(crate) use iterator::needs_scope;
 pub use iterator::{SocketFile, sockets};

@@ -103,6 +103,16 @@ pub struct Mark {
     last: Option<u64>,
 }
 
+impl Mark {
+    /// Behind all that was there at some time: nothing.
+    pub fn of_nothing() -> Mark {
+        Mark {
+            begun: true,
+            last: None,
+        }
+    }
+}
+
 /// An entry of the error queue, as MSG_ERRQUEUE would tell it (`struct sock_extended_err`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ErrorEntry {
@@ -156,8 +166,9 @@ impl Reader {
     }
 
     fn try_receive_queue(&self, socket: BorrowedFd<'_>) -> Tried<Vec<Queued>> {
-        let content = self.content(&self.inet(socket)?)?;
-        let before = self.heads(socket, content)?;
+        let sock = self.inet(socket)?;
+        let content = self.content(&sock)?;
+        let before = self.heads(&sock, content)?;
         if before.iter().all(Head::is_empty) {
             return Ok(Some(Vec::new()));
         }
@@ -173,7 +184,7 @@ impl Reader {
                 return Ok(None);
             }
         }
-        let after = self.heads(socket, content)?;
+        let after = self.heads(&self.inet(socket)?, content)?;
         let mut pairs = after.iter().zip(&before);
         Ok(pairs
             .all(|(after, before)| after.extends(before))
@@ -189,13 +200,21 @@ impl Reader {
         Ok(queued)
     }
 
+    /// Reads all that [`queue_behind`](Self::queue_behind) would, if that is possible just now, and forgets it: by
+    /// then the memory for it is there, and the programs are loaded.
+    pub fn glance_at_queue(&self, socket: BorrowedFd<'_>) {
+        // Whoever needs to know asks when it counts.
+        let _ = self.try_queue_behind(socket, Mark::default());
+    }
+
     fn try_queue_behind(
         &self,
         socket: BorrowedFd<'_>,
         mut mark: Mark,
     ) -> Tried<(Vec<Queued>, Mark)> {
-        let content = self.content(&self.inet(socket)?)?;
-        let heads = self.heads(socket, content)?;
+        let sock = self.inet(socket)?;
+        let content = self.content(&sock)?;
+        let heads = self.heads(&sock, content)?;
         let mut queued = Vec::new();
         for (at, head) in heads.iter().enumerate() {
             // What comes is put behind the last one; what is before that is for the reader.
@@ -240,15 +259,25 @@ impl Reader {
 
     /// The heads of the receive queues, in the order of reading.
     pub(super) fn waiting(&self, socket: BorrowedFd<'_>) -> io::Result<Vec<Head>> {
-        self.heads(socket, self.content(&self.inet(socket)?)?)
+        let sock = self.inet(socket)?;
+        self.heads(&sock, self.content(&sock)?)
     }
 
-    /// The same, of a socket whose buffers hold this.
-    fn heads(&self, socket: BorrowedFd<'_>, content: Content) -> io::Result<Vec<Head>> {
+    /// Whether nothing waits in this copy of a socket.
+    pub fn nothing_waits(&self, sock: &Sock) -> io::Result<bool> {
+        let heads = self.heads(sock, self.content(sock)?)?;
+        Ok(heads.iter().all(Head::is_empty))
+    }
+
+    /// The heads in this copy of a socket, whose buffers hold this.
+    fn heads(&self, sock: &Sock, content: Content) -> io::Result<Vec<Head>> {
         let layout = self.buffers()?;
-        let (sock, reader) = match content {
-            Content::Ports => (self.udp(socket)?, layout.heads.reader),
-            Content::AsItIs | Content::Summed(_) => (self.inet(socket)?, None),
+        let reader = match content {
+            Content::Ports => {
+                self.is_udp(sock)?;
+                layout.heads.reader
+            }
+            Content::AsItIs | Content::Summed(_) => None,
         };
         let offsets = reader.into_iter();
         offsets
@@ -283,13 +312,18 @@ impl Reader {
     /// The sock of a UDP socket.
     pub(super) fn udp(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {
         let sock = self.sock(socket)?;
-        if sock.raw.len() < self.layout.udp.size {
-            return Err(io::Error::new(
+        self.is_udp(&sock)?;
+        Ok(sock)
+    }
+
+    fn is_udp(&self, sock: &Sock) -> io::Result<()> {
+        match sock.raw.len() < self.layout.udp.size {
+            true => Err(io::Error::new(
                 io::ErrorKind::Unsupported,
                 "the socket is not a UDP socket",
-            ));
+            )),
+            false => Ok(()),
         }
-        Ok(sock)
     }
 
     fn inet(&self, socket: BorrowedFd<'_>) -> io::Result<Sock> {

@@ -3,8 +3,8 @@
 use super::draft::{self, Draft};
 use super::epoll::{Instances, is_disarmed};
 use super::stragglers::Stragglers;
+use super::{KERNELS, Trouble, UNSEEN, told, unseen};
 use super::{ReplaceOptions, Replaced, SO_REUSEADDR, SOL_SOCKET, Side};
-use super::{Trouble, UNSEEN, told, unseen};
 use crate::checkpoint::Checkpoint;
 use crate::deliver::{Place, process};
 use crate::error::Error;
@@ -19,6 +19,7 @@ use rustix::process::{geteuid, getuid};
 use sockcr_sys::foreign::{Failure, Wrong};
 use sockcr_sys::swap::{REGISTRATIONS, Registration, Role, Supervisor, Swapped, Table};
 use sockcr_sys::{barrier, credentials, descriptor};
+use std::borrow::Cow;
 use std::io;
 use std::os::fd::BorrowedFd;
 use std::time::{Duration, Instant};
@@ -39,14 +40,27 @@ pub(super) struct Attempt<'a> {
     pub instances: Option<Instances>,
     pub injector: &'a mut Lazy,
     pub report: Report,
+    /// Something of the old socket may be otherwise than it was.
+    pub touched: bool,
     /// How long is waited for those who have it for a moment.
     pub patience: Duration,
 }
 
+/// What the two sockets have, when the new one has what the old one had.
+struct Seen<'a> {
+    wanted: Cow<'a, Checkpoint>,
+    /// How many datagrams the new one has.
+    loaded: usize,
+    /// What is behind it came to the old one since.
+    mark: Mark,
+    /// The same of the new one.
+    own: Mark,
+}
+
 /// What is known before the new socket takes its place.
-struct Looked {
+struct Looked<'a> {
     registrations: Vec<Registration>,
-    wanted: Checkpoint,
+    wanted: Cow<'a, Checkpoint>,
     /// What comes to the old one from now on.
     stragglers: Stragglers,
     /// What comes to the new one.
@@ -56,8 +70,8 @@ struct Looked {
 }
 
 /// All that is needed to have the descriptors changed.
-pub(super) struct Ready {
-    looked: Looked,
+pub(super) struct Ready<'a> {
+    looked: Looked<'a>,
     /// When it began to take its place, and when it had it.
     taking: Instant,
     placed: Instant,
@@ -74,82 +88,116 @@ impl<'a> Attempt<'a> {
         &mut self,
         supervisor: &mut Supervisor,
         seen: usize,
-    ) -> Result<Ready, Trouble> {
+    ) -> Result<Ready<'a>, Trouble> {
         let looked = self.look(seen);
-        // Where that failed, the owners run again, and what was seen is not the reason.
-        told(supervisor.given(), self.tables)?;
+        if looked.is_err() {
+            // Where the giving failed, the owners run again, and what was seen is not the reason.
+            told(supervisor.given(), self.tables)?;
+        }
         let looked = looked?;
         let taking = Instant::now();
-        match self.take_place(&looked.wanted) {
+        let taken = self.take_place(&looked.wanted).map_err(Trouble::from);
+        let placed = Instant::now();
+        match told(supervisor.given(), self.tables).and(taken) {
             Ok(()) => Ok(Ready {
                 looked,
                 taking,
-                placed: Instant::now(),
+                placed,
             }),
-            Err(error) => Err(self.give_back(looked.own, error.into())),
+            Err(trouble) => Err(self.give_back(looked.own, trouble)),
         }
     }
 
     /// Sees that nobody else uses it, and makes up for what happened to it; nothing of the old socket is touched.
-    fn look(&mut self, seen: usize) -> Result<Looked, Trouble> {
+    fn look(&mut self, seen: usize) -> Result<Looked<'a>, Trouble> {
         let registrations = self.registrations(seen)?;
-        let now = self.draft.now(self.found)?;
-        let mut mark = Mark::default();
-        let queue = self.reader.queue_behind(self.both().0, &mut mark);
-        let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
-        let (wanted, loaded) = self.draft.catch_up(
-            self.both().0,
-            now,
-            queue,
-            self.options,
-            self.injector,
-            &mut self.report,
-        )?;
-        let mut known = Report::default();
-        wanted.known_losses(&mut known);
-        draft::exact(&wanted, &known, self.options)?;
-        draft::exact(&wanted, &self.report, self.options)?;
-        let own = self.reader.end_of_queue(self.draft.new.as_fd());
-        let own = Stragglers::behind(own.map_err(unseen)?);
-        self.approach(&wanted)?;
+        // Not before it is known that nobody else has it, who could change it.
+        let sock = self.reader.sock(self.both().0).map_err(unseen)?;
+        if self.reader.is_kernels(&sock).map_err(unseen)? {
+            return Err(Trouble::Refused(KERNELS.into()));
+        }
+        let now = self.draft.now(self.found, &sock)?;
+        let nothing_waits = self.reader.nothing_waits(&sock).map_err(unseen)?;
+        let seen = match now {
+            None if nothing_waits && self.draft.is_empty() => Seen {
+                wanted: Cow::Borrowed(self.draft.unchanged()),
+                loaded: 0,
+                mark: Mark::of_nothing(),
+                own: Mark::of_nothing(),
+            },
+            now => self.catch_up(now)?,
+        };
+        self.approach(&seen.wanted)?;
         Ok(Looked {
             registrations,
-            wanted,
-            stragglers: Stragglers::behind(mark),
-            own,
+            wanted: seen.wanted,
+            stragglers: Stragglers::behind(seen.mark),
+            own: Stragglers::behind(seen.own),
+            loaded: seen.loaded,
+        })
+    }
+
+    /// Makes up for what happened to it. `now`: as [`Draft::now`] says.
+    fn catch_up(&mut self, now: Option<Checkpoint>) -> Result<Seen<'a>, Trouble> {
+        let (old, new) = self.both();
+        let mut mark = Mark::default();
+        let queue = self.reader.queue_behind(old, &mut mark);
+        let queue = queue.map_err(|error| Error::system("read the receive queue", error))?;
+        let (options, report) = (self.options, &mut self.report);
+        let (wanted, loaded) =
+            self.draft
+                .catch_up(old, now, queue, options, self.injector, report)?;
+        let mut known = Report::default();
+        wanted.known_losses(&mut known);
+        draft::exact(&wanted, &known, options)?;
+        draft::exact(&wanted, &self.report, options)?;
+        Ok(Seen {
+            wanted: Cow::Owned(wanted),
             loaded,
+            mark,
+            own: self.reader.end_of_queue(new).map_err(unseen)?,
         })
     }
 
     /// What the new socket got in the place that it had for a moment goes to the old one, which has it
     /// again.
-    fn give_back(&mut self, mut own: Stragglers, trouble: Trouble) -> Trouble {
-        let (old, new) = self.both();
+    fn give_back(&mut self, own: Stragglers, trouble: Trouble) -> Trouble {
         if !self.draft.same_port {
             return trouble;
         }
-        let given = deafen(new).and_then(|()| {
-            own.look(self.reader, new, old)?;
-            let (before, none) = (&self.draft.old, &mut Report::default());
-            own.put_in(before, (new, old), &[], self.injector, none)
-        });
-        match (given, trouble) {
-            (Ok(_), trouble) => trouble,
-            (Err(why), Trouble::Failed(error)) => {
-                let why = crate::error::reason(&why);
-                error
-                    .help(format!("and what came meanwhile is lost: {why}"))
-                    .into()
-            }
-            (Err(why), _) => Error::system("put back what came meanwhile", why).into(),
+        let mut report = Report::default();
+        let given = self.put_into_old(own, &mut report);
+        let lost = match given {
+            Ok(()) => report.not_carried.first().map(|note| note.reason.clone()),
+            Err(error) => Some(crate::error::reason(&error)),
+        };
+        let Some(why) = lost else {
+            return trouble;
+        };
+        match trouble {
+            Trouble::Failed(error) => error
+                .help(format!("and what came meanwhile is lost: {why}"))
+                .into(),
+            _ => Error::system("put back what came meanwhile", io::Error::other(why)).into(),
         }
+    }
+
+    fn put_into_old(&mut self, mut own: Stragglers, report: &mut Report) -> io::Result<()> {
+        let (old, new) = self.both();
+        deafen(new)?;
+        own.look(self.reader, new, old)?;
+        // Who had found the new one before it was deaf has put into it what it had.
+        wait_for_all();
+        own.look(self.reader, new, old)?;
+        own.put_in(&self.draft.old, (new, old), &[], self.injector, report)
+            .map(drop)
     }
 
     /// Who uses it: nobody new while its owners stand still, but perhaps somebody who was just started.
     fn users(&self, seen: usize) -> io::Result<Users> {
         let end = Instant::now() + self.patience;
         loop {
-            let users = self.reader.users(self.both().0)?;
+            let users = self.reader.users_of(self.draft.file)?;
             if users.references == seen as u64 + 1 || Instant::now() >= end {
                 return Ok(users);
             }
@@ -161,10 +209,6 @@ impl<'a> Attempt<'a> {
     /// `seen`: the descriptors of all of them, and ours; the child has one more.
     fn registrations(&mut self, seen: usize) -> Result<Vec<Registration>, Trouble> {
         let users = self.users(seen).map_err(unseen)?;
-        if users.kernel {
-            let why = "is used by the kernel itself: a tunnel, or a BPF map (sockmap)";
-            return Err(Trouble::Refused(why.into()));
-        }
         if users.references != seen as u64 + 1 {
             return Err(Trouble::Again(UNSEEN));
         }
@@ -204,6 +248,7 @@ impl<'a> Attempt<'a> {
     /// Has the new socket take its place, beside the old one where that has the same port.
     fn take_place(&mut self, wanted: &Checkpoint) -> Result<(), Error> {
         let (old, new) = self.both();
+        self.touched = true;
         if self.draft.same_port {
             share(wanted, old, true)?;
         }
@@ -213,7 +258,10 @@ impl<'a> Attempt<'a> {
         if self.draft.same_port {
             share(wanted, new, wanted.options.has("SO_REUSEADDR"))?;
         }
-        wanted.compare_placed(new, &mut self.report)?;
+        let options = self.options;
+        let same = options.edits.is_empty() && options.map.is_empty();
+        let same = same && self.draft.beside == Beside::Replaced;
+        wanted.compare_placed(new, same, &mut self.report)?;
         draft::exact(wanted, &self.report, self.options)
     }
 
@@ -221,7 +269,7 @@ impl<'a> Attempt<'a> {
     pub fn finish(
         mut self,
         mut supervisor: Supervisor,
-        ready: Ready,
+        ready: Ready<'a>,
         seats: Vec<Holder>,
         attempts: u32,
     ) -> Result<Replaced, Trouble> {

@@ -7,13 +7,14 @@ use crate::checkpoint::Checkpoint;
 use crate::error::{Error, ErrorKind};
 use crate::find::{Found, Holder};
 use crate::kernel::inject::Lazy;
-use crate::kernel::{self, Queued};
+use crate::kernel::{self, OpenFile, Queued, Sock};
 use crate::map;
 use crate::netns;
 use crate::report::Report;
 use crate::restore::Beside;
 use crate::state::descriptor::{Descriptor, Owner};
 use crate::state::endpoint::Failure;
+use crate::state::membership;
 use crate::state::receive_queue::{self, Datagram};
 use rustix::fd::AsFd;
 use rustix::fs::{Gid, Mode, Uid, fchmod, fchown, fstat};
@@ -48,12 +49,11 @@ impl Before {
         let fd = found.socket.as_fd();
         let signs = signs(found)?;
         let mut socket = found.dump_without_queue()?;
-        // Behind these there is more than is in the structure itself.
-        let plain = socket.memberships.is_empty()
-            && socket.flow_labels.is_empty()
+        // Behind these there is more than is in the structure itself, and than `Draft::has_lists` looks at.
+        let plain = socket.flow_labels.is_empty()
             && socket.errors.queue.is_empty()
             && socket.cork.is_none()
-            && socket.reuseport_index.is_none();
+            && socket.reuseport_program.is_none();
         let bytes = match plain && looks(fd)? == signs.bytes {
             true => Some(signs.bytes.clone()),
             false => None,
@@ -82,6 +82,10 @@ pub(super) struct Draft {
     /// The old one as it was dumped, without its queue.
     pub old: Checkpoint,
     bytes: Option<Vec<u8>>,
+    /// Its open file.
+    pub file: OpenFile,
+    /// What the new one is to be, without its queue, if the old one does not change.
+    wanted: Checkpoint,
     /// What waited in it, and waits in the new one.
     queue: Vec<Datagram>,
     /// How many the new one has: less, where some could not be put into it.
@@ -108,7 +112,7 @@ impl Draft {
             bytes,
             signs: before,
         } = before;
-        let wanted = wanted(old.clone(), options)?;
+        let mut wanted = wanted(old.clone(), options)?;
         let mut report = Report::default();
         wanted.known_losses(&mut report);
         exact(&wanted, &report, options)?;
@@ -135,6 +139,11 @@ impl Draft {
             get_ready(fd, injector, heard(&wanted))?;
         }
         let here = |fd| netns::cookie(fd).map_err(failed);
+        let reader = super::reader(&old.name())?;
+        let file = reader
+            .sock(socket)
+            .and_then(|sock| reader.open_file(&sock))
+            .map_err(failed)?;
         let same_netns = here(socket)? == here(fd)?;
         let (before, after) = (old.endpoint.local, wanted.endpoint.local);
         let same_port = same_netns && before.port() != 0 && meet(before, after);
@@ -146,10 +155,13 @@ impl Draft {
             true => Beside::Replaced,
             false => Beside::Nobody,
         };
+        wanted.receive_queue.clear();
         Ok(Draft {
             queue: std::mem::take(&mut old.receive_queue),
             loaded: waiting(new.as_fd())?,
             bytes,
+            file,
+            wanted,
             old,
             new,
             report,
@@ -169,11 +181,12 @@ impl Draft {
         seats.first().filter(|_| on).map(|seat| seat.fd)
     }
 
-    /// The old socket as it is now, without its queue; `None` where not one byte of it has changed.
-    pub fn now(&self, found: &Found) -> Result<Option<Checkpoint>, Error> {
-        let fd = found.socket.as_fd();
+    /// The old socket as it is now, without its queue; `None` where not one byte of it, as `sock` shows it, has changed.
+    pub fn now(&self, found: &Found, sock: &Sock) -> Result<Option<Checkpoint>, Error> {
         let same = match &self.bytes {
-            Some(bytes) => looks(fd)? == *bytes && self.has_flags(found),
+            Some(bytes) => {
+                sock.bytes() == bytes && self.has_flags(found) && self.has_lists(found)?
+            }
             None => false,
         };
         match same {
@@ -187,6 +200,32 @@ impl Draft {
         let (fd, pid) = (found.socket.as_fd(), Some(found.holder.pid));
         let now = Descriptor::dump(fd, pid, found.close_on_exec());
         now.ok() == self.old.descriptor
+    }
+
+    /// Whether it is a member of the same groups, with the same sources and in the same place, where it is in any: those
+    /// are lists and arrays, of which the structure has the address alone.
+    fn has_lists(&self, found: &Found) -> Result<bool, Error> {
+        let old = &self.old;
+        if old.memberships.is_empty() && old.reuseport_index.is_none() {
+            return Ok(true);
+        }
+        let failed = |error| Error::system(format!("{}: read its groups", old.name()), error);
+        let (fd, mut report) = (found.socket.as_fd(), Report::default());
+        let now = super::reader(&old.name())?.read(fd).map_err(failed)?;
+        Ok(now.reuseport_index == old.reuseport_index
+            && !now.reuseport_program
+            && membership::dump(fd, old.protocol, Some(&now), &mut report) == old.memberships
+            && report.is_exact())
+    }
+
+    /// Whether the new one has nothing in it, like the old one when that was dumped.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty() && self.loaded == 0
+    }
+
+    /// What the new one is to be where [`Draft::now`] says that nothing has changed, and nothing waits in either.
+    pub fn unchanged(&self) -> &Checkpoint {
+        &self.wanted
     }
 
     /// Makes up for what happened since the dump: what the owner has read is read away, what came is put
@@ -235,7 +274,7 @@ impl Draft {
 fn looks(fd: BorrowedFd<'_>) -> Result<Vec<u8>, Error> {
     let failed = |error| Error::system("look whether it is used", error);
     let reader = kernel::reader().map_err(|why| failed(io::Error::other(why)))?;
-    reader.bytes_of(fd).map_err(failed)
+    Ok(reader.sock(fd).map_err(failed)?.bytes().to_vec())
 }
 
 fn signs(found: &Found) -> Result<Signs, Error> {
