@@ -16,6 +16,7 @@ use sockcr_scenarios::remains::{Still, none_in_the_kernel};
 use sockcr_scenarios::socket::{echoes, local};
 use sockcr_scenarios::takeover::{Socket, sockets};
 use sockcr_scenarios::{Outcome, Scenario, wait};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -53,6 +54,11 @@ pub const ALL: &[Scenario] = &[
         a_program_that_executes_another,
     ),
     Scenario::new("replacing::refused_by_name", CC, refused_by_name),
+    Scenario::new(
+        "replacing::given_back_under_traffic",
+        CC,
+        given_back_under_traffic,
+    ),
     Scenario::new("replacing::beside_others", ROOT, beside_others),
     Scenario::new("replacing::driven_by_signals", PYTHON, driven_by_signals),
     Scenario::new(
@@ -577,6 +583,51 @@ fn refused_by_name() -> Outcome {
         is_refused(how, why).with_context(|| how.to_owned())?;
     }
     Ok(())
+}
+
+/// The new one has its place already when the owner cannot have a descriptor of it: what came to it goes back.
+fn given_back_under_traffic() -> Outcome {
+    compiled(&[])?;
+    let mut receiver = Receiver::start("recvmsg")?;
+    receiver.run_at(FAST)?;
+    let targets = receiver.targets()?;
+    let target = targets.first().context("no socket")?;
+    let pid: i32 = target.split(':').next().context("no process")?.parse()?;
+    let free = lowest_free(pid)?;
+    // One is for the way by which it would come.
+    for room in [0, 1] {
+        let before = limit_descriptors(pid, free + room)?;
+        for _ in 0..times(10) {
+            refused(["replace", target])?.says(&["no free descriptor left"])?;
+            ensure!(lowest_free(pid)? == free, "one was left there");
+        }
+        limit_descriptors(pid, before)?;
+    }
+    let reordered = replace(target)?;
+    eprintln!("given back: {reordered} reordered at the end");
+    // How many came out of order when they were put back, no report of an error says.
+    receiver.stop()?.is_fine(u64::MAX)?;
+    receiver.check()?.is_fine(u64::MAX)
+}
+
+fn lowest_free(pid: i32) -> anyhow::Result<u64> {
+    let names = std::fs::read_dir(format!("/proc/{pid}/fd"))?;
+    let names: Vec<_> = names
+        .map(|one| Ok(one?.file_name()))
+        .collect::<io::Result<_>>()?;
+    let free = (0..).find(|fd| !names.iter().any(|name| *name == *fd.to_string()));
+    free.context("none is free")
+}
+
+/// Answers how many it might have before.
+fn limit_descriptors(pid: i32, count: u64) -> anyhow::Result<u64> {
+    use rustix::process::{Pid, Resource, Rlimit, getrlimit, prlimit};
+    let limit = Rlimit {
+        current: Some(count),
+        maximum: getrlimit(Resource::Nofile).maximum,
+    };
+    let before = prlimit(Pid::from_raw(pid), Resource::Nofile, limit)?;
+    before.current.context("it was not limited")
 }
 
 /// In an epoll instance, where it stays under the number that it had.
