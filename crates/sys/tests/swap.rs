@@ -4,7 +4,7 @@
 #![allow(unsafe_code)]
 
 use rustix::event::{PollFd, PollFlags, poll};
-use rustix::net::sockopt::set_socket_reuseaddr;
+use rustix::net::sockopt::{set_socket_reuseaddr, socket_reuseaddr};
 use rustix::process::{Pid, PidfdFlags, PidfdGetfdFlags, Signal, pidfd_getfd, pidfd_open};
 use sockcr_sys::guard::Step;
 use sockcr_sys::swap::{Registration, Role, Seat, Supervisor, Swap, Swapped, Table};
@@ -300,6 +300,7 @@ fn bound_alike(victim: &Victim, old: &UdpSocket) -> io::Result<UdpSocket> {
     set_socket_reuseaddr(&new, true)?;
     rustix::net::bind(&new, &victim.address())?;
     set_socket_reuseaddr(&new, false)?;
+    set_socket_reuseaddr(old, false)?;
     Ok(new)
 }
 
@@ -503,14 +504,33 @@ fn dropped_before_the_commit() {
         let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
         let held = supervisor.hold().expect("it has ended");
         held.expect("is not held");
+        set_socket_reuseaddr(&old, true).expect("no option");
         let given = supervisor.given().expect("it has ended");
         given.expect("is not given");
         drop(supervisor);
-        assert_eq!(rustix::net::sockopt::socket_reuseaddr(&old), Ok(false));
+        assert_eq!(socket_reuseaddr(&old), Ok(false));
         drop(plan);
         drop((old, new));
         assert_eq!(victim.descriptors(), before);
         victim.is_fine();
+    }
+}
+
+/// What its owner has set before it stood still is what is put back.
+#[test]
+fn an_option_that_was_changed_since_the_plan() {
+    let victim = Victim::start("recv", 1, 1, &[]);
+    let old = victim.socket().expect("no socket");
+    let new = bound_alike(&victim, &old).expect("no second socket");
+    let plan = plan(&victim, &old, &new).expect("no plan");
+    for before in [true, false] {
+        let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
+        set_socket_reuseaddr(&old, before).expect("no option");
+        let held = supervisor.hold().expect("it has ended");
+        held.expect("is not held");
+        set_socket_reuseaddr(&old, !before).expect("no option");
+        drop(supervisor);
+        assert_eq!(socket_reuseaddr(&old), Ok(before));
     }
 }
 
@@ -530,6 +550,7 @@ fn in_silence() {
         let mut supervisor = Supervisor::start(&plan).expect("no supervisor");
         let held = supervisor.hold().expect("it has ended");
         held.expect("is not held");
+        set_socket_reuseaddr(old, !commits).expect("no option");
         let given = supervisor.given().expect("it has ended");
         given.expect("is not given");
         if *commits {
@@ -551,7 +572,7 @@ fn in_silence() {
         .map(|(old, new)| [old, new].map(|one| inode(one).ok()));
     let stays = [&sockets[0].0, &sockets[1].1];
     for socket in stays {
-        assert_eq!(rustix::net::sockopt::socket_reuseaddr(socket), Ok(false));
+        assert_eq!(socket_reuseaddr(socket), Ok(false));
     }
     drop(sockets);
     let names = inodes[1].map(|inode| format!("socket:[{}]", inode.unwrap_or(0)));
@@ -729,7 +750,7 @@ fn is_whole_when_killed(victim: &mut Victim, rounds: u32) {
             .map(|table| table.replace(&names[0], &names[1]))
             .collect();
         assert_eq!(victim.descriptors(), expected, "after {steps:?}");
-        let reusable = rustix::net::sockopt::socket_reuseaddr(&socket);
+        let reusable = socket_reuseaddr(&socket);
         assert_eq!(reusable, Ok(false), "after {steps:?}");
         drop(socket);
         victim.is_fine();
