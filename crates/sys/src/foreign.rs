@@ -15,7 +15,7 @@ use crate::registers::{CALL, Registers, Waiting};
 use rustix::fs::{Mode, OFlags, RawDir, open, stat};
 use std::io;
 use std::mem::MaybeUninit;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// What is refused, or went wrong.
 #[repr(i32)]
@@ -131,6 +131,9 @@ pub(crate) struct Held<'a> {
     end: Instant,
 }
 
+/// How long is waited for threads that were interrupted in vain.
+const COMING_TO_REST: Duration = Duration::from_secs(1);
+
 /// What has to be put back in a thread that makes calls.
 #[derive(Clone, Copy)]
 struct Calls {
@@ -217,12 +220,30 @@ impl<'a> Held<'a> {
         true
     }
 
-    /// Puts everything back as it was, and lets its threads run on; it can begin again.
+    /// Puts everything back as it was, and lets its threads run on; it can begin again. One that does not stand still yet
+    /// has to come to that first: it may be in a call that answers EINTR for a mere interruption.
     pub fn let_go(&mut self) {
-        for thread in self.threads.iter() {
+        self.let_go_standing();
+        self.let_go_others();
+    }
+
+    /// The first half of that: those that stand still. What the others wait for may be one of these (vfork(2)).
+    pub fn let_go_standing(&mut self) {
+        for thread in self.threads.iter().filter(|thread| thread.stands) {
             // A process that has ended meanwhile has nothing that could be put back.
             let _ = thread.put_back();
             let _ = ptrace::let_go(thread.tid);
+        }
+        self.threads.retain(|thread| !thread.stands);
+    }
+
+    /// The second half.
+    pub fn let_go_others(&mut self) {
+        let end = Instant::now() + COMING_TO_REST;
+        for thread in self.threads.iter().filter(|thread| thread.interrupted) {
+            if let Ok(true) = stopped(thread, end, Sleep::Lasts) {
+                let _ = ptrace::let_go(thread.tid);
+            }
         }
         self.threads.clear();
     }

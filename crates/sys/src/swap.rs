@@ -406,7 +406,7 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
     }
     if let Err(failure) = hold(plan, state, far) {
         undo(plan, state);
-        // Its end lets those threads go that did not stop.
+        // Those threads that did not stop have been let go when they did, or are by its end.
         return tell_failure(far, failure);
     }
     report_hold(state, far);
@@ -697,7 +697,9 @@ fn release(state: &mut State<'_>) {
             close_both(process, received);
         }
     }
-    state.processes.iter_mut().for_each(Held::let_go);
+    let processes = &mut state.processes;
+    processes.iter_mut().for_each(Held::let_go_standing);
+    processes.iter_mut().for_each(Held::let_go_others);
 }
 
 fn be_patient(state: &mut State<'_>) {
