@@ -579,6 +579,7 @@ fn refused_by_name() -> Outcome {
         ("raw", "raw socket"),
         ("sent_epoll", "epoll"),
         ("full", "no free descriptor left"),
+        ("asleep", "something that nothing interrupts"),
     ] {
         is_refused(how, why).with_context(|| how.to_owned())?;
     }

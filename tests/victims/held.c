@@ -5,7 +5,8 @@
 // HOW: ring (a file of an io_uring), request (a request of one), message (in a message on its way), map (in
 // a sockmap), tunnel (of the kernel), traced, raw, unlisted (registered in an epoll instance under a number
 // that is closed), sent_epoll (in an instance that nobody has open), full (no descriptor is free), executes (another thread
-// executes the program anew, each few milliseconds until something is sent to it).
+// executes the program anew, each few milliseconds until something is sent to it), asleep (its first thread waits for a child
+// by vfork(2), and another one receives).
 #define _GNU_SOURCE
 #include <arpa/inet.h>
 #include <errno.h>
@@ -137,6 +138,23 @@ static void echo(int sock) {
     }
 }
 
+static void *receive(void *sock) {
+    echo(*(int *)sock);
+    return NULL;
+}
+
+static void asleep(int *sock) {
+    struct timeval hour = {.tv_sec = 3600};
+    pthread_t thread;
+    // With a timeout, who receives is told EINTR for a mere interruption.
+    if (setsockopt(*sock, SOL_SOCKET, SO_RCVTIMEO, &hour, sizeof hour)) fail("SO_RCVTIMEO");
+    if (pthread_create(&thread, NULL, receive, sock)) fail("pthread_create");
+    if (vfork() == 0) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL);
+        for (;;) pause();
+    }
+}
+
 int main(int count, char **words) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
     socklen_t size = sizeof address;
@@ -172,5 +190,6 @@ int main(int count, char **words) {
     fflush(stdout);
     if (is("request") || is("raw") || is("tunnel")) pause();
     if (is("executes")) executed(sock);
+    if (is("asleep")) asleep(&sock);
     echo(sock);
 }

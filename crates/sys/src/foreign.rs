@@ -132,7 +132,7 @@ pub(crate) struct Held<'a> {
 }
 
 /// How long is waited for threads that were interrupted in vain.
-const COMING_TO_REST: Duration = Duration::from_secs(1);
+const COMING_TO_REST: Duration = Duration::from_millis(250);
 
 /// What has to be put back in a thread that makes calls.
 #[derive(Clone, Copy)]
