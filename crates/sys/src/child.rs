@@ -1,9 +1,8 @@
 //! A child process that outlives us: it undoes, or finishes, what we have begun.
 //!
 //! It is in a session of its own and blocks every signal, but for the SIGALRM of its own timer (`ptrace::tick`), so that
-//! what is meant for us (Ctrl-C, a SIGKILL
-//! for the process group) does not end it; it holds no other descriptor. Only who kills both prevents
-//! it: a control group that is killed, or a PID namespace whose first process is.
+//! what is meant for us (Ctrl-C, a SIGKILL for the process group) does not end it; it holds no other descriptor. Only who
+//! kills both prevents it: a control group that is killed, or a PID namespace whose first process is.
 
 use crate::check;
 use std::io;

@@ -311,8 +311,9 @@ struct State<'a> {
     tables: Vec<Given>,
     seats: Vec<Owned>,
     renewal: Renewal,
-    /// What puts the old socket back, when that is known.
+    /// What puts the old socket back as it was when all stood still.
     undo: Vec<Step>,
+    /// They do, or did: what puts it back is known.
     stand: bool,
     since: Instant,
 }
