@@ -593,7 +593,7 @@ fn given_back_under_traffic() -> Outcome {
     receiver.run_at(FAST)?;
     let targets = receiver.targets()?;
     let target = targets.first().context("no socket")?;
-    let pid: i32 = target.split(':').next().context("no process")?.parse()?;
+    let pid = receiver.pid()?;
     let free = lowest_free(pid)?;
     // One is for the way by which it would come.
     for room in [0, 1] {
