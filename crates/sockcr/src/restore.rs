@@ -569,7 +569,9 @@ impl Checkpoint {
         if same || plain && !self.protocol.is_ipv6() {
             let failed = |error| Error::system(format!("{}: read its address", self.name()), error);
             self.compare_endpoint(fd, report).map_err(failed)?;
-            self.compare_device(fd, report);
+            if self.protocol.is_ipv6() {
+                self.compare_device(fd, report);
+            }
             return Ok(());
         }
         let mut wanted = self.clone();

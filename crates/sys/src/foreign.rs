@@ -141,6 +141,8 @@ struct Calls {
     registers: Registers,
     mask: u64,
     scratch: Option<[u64; SCRATCH]>,
+    /// It stands where the last one left it: at its end, on the way out of the kernel.
+    is_behind: bool,
 }
 
 /// How many words of memory a call can have.
@@ -364,6 +366,7 @@ impl<'a> Held<'a> {
             registers,
             mask: ptrace::blocked_signals(tid).map_err(failed)?,
             scratch: None,
+            is_behind: false,
         };
         // None of its handlers may run with registers that are not its own.
         ptrace::block_signals(tid, u64::MAX).map_err(failed)?;
@@ -378,6 +381,7 @@ impl<'a> Held<'a> {
         let registers = calls
             .registers
             .calling(calls.instruction, number, arguments);
+        self.stands_behind(false)?;
         let call = || -> io::Result<i64> {
             ptrace::set_registers(tid, &registers)?;
             ptrace::to_next_boundary(tid, end)?;
@@ -385,7 +389,15 @@ impl<'a> Held<'a> {
             Ok(ptrace::registers(tid)?.answer())
         };
         let answer = call().map_err(|error| Failure::new(Wrong::Other, tid, &error))?;
+        self.stands_behind(true)?;
         Ok(Answer(answer))
+    }
+
+    fn stands_behind(&mut self, is_behind: bool) -> Result<(), Failure> {
+        if let Some(calls) = &mut self.speaker()?.calls {
+            calls.is_behind = is_behind;
+        }
+        Ok(())
     }
 
     /// Where the memory is that calls can have.
@@ -446,8 +458,7 @@ impl Thread {
             Some(before) => write_memory(self.tid, calls.scratch_address(), &before),
             None => Ok(()),
         };
-        ptrace::back_to_stop(self.tid)?;
-        ptrace::set_registers(self.tid, &calls.registers)?;
+        ptrace::put_back(self.tid, &calls.registers, calls.is_behind)?;
         ptrace::block_signals(self.tid, calls.mask)?;
         memory
     }

@@ -3,7 +3,7 @@
 //! The kernel lets a seized thread go by itself when its tracer ends, however it ends.
 
 use crate::check;
-use crate::registers::{Raw, Registers, Waiting};
+use crate::registers::{GOES_ON_FROM_EXIT, Raw, Registers, Waiting};
 use std::io;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -130,6 +130,15 @@ pub(crate) fn to_next_boundary(tid: i32, end: Instant) -> io::Result<()> {
     }
 }
 
+/// Puts the registers of a thread back as they were when it was stopped; `is_behind`: it stands at the end of a call that
+/// it made for us.
+pub(crate) fn put_back(tid: i32, registers: &Registers, is_behind: bool) -> io::Result<()> {
+    if !(is_behind && GOES_ON_FROM_EXIT) {
+        back_to_stop(tid)?;
+    }
+    set_registers(tid, registers)
+}
+
 /// How long is waited for a thread that has to be put back before it is asked again.
 const PUTTING_BACK: Duration = Duration::from_secs(20);
 
@@ -138,7 +147,7 @@ const PUTTING_BACK: Duration = Duration::from_secs(20);
 ///
 /// One that does not come, because its control group is frozen, is waited for: let go, it would go on with
 /// our registers.
-pub(crate) fn back_to_stop(tid: i32) -> io::Result<()> {
+fn back_to_stop(tid: i32) -> io::Result<()> {
     loop {
         interrupt(tid)?;
         // One that does not stand still is on its way already.

@@ -7,7 +7,7 @@
 //! (signal(7)). Such a result is replaced by `-ERESTARTNOHAND`: the kernel then restarts the call unless a
 //! handler is to run, and only in that case the program sees its EINTR.
 
-pub use arch::{CALL, Raw, Waiting};
+pub use arch::{CALL, GOES_ON_FROM_EXIT, Raw, Waiting};
 
 /// Restart unless a handler runs (`include/linux/errno.h` of the kernel).
 #[cfg(target_arch = "x86_64")]
@@ -69,6 +69,10 @@ mod arch {
     pub type Raw = libc::user_regs_struct;
     /// The instruction that makes a system call.
     pub const CALL: &[u8] = &[0x0f, 0x05];
+    /// Whether the registers of the call that a thread was interrupted in may be put back at the end of another one. A
+    /// thread that is let go looks for signals before it leaves the kernel (`ptrace_signal_wake_up`), and what decides
+    /// then whether the call is made again are the registers alone (`arch_do_signal_or_restart`).
+    pub const GOES_ON_FROM_EXIT: bool = true;
 
     /// What has to be known of a thread before it is stopped: nothing.
     #[derive(Clone, Copy, Debug, Default)]
@@ -160,6 +164,9 @@ mod arch {
     pub type Raw = libc::user_regs_struct;
     /// The instruction that makes a system call: `svc #0`.
     pub const CALL: &[u8] = &[0x01, 0x00, 0x00, 0xd4];
+    /// Not here: the kernel knows by itself that it is at the end of another call (`syscallno`), and would take its first
+    /// argument for the answer.
+    pub const GOES_ON_FROM_EXIT: bool = false;
 
     const NUMBER: usize = 8;
 

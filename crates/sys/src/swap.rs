@@ -114,7 +114,19 @@ struct Line {
     at_once: u32,
     /// How long silence may last where reading is interrupted; the supervisor's has `SO_RCVTIMEO` too.
     silence: Duration,
+    heard: Heard,
 }
+
+/// What has come over it, and is not read yet: each time that it is asked for takes time.
+#[derive(Debug)]
+struct Heard {
+    bytes: [u8; PIECE],
+    start: usize,
+    end: usize,
+}
+
+/// What is said at once.
+const PIECE: usize = 1024;
 
 /// What the supervisor is told, by one word.
 const HOLD: i32 = 1;
@@ -149,10 +161,12 @@ impl Supervisor {
             socket,
             at_once,
             silence,
+            heard: Heard::nothing(),
         });
+        let mut far = far;
         let child = Child::start(&line.socket, &kept, || {
             apart.as_ref().inspect(|apart| apart.join());
-            work(plan, &mut state, &far);
+            work(plan, &mut state, &mut far);
         })?;
         Ok(Supervisor {
             child,
@@ -180,14 +194,11 @@ impl Supervisor {
     }
 
     /// Waits until it is about to stop them: whoever is awake by then need not be woken up while they stand still.
-    fn begins(&self) -> io::Result<()> {
-        let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
-        let mut word = [0; 4];
-        let heard = || rustix::net::recv(&line.socket, &mut word, RecvFlags::WAITALL);
-        match retry_on_intr(heard) {
-            Ok((_, 4)) => Ok(()),
-            _ => Err(io::Error::other(ENDED)),
-        }
+    fn begins(&mut self) -> io::Result<()> {
+        let line = self.line.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
+        // It does not matter when that is.
+        line.hear(0).map_err(|_| io::Error::other(ENDED))?;
+        self.word().map(drop)
     }
 
     /// Waits until every table has its descriptor. If one has none, the processes are held still, with the old one, until this
@@ -212,7 +223,7 @@ impl Supervisor {
     }
 
     /// Lets the processes go, when the new socket is in its place, and says what was done.
-    pub fn let_go(self) -> io::Result<Result<Swapped, Failure>> {
+    pub fn let_go(mut self) -> io::Result<Result<Swapped, Failure>> {
         // It may have let them go already: then it has told so, and ended.
         let told = self.tell(&[LET_GO]);
         if let Some(failure) = self.failure().or_else(|error| told.and(Err(error)))? {
@@ -243,8 +254,8 @@ impl Supervisor {
         Ok(())
     }
 
-    fn word(&self) -> io::Result<i32> {
-        let line = self.line.as_ref().ok_or(io::ErrorKind::BrokenPipe)?;
+    fn word(&mut self) -> io::Result<i32> {
+        let line = self.line.as_mut().ok_or(io::ErrorKind::BrokenPipe)?;
         let mut bytes = [0; 4];
         match line.read(&mut bytes) {
             Ok(()) => Ok(i32::from_ne_bytes(bytes)),
@@ -253,7 +264,7 @@ impl Supervisor {
     }
 
     /// Whether it reports a failure, and which.
-    fn failure(&self) -> io::Result<Option<Failure>> {
+    fn failure(&mut self) -> io::Result<Option<Failure>> {
         match self.word()? {
             DONE => Ok(None),
             wrong => Ok(Some(Failure {
@@ -285,23 +296,47 @@ fn kept(plan: &Swap<'_>, far: &OwnedFd) -> Vec<RawFd> {
 
 impl Line {
     /// Reads all of it.
-    fn read(&self, bytes: &mut [u8]) -> rustix::io::Result<()> {
-        let (mut at, mut asked, start) = (0, 0, Instant::now());
-        while at < bytes.len() {
+    fn read(&mut self, bytes: &mut [u8]) -> rustix::io::Result<()> {
+        for byte in bytes {
+            if self.heard.start == self.heard.end {
+                self.hear(self.at_once)?;
+            }
+            *byte = self.heard.bytes[self.heard.start];
+            self.heard.start += 1;
+        }
+        Ok(())
+    }
+
+    /// Waits for the next piece, when all of the last one was read.
+    fn hear(&mut self, at_once: u32) -> rustix::io::Result<()> {
+        let (mut asked, start) = (0, Instant::now());
+        loop {
             // Processes stand still: to go to sleep and be woken up would take longer than most answers.
-            let flags = match asked < self.at_once {
+            let flags = match asked < at_once {
                 true => RecvFlags::DONTWAIT,
                 false => RecvFlags::empty(),
             };
-            match rustix::net::recv(&self.socket, &mut bytes[at..], flags) {
+            match rustix::net::recv(&self.socket, &mut self.heard.bytes[..], flags) {
                 Ok((_, 0)) => return Err(Errno::PIPE),
-                Ok((_, length)) => at += length,
+                Ok((_, length)) => {
+                    (self.heard.start, self.heard.end) = (0, length);
+                    return Ok(());
+                }
                 Err(Errno::INTR) if start.elapsed() < self.silence => {}
-                Err(Errno::AGAIN) if asked < self.at_once => asked += 1,
+                Err(Errno::AGAIN) if asked < at_once => asked += 1,
                 Err(error) => return Err(error),
             }
         }
-        Ok(())
+    }
+}
+
+impl Heard {
+    fn nothing() -> Heard {
+        Heard {
+            bytes: [0; PIECE],
+            start: 0,
+            end: 0,
+        }
     }
 }
 
@@ -399,7 +434,7 @@ impl Owned {
 }
 
 /// What the child does.
-fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
+fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &mut Line) {
     // A number that a process has may be beyond our own limit; where it cannot be raised, `commit` says so.
     let _ = raise_limit();
     if next(far, Silence::IsAllowed) != Some(HOLD) {
@@ -424,7 +459,7 @@ fn work(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
     }
 }
 
-fn is_committed(state: &mut State<'_>, far: &Line) -> bool {
+fn is_committed(state: &mut State<'_>, far: &mut Line) -> bool {
     if next(far, Silence::IsTheEnd) != Some(COMMIT) {
         return false;
     }
@@ -440,7 +475,7 @@ fn is_committed(state: &mut State<'_>, far: &Line) -> bool {
 }
 
 /// The old one has its place again before anybody runs.
-fn wait_for_old(far: &Line) {
+fn wait_for_old(far: &mut Line) {
     next(far, Silence::IsTheEnd);
 }
 
@@ -452,7 +487,7 @@ enum Silence {
 }
 
 /// The next word; `None` when there is nobody any more, or only silence (`SO_RCVTIMEO`).
-fn next(far: &Line, silence: Silence) -> Option<i32> {
+fn next(far: &mut Line, silence: Silence) -> Option<i32> {
     if silence == Silence::IsAllowed {
         let mut asked = [PollFd::new(&far.socket, PollFlags::IN)];
         retry_on_intr(|| poll(&mut asked, None)).ok()?;
@@ -460,7 +495,7 @@ fn next(far: &Line, silence: Silence) -> Option<i32> {
     words(far).map(|[word]| word)
 }
 
-fn words<const COUNT: usize>(far: &Line) -> Option<[i32; COUNT]> {
+fn words<const COUNT: usize>(far: &mut Line) -> Option<[i32; COUNT]> {
     let mut bytes = [[0; 4]; COUNT];
     far.read(bytes.as_flattened_mut()).ok()?;
     Some(bytes.map(i32::from_ne_bytes))
@@ -468,7 +503,7 @@ fn words<const COUNT: usize>(far: &Line) -> Option<[i32; COUNT]> {
 
 /// Whoever waited for it may be gone. In few pieces: each wakes somebody.
 fn tell(far: &Line, words: impl IntoIterator<Item = i32>) {
-    let mut bytes = [0; 1024];
+    let mut bytes = [0; PIECE];
     let mut words = words.into_iter().peekable();
     while words.peek().is_some() {
         let mut length = 0;
@@ -733,7 +768,7 @@ fn undo(plan: &Swap<'_>, state: &mut State<'_>) {
 }
 
 /// Reads the registrations, and takes the epoll instances: the last thing that can fail.
-fn prepare(state: &mut State<'_>, far: &Line) -> Result<(), Failure> {
+fn prepare(state: &mut State<'_>, far: &mut Line) -> Result<(), Failure> {
     let lost = Failure::plain(Wrong::Other, 0);
     let [count] = words(far).ok_or(lost)?;
     if count == 0 {
@@ -764,7 +799,7 @@ fn prepare(state: &mut State<'_>, far: &Line) -> Result<(), Failure> {
 }
 
 /// The swap; when it is done, and we have said so or are not there any more, the processes run on.
-fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &Line) {
+fn go_forward(plan: &Swap<'_>, state: &mut State<'_>, far: &mut Line) {
     be_patient(state);
     let Remains { failed, armed } = state.renewal.renew_all(plan.old, plan.new);
     let mut swapped = Ok(());

@@ -58,8 +58,7 @@ fn visit(tid: i32) -> io::Result<Duration> {
     ptrace::to_next_boundary(tid, end)?;
     ptrace::to_next_boundary(tid, end)?;
     let answer = ptrace::registers(tid)?.answer();
-    ptrace::back_to_stop(tid)?;
-    ptrace::set_registers(tid, &own)?;
+    ptrace::put_back(tid, &own, true)?;
     drop(stopped);
     match answer > 0 {
         true => Ok(start.elapsed()),

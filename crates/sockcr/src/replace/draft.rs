@@ -53,7 +53,8 @@ impl Before {
         let plain = socket.flow_labels.is_empty()
             && socket.errors.queue.is_empty()
             && socket.cork.is_none()
-            && socket.reuseport_program.is_none();
+            && socket.reuseport_program.is_none()
+            && !socket.options.has("SO_RXQ_OVFL");
         let bytes = match plain && looks(fd)? == signs.bytes {
             true => Some(signs.bytes.clone()),
             false => None,
