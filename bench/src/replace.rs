@@ -7,6 +7,7 @@ use anyhow::{Context, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
 use sockcr::replace::{self, ReplaceOptions};
 use sockcr::{Target, find, kernel, option};
+use sockcr_sys::visit::{self, Others};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -90,7 +91,7 @@ impl Drop for Owner {
 }
 
 /// What was measured, in microseconds.
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Times(Vec<f64>);
 
 impl Times {
@@ -127,14 +128,15 @@ fn measured(waiting: usize, rounds: usize) -> anyhow::Result<()> {
     owner.fill(waiting)?;
     let tid = owner.process.id().cast_signed();
     let [mut stopped, mut unbound, mut whole] = [(); 3].map(|()| Times::default());
-    let [mut visited, mut rebound] = [(); 2].map(|()| Times::default());
+    let [mut visited, mut alone, mut rebound] = [(); 3].map(|()| Times::default());
     let mut own = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
     for round in 0..rounds + WARM {
         let began = Instant::now();
         let replaced = once(&owner)?;
         let took = began.elapsed();
         ensure!(replaced.carried == waiting, "carried {}", replaced.carried);
-        let visit = sockcr_sys::visit::floor(tid)?;
+        let visit = visit::floor(tid, Others::Wake)?;
+        let lonely = visit::floor(tid, Others::Sleep)?;
         let (again, rebind) = close_and_bind(own)?;
         own = again;
         if round >= WARM {
@@ -142,11 +144,17 @@ fn measured(waiting: usize, rounds: usize) -> anyhow::Result<()> {
             unbound.add(replaced.unbound);
             whole.add(took);
             visited.add(visit);
+            alone.add(lonely);
             rebound.add(rebind);
         }
     }
     println!("replace, {waiting} datagrams wait: median of {rounds} by the clock");
-    print("  stopped; stop, getpid, let go", stopped, Some(visited));
+    print(
+        "  stopped; stop, getpid, let go",
+        stopped.clone(),
+        Some(alone),
+    );
+    print("  the same, both processors awake", stopped, Some(visited));
     print("  unbound; close, socket, bind", unbound, Some(rebound));
     print("  the whole of it", whole, None);
     Ok(())

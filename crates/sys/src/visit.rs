@@ -13,9 +13,19 @@ use std::time::{Duration, Instant};
 /// No call takes longer.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// What the other processors do meanwhile: one that sleeps has to be woken up, as soon as the scheduler sends the thread
+/// there, which takes longer than all else.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Others {
+    /// They sleep, if nobody else needs them.
+    Sleep,
+    /// We keep one of them awake, as whoever works beside does.
+    Wake,
+}
+
 /// How long it takes to attach to a thread that waits in a system call, have it make getpid(2), and detach from it:
 /// by a process that does nothing else, on the same processor, as `swap` does more.
-pub fn floor(tid: i32) -> io::Result<Duration> {
+pub fn floor(tid: i32, others: Others) -> io::Result<Duration> {
     let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
     let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
     let apart = Apart::from(tid);
@@ -30,10 +40,9 @@ pub fn floor(tid: i32) -> io::Result<Duration> {
     })?;
     drop(far);
     let mut bytes = [0; 8];
-    // A processor that sleeps has to be woken up, as soon as the scheduler sends the thread there.
-    let flags = match &apart {
-        Some(_) => RecvFlags::DONTWAIT,
-        None => RecvFlags::WAITALL,
+    let flags = match (&apart, others) {
+        (Some(_), Others::Wake) => RecvFlags::DONTWAIT,
+        _ => RecvFlags::WAITALL,
     };
     let heard = loop {
         match recv(&line, &mut bytes, flags) {
