@@ -1,7 +1,8 @@
 //! A socket replaced in a process that runs: how long that stands still, and how long nobody has the address.
 //!
 //! By the clock: it waits for another process. The floors are what no replacement can do without: stopping a
-//! process, one system call in it, letting it go; and, for an address, close, socket, bind.
+//! process, one system call in it, letting it go; and, for an address, close, socket, bind. The first one is measured twice:
+//! with a processor that is awake beside, as it is while a socket is replaced, and without.
 
 use anyhow::{Context, ensure};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, bind, socket_with};
@@ -135,26 +136,27 @@ fn measured(waiting: usize, rounds: usize) -> anyhow::Result<()> {
         let replaced = once(&owner)?;
         let took = began.elapsed();
         ensure!(replaced.carried == waiting, "carried {}", replaced.carried);
-        let visit = visit::floor(tid, Others::Wake)?;
-        let lonely = visit::floor(tid, Others::Sleep)?;
+        let beside = visit::floor(tid, Others::Wake)?;
+        let lonely = visit::floor(tid, Others::Sleep)?.context("no floor")?;
         let (again, rebind) = close_and_bind(own)?;
         own = again;
         if round >= WARM {
             stopped.add(replaced.stopped);
             unbound.add(replaced.unbound);
             whole.add(took);
-            visited.add(visit);
+            beside.into_iter().for_each(|beside| visited.add(beside));
             alone.add(lonely);
             rebound.add(rebind);
         }
     }
     println!("replace, {waiting} datagrams wait: median of {rounds} by the clock");
+    let floor = Some(visited).filter(|visited| !visited.0.is_empty());
+    print("  stopped; stop, getpid, let go", stopped.clone(), floor);
     print(
-        "  stopped; stop, getpid, let go",
-        stopped.clone(),
+        "  that floor with nobody awake beside",
+        stopped,
         Some(alone),
     );
-    print("  the same, both processors awake", stopped, Some(visited));
     print("  unbound; close, socket, bind", unbound, Some(rebound));
     print("  the whole of it", whole, None);
     Ok(())

@@ -141,8 +141,18 @@ struct Calls {
     registers: Registers,
     mask: u64,
     scratch: Option<[u64; SCRATCH]>,
-    /// It stands where the last one left it: at its end, on the way out of the kernel.
-    is_behind: bool,
+    stands: Stands,
+}
+
+/// Where a thread that makes calls stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stands {
+    /// Where it was stopped.
+    Stopped,
+    /// At the end of its last call, on the way out of the kernel.
+    Behind,
+    /// Nobody knows: its last call was not made to its end.
+    Lost,
 }
 
 /// How many words of memory a call can have.
@@ -366,7 +376,7 @@ impl<'a> Held<'a> {
             registers,
             mask: ptrace::blocked_signals(tid).map_err(failed)?,
             scratch: None,
-            is_behind: false,
+            stands: Stands::Stopped,
         };
         // None of its handlers may run with registers that are not its own.
         ptrace::block_signals(tid, u64::MAX).map_err(failed)?;
@@ -381,7 +391,12 @@ impl<'a> Held<'a> {
         let registers = calls
             .registers
             .calling(calls.instruction, number, arguments);
-        self.stands_behind(false)?;
+        if calls.stands == Stands::Lost {
+            // It may stand within a call, and the next one would be taken for the end of that.
+            ptrace::try_back_to_stop(tid, end)
+                .map_err(|error| Failure::new(Wrong::Other, tid, &error))?;
+        }
+        self.stand(Stands::Lost)?;
         let call = || -> io::Result<i64> {
             ptrace::set_registers(tid, &registers)?;
             ptrace::to_next_boundary(tid, end)?;
@@ -389,13 +404,13 @@ impl<'a> Held<'a> {
             Ok(ptrace::registers(tid)?.answer())
         };
         let answer = call().map_err(|error| Failure::new(Wrong::Other, tid, &error))?;
-        self.stands_behind(true)?;
+        self.stand(Stands::Behind)?;
         Ok(Answer(answer))
     }
 
-    fn stands_behind(&mut self, is_behind: bool) -> Result<(), Failure> {
+    fn stand(&mut self, stands: Stands) -> Result<(), Failure> {
         if let Some(calls) = &mut self.speaker()?.calls {
-            calls.is_behind = is_behind;
+            calls.stands = stands;
         }
         Ok(())
     }
@@ -458,7 +473,7 @@ impl Thread {
             Some(before) => write_memory(self.tid, calls.scratch_address(), &before),
             None => Ok(()),
         };
-        ptrace::put_back(self.tid, &calls.registers, calls.is_behind)?;
+        ptrace::put_back(self.tid, &calls.registers, calls.stands == Stands::Behind)?;
         ptrace::block_signals(self.tid, calls.mask)?;
         memory
     }
@@ -632,5 +647,41 @@ fn whole(done: isize, length: usize) -> io::Result<()> {
         Ok(done) if done == length => Ok(()),
         Ok(_) => Err(io::Error::from_raw_os_error(libc::EFAULT)),
         Err(_) => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::process::{Command, Stdio};
+
+    /// Its next call is its own, and not the end of the one that nobody waited for any more.
+    #[test]
+    fn a_call_that_took_too_long() {
+        let mut command = Command::new("cat");
+        let mut cat = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = cat.id().cast_signed();
+        let soon = || Instant::now() + Duration::from_secs(10);
+        for _ in 0..100 {
+            let mut room = room(pid);
+            let mut held = Held::new(pid, &mut room, soon()).unwrap();
+            held.be_patient_until(Instant::now());
+            // It may be in time nevertheless.
+            let _ = held.call(libc::SYS_getppid, [0; 6]);
+            held.be_patient_until(soon());
+            let answer = held.call(libc::SYS_getpid, [0; 6]).unwrap();
+            assert_eq!(answer.number().unwrap(), u64::from(cat.id()));
+        }
+        cat.stdin.take().unwrap().write_all(b"still there").unwrap();
+        let mut heard = String::new();
+        let output = cat.stdout.as_mut().unwrap();
+        output.read_to_string(&mut heard).unwrap();
+        assert_eq!(heard, "still there");
+        assert!(cat.wait().unwrap().success());
     }
 }

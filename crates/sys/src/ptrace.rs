@@ -29,10 +29,15 @@ const AT_A_CALL: libc::c_int = 0x80;
 pub fn stop(tid: i32) -> io::Result<Stopped> {
     let before = Waiting::of(tid);
     seize(tid)?;
+    stop_seized(tid, &before)
+}
+
+/// The same of a thread that is seized already; `before` was looked at while it ran.
+pub(crate) fn stop_seized(tid: i32, before: &Waiting) -> io::Result<Stopped> {
     let stopped = Stopped { tid };
     interrupt(tid)?;
     settle(tid, Instant::now() + STOPPING)?;
-    match take_back_disturbance(tid, &before, false) {
+    match take_back_disturbance(tid, before, false) {
         // A program of another kind keeps its EINTR.
         Err(error) if error.raw_os_error() == Some(libc::EPROTOTYPE) => Ok(stopped),
         taken => taken.map(|()| stopped),
@@ -149,14 +154,19 @@ const PUTTING_BACK: Duration = Duration::from_secs(20);
 /// our registers.
 fn back_to_stop(tid: i32) -> io::Result<()> {
     loop {
-        interrupt(tid)?;
-        // One that does not stand still is on its way already.
-        let _ = request(libc::PTRACE_CONT, tid, 0);
-        match settle(tid, Instant::now() + PUTTING_BACK) {
+        match try_back_to_stop(tid, Instant::now() + PUTTING_BACK) {
             Err(error) if error.raw_os_error() == Some(libc::ETIMEDOUT) => {}
             settled => return settled,
         }
     }
+}
+
+/// The same, but not after `end`: `ETIMEDOUT`.
+pub(crate) fn try_back_to_stop(tid: i32, end: Instant) -> io::Result<()> {
+    interrupt(tid)?;
+    // One that does not stand still is on its way already.
+    let _ = request(libc::PTRACE_CONT, tid, 0);
+    settle(tid, end)
 }
 
 /// Lets a stopped thread run on.

@@ -3,6 +3,7 @@
 use crate::child::Child;
 use crate::processor::Apart;
 use crate::ptrace;
+use crate::registers::Waiting;
 use rustix::io::Errno;
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType};
 use rustix::net::{recv, send, socketpair};
@@ -23,12 +24,16 @@ pub enum Others {
     Wake,
 }
 
-/// How long it takes to attach to a thread that waits in a system call, have it make getpid(2), and detach from it:
-/// by a process that does nothing else, on the same processor, as `swap` does more.
-pub fn floor(tid: i32, others: Others) -> io::Result<Duration> {
+/// How long it takes to stop a thread that waits in a system call, have it make getpid(2), and let it go: by a process that
+/// has attached to it and does nothing else, on the same processor, as `swap` does more. `None`: we have no other processor
+/// to keep awake.
+pub fn floor(tid: i32, others: Others) -> io::Result<Option<Duration>> {
     let (kind, flags) = (SocketType::STREAM, SocketFlags::CLOEXEC);
     let (line, far) = socketpair(AddressFamily::UNIX, kind, flags, None)?;
     let apart = Apart::from(tid);
+    if apart.is_none() && others == Others::Wake {
+        return Ok(None);
+    }
     let child = Child::start(&line, &[far.as_raw_fd()], || {
         apart.as_ref().inspect(|apart| apart.join());
         ptrace::tick();
@@ -40,9 +45,9 @@ pub fn floor(tid: i32, others: Others) -> io::Result<Duration> {
     })?;
     drop(far);
     let mut bytes = [0; 8];
-    let flags = match (&apart, others) {
-        (Some(_), Others::Wake) => RecvFlags::DONTWAIT,
-        _ => RecvFlags::WAITALL,
+    let flags = match others {
+        Others::Wake => RecvFlags::DONTWAIT,
+        Others::Sleep => RecvFlags::WAITALL,
     };
     let heard = loop {
         match recv(&line, &mut bytes, flags) {
@@ -52,14 +57,16 @@ pub fn floor(tid: i32, others: Others) -> io::Result<Duration> {
     };
     child.collect()?;
     match heard? {
-        (_, 8) => Ok(Duration::from_nanos(u64::from_ne_bytes(bytes))),
+        (_, 8) => Ok(Some(Duration::from_nanos(u64::from_ne_bytes(bytes)))),
         _ => Err(io::Error::other("it cannot be visited")),
     }
 }
 
 fn visit(tid: i32) -> io::Result<Duration> {
+    let before = Waiting::of(tid);
+    ptrace::seize(tid)?;
     let start = Instant::now();
-    let stopped = ptrace::stop(tid)?;
+    let stopped = ptrace::stop_seized(tid, &before)?;
     let own = ptrace::registers(tid)?;
     let at = own.call_address().ok_or(Errno::INVAL)?;
     let end = Instant::now() + PATIENCE;
