@@ -407,11 +407,15 @@ fn cannot_be_stopped() -> Outcome {
     };
     let (_victim, place) = start(&["executes"])?;
     done(["dump", "--stop", &place, "-o", "a.skc"])?.quiet()?;
-    let (_victim, place) = start(&[])?;
+    let (victim, place) = start(&[])?;
     refused(["dump", "--stop", &place, "-o", "a.skc"])?
         .says(&["cannot be stopped"])?
         .helps("vfork")?;
-    Ok(())
+    // Who goes on after that has let it go as well.
+    let stopped = sockcr::stop::stop(victim.pid());
+    ensure!(stopped.is_err(), "was stopped");
+    let let_go = || Ok((victim.status("TracerPid")? == "0").then_some(()));
+    wait::until("it is traced by nobody", let_go)
 }
 
 /// From one program to the next: the first is out of it, its epoll instance too.
