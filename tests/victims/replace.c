@@ -609,7 +609,9 @@ static unsigned long settle(void) {
     double end = now() + 5;
     for (;;) {
         while (come < sent && shared->seen[come]) come++;
-        if (come == sent || now() > end) return sent;
+        // Those are lost: who waits again waits for what comes later.
+        if (now() > end) come = sent;
+        if (come == sent) return sent;
         if (shared->got != got && !shared->rate) got = shared->got, end = now() + 5;
         press();
         nap(200);
