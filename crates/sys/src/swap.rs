@@ -157,13 +157,12 @@ impl Supervisor {
         let apart = first.and_then(|table| Apart::from(table.tid));
         let at_once = if apart.is_some() { AT_ONCE } else { 0 };
         let ends = [(line, Duration::MAX), (far, SILENCE)];
-        let [line, far] = ends.map(|(socket, silence)| Line {
+        let [line, mut far] = ends.map(|(socket, silence)| Line {
             socket,
             at_once,
             silence,
             heard: Heard::nothing(),
         });
-        let mut far = far;
         let child = Child::start(&line.socket, &kept, || {
             apart.as_ref().inspect(|apart| apart.join());
             work(plan, &mut state, &mut far);

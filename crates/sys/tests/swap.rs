@@ -798,8 +798,8 @@ fn how_long_it_stands_still() {
         let (mut ours, mut least) = (Vec::new(), Vec::new());
         for _ in 0..500 {
             ours.push(swapped_at_once(&victim).expect("is not replaced"));
-            let took = floor(victim.tables[0].0, Others::Sleep).expect("no floor");
-            least.extend(took);
+            let took = floor(victim.tables[0].0, Others::Wake).expect("no floor");
+            least.push(took.expect("no processor beside"));
         }
         for all in [&mut ours, &mut least] {
             all.sort_unstable();
